@@ -1,0 +1,53 @@
+// Version, limits and compiler switches. Everything else includes this first.
+#pragma once
+
+#define ADAPTIVE_K_VERSION_MAJOR 0
+#define ADAPTIVE_K_VERSION_MINOR 1
+#define ADAPTIVE_K_VERSION_PATCH 0
+
+#if defined(_MSVC_LANG)
+#define ADAPTIVE_K_CPLUSPLUS _MSVC_LANG
+#else
+#define ADAPTIVE_K_CPLUSPLUS __cplusplus
+#endif
+
+#if ADAPTIVE_K_CPLUSPLUS < 201703L
+#error "adaptive_k needs C++17: compile with -std=c++17 or later"
+#endif
+
+// Equal bits on every machine need IEEE arithmetic in the order written.
+#if defined(__FAST_MATH__) || defined(__ASSOCIATIVE_MATH__) || defined(__RECIPROCAL_MATH__) || \
+    (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__) || defined(_M_FP_FAST)
+#error "adaptive_k gives the same bits everywhere and handles NaN: compile without -ffast-math"
+#endif
+
+#if defined(__FLT_EVAL_METHOD__) && __FLT_EVAL_METHOD__ != 0 && !defined(__CUDACC__)
+#error "adaptive_k needs float arithmetic in float: use -mfpmath=sse, not x87"
+#endif
+
+// Launcher templates are weak symbols: two versions in one process must not be merged.
+#define ADAPTIVE_K_NAMESPACE_BEGIN \
+  namespace adaptive_k {           \
+  inline namespace v0_1 {
+#define ADAPTIVE_K_NAMESPACE_END \
+  }                              \
+  }
+
+#if defined(__CUDACC__)
+#define ADAPTIVE_K_HD __host__ __device__
+#else
+#define ADAPTIVE_K_HD
+#endif
+
+#if defined(_MSC_VER) && !defined(__clang__)
+#define ADAPTIVE_K_INLINE __forceinline
+#else
+#define ADAPTIVE_K_INLINE inline __attribute__((always_inline))
+#endif
+
+ADAPTIVE_K_NAMESPACE_BEGIN
+
+  inline constexpr int max_experts = 1024;  ///< largest E
+  inline constexpr int max_top_k = 32;      ///< largest K0
+
+ADAPTIVE_K_NAMESPACE_END
