@@ -9,120 +9,119 @@
 
 ADAPTIVE_K_NAMESPACE_BEGIN
 
-  /// How a logit becomes a score s >= 0.
-  enum class gating_kind : std::uint8_t {
-    softmax,        ///< s = softmax over all E (Mixtral, Qwen, OLMoE, DeepSeek-V2)
-    sigmoid,        ///< s = 1 / (1 + e^-x) (DeepSeek-V3, Nemotron 3, Kimi K2, GLM-4.5, Llama 4)
-    top_k_softmax,  ///< s = softmax over the selected logits (gpt-oss, Granite); always
-                    ///< renormalised
-    sqrt_softplus,  ///< s = sqrt(ln(1 + e^x))
-    sparsemixer,    ///< two masked softmaxes, top_k <= 2, never renormalised (Phi-3.5-MoE)
-  };
+/// How a logit becomes a score s >= 0.
+enum class gating_kind : std::uint8_t {
+  softmax,        ///< s = softmax over all E (Mixtral, Qwen, OLMoE, DeepSeek-V2)
+  sigmoid,        ///< s = 1 / (1 + e^-x) (DeepSeek-V3, Nemotron 3, Kimi K2, GLM-4.5, Llama 4)
+  top_k_softmax,  ///< s = softmax over the selected logits (gpt-oss, Granite); always
+                  ///< renormalised
+  sqrt_softplus,  ///< s = sqrt(ln(1 + e^x))
+  sparsemixer,    ///< two masked softmaxes, top_k <= 2, never renormalised (Phi-3.5-MoE)
+};
 
-  /// What ranks the groups of group-limited selection.
-  enum class group_score : std::uint8_t {
-    top2_sum,  ///< sum of the two best selection values of the group (DeepSeek-V3)
-    maximum,   ///< the best one (DeepSeek-V2)
-  };
+/// What ranks the groups of group-limited selection.
+enum class group_score : std::uint8_t {
+  top2_sum,  ///< sum of the two best selection values of the group (DeepSeek-V3)
+  maximum,   ///< the best one (DeepSeek-V2)
+};
 
-  /// A model's own routing, apart from how many experts a token gets. Plain data.
-  struct gating {
-    gating_kind kind = gating_kind::softmax;
-    int num_experts = 0;          ///< E in 1..1024
-    int top_k = 0;                ///< K0 in 1..min(E, 32): the model's own top-k
-    bool renormalize = true;      ///< weights of the top K0 divided by their sum
-    bool selection_bias = false;  ///< routing_extras::routing_bias is added for selection only
-    float routed_scaling_factor = 1.0f;  ///< > 0; multiplies every weight
-    int n_group = 1;                     ///< groups of E / n_group neighbours; 1 is no grouping
-    int topk_group = 1;                  ///< groups that may be chosen from
-    group_score group_rank = group_score::top2_sum;
-    float jitter_epsilon = 0.01f;  ///< sparsemixer: mask logits more than 2 eps below, relatively
-  };
+/// A model's own routing, apart from how many experts a token gets. Plain data.
+struct gating {
+  gating_kind kind = gating_kind::softmax;
+  int num_experts = 0;                 ///< E in 1..1024
+  int top_k = 0;                       ///< K0 in 1..min(E, 32): the model's own top-k
+  bool renormalize = true;             ///< weights of the top K0 divided by their sum
+  bool selection_bias = false;         ///< routing_extras::routing_bias is added for selection only
+  float routed_scaling_factor = 1.0f;  ///< > 0; multiplies every weight
+  int n_group = 1;                     ///< groups of E / n_group neighbours; 1 is no grouping
+  int topk_group = 1;                  ///< groups that may be chosen from
+  group_score group_rank = group_score::top2_sum;
+  float jitter_epsilon = 0.01f;  ///< sparsemixer: mask logits more than 2 eps below, relatively
+};
 
-  /// Refuses values outside the ranges above; the message names the field, its value and the range.
-  inline status validate(const gating& g) noexcept {
-    const auto invalid = status_code::invalid_argument;
-    if (g.num_experts < 1 || g.num_experts > max_experts)
-      return status::error(invalid, "num_experts is %d, expected 1..%d", g.num_experts,
-                           max_experts);
-    const int most = g.num_experts < max_top_k ? g.num_experts : max_top_k;
-    if (g.top_k < 1 || g.top_k > most)
-      return status::error(invalid, "top_k is %d, expected 1..%d for %d experts", g.top_k, most,
-                           g.num_experts);
-    if (!(g.routed_scaling_factor > 0.0f && g.routed_scaling_factor < 1e6f))
-      return status::error(invalid, "routed_scaling_factor is %g, expected above 0 and below 1e6",
-                           static_cast<double>(g.routed_scaling_factor));
-    if (g.n_group < 1 || g.n_group > g.num_experts || g.num_experts % g.n_group != 0)
-      return status::error(invalid, "n_group is %d, expected a divisor of num_experts = %d",
-                           g.n_group, g.num_experts);
-    if (g.topk_group < 1 || g.topk_group > g.n_group)
-      return status::error(invalid, "topk_group is %d, expected 1..n_group = %d", g.topk_group,
-                           g.n_group);
-    if (g.n_group > max_top_k)
-      return status::error(status_code::unsupported, "n_group is %d, at most %d are supported",
-                           g.n_group, max_top_k);
-    if (g.topk_group * (g.num_experts / g.n_group) < g.top_k)
-      return status::error(invalid,
-                           "topk_group is %d: its groups hold %d experts, fewer than top_k = %d",
-                           g.topk_group, g.topk_group * (g.num_experts / g.n_group), g.top_k);
-    if (g.kind == gating_kind::sparsemixer) {
-      if (g.top_k > 2)
-        return status::error(status_code::unsupported,
-                             "top_k is %d, sparsemixer is defined for 1..2", g.top_k);
-      if (g.renormalize || g.selection_bias || g.n_group != 1)
-        return status::error(status_code::unsupported,
-                             "sparsemixer takes neither renormalize, selection_bias nor groups");
-      if (!(g.jitter_epsilon >= 0.0f && g.jitter_epsilon < 1.0f))
-        return status::error(invalid, "jitter_epsilon is %g, expected 0 or more and below 1",
-                             static_cast<double>(g.jitter_epsilon));
-    }
-    return {};
+/// Refuses values outside the ranges above; the message names the field, its value and the range.
+inline status validate(const gating& g) noexcept {
+  const auto invalid = status_code::invalid_argument;
+  if (g.num_experts < 1 || g.num_experts > max_experts)
+    return status::error(invalid, "num_experts is %d, expected 1..%d", g.num_experts, max_experts);
+  const int most = g.num_experts < max_top_k ? g.num_experts : max_top_k;
+  if (g.top_k < 1 || g.top_k > most)
+    return status::error(invalid, "top_k is %d, expected 1..%d for %d experts", g.top_k, most,
+                         g.num_experts);
+  if (!(g.routed_scaling_factor > 0.0f && g.routed_scaling_factor < 1e6f))
+    return status::error(invalid, "routed_scaling_factor is %g, expected above 0 and below 1e6",
+                         static_cast<double>(g.routed_scaling_factor));
+  if (g.n_group < 1 || g.n_group > g.num_experts || g.num_experts % g.n_group != 0)
+    return status::error(invalid, "n_group is %d, expected a divisor of num_experts = %d",
+                         g.n_group, g.num_experts);
+  if (g.topk_group < 1 || g.topk_group > g.n_group)
+    return status::error(invalid, "topk_group is %d, expected 1..n_group = %d", g.topk_group,
+                         g.n_group);
+  if (g.n_group > max_top_k)
+    return status::error(status_code::unsupported, "n_group is %d, at most %d are supported",
+                         g.n_group, max_top_k);
+  if (g.topk_group * (g.num_experts / g.n_group) < g.top_k)
+    return status::error(invalid,
+                         "topk_group is %d: its groups hold %d experts, fewer than top_k = %d",
+                         g.topk_group, g.topk_group * (g.num_experts / g.n_group), g.top_k);
+  if (g.kind == gating_kind::sparsemixer) {
+    if (g.top_k > 2)
+      return status::error(status_code::unsupported, "top_k is %d, sparsemixer is defined for 1..2",
+                           g.top_k);
+    if (g.renormalize || g.selection_bias || g.n_group != 1)
+      return status::error(status_code::unsupported,
+                           "sparsemixer takes neither renormalize, selection_bias nor groups");
+    if (!(g.jitter_epsilon >= 0.0f && g.jitter_epsilon < 1.0f))
+      return status::error(invalid, "jitter_epsilon is %g, expected 0 or more and below 1",
+                           static_cast<double>(g.jitter_epsilon));
   }
+  return {};
+}
 
-  namespace detail {
+namespace detail {
 
-  constexpr bool is_softmax(gating_kind kind) {
-    return kind == gating_kind::softmax || kind == gating_kind::top_k_softmax ||
-           kind == gating_kind::sparsemixer;
-  }
+constexpr bool is_softmax(gating_kind kind) {
+  return kind == gating_kind::softmax || kind == gating_kind::top_k_softmax ||
+         kind == gating_kind::sparsemixer;
+}
 
-  /// Whether experts are ranked by score + bias rather than by logit. Every score grows with its
-  /// logit, so without bias or summed groups the logits give the same order, and finer.
-  inline ADAPTIVE_K_HD bool selects_by_score(const gating& g) noexcept {
-    return g.selection_bias || (g.n_group > 1 && g.group_rank == group_score::top2_sum);
-  }
+/// Whether experts are ranked by score + bias rather than by logit. Every score grows with its
+/// logit, so without bias or summed groups the logits give the same order, and finer.
+inline ADAPTIVE_K_HD bool selects_by_score(const gating& g) noexcept {
+  return g.selection_bias || (g.n_group > 1 && g.group_rank == group_score::top2_sum);
+}
 
-  /// A score and its natural logarithm. Softmax scores are relative to the row's largest logit
-  /// (their largest is 1); their sum is divided out where it matters.
-  struct score_pair {
+/// A score and its natural logarithm. Softmax scores are relative to the row's largest logit
+/// (their largest is 1); their sum is divided out where it matters.
+struct score_pair {
+  float score;
+  float log_score;
+};
+
+/// `logit` is never NaN here; +inf equals a largest logit of +inf.
+template <gating_kind Kind>
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE score_pair score_of(float logit, float largest_logit) noexcept {
+  if constexpr (is_softmax(Kind)) {
+    const float below = logit == largest_logit ? 0.0f : logit - largest_logit;
+    const float delta = math::larger(below, -100.0f);  // finite, so that 0 * delta is 0
+    return {math::exp(delta), delta};
+  } else {
     float score;
-    float log_score;
-  };
-
-  /// `logit` is never NaN here; +inf equals a largest logit of +inf.
-  template <gating_kind Kind>
-  ADAPTIVE_K_HD ADAPTIVE_K_INLINE score_pair score_of(float logit, float largest_logit) noexcept {
-    if constexpr (is_softmax(Kind)) {
-      const float below = logit == largest_logit ? 0.0f : logit - largest_logit;
-      const float delta = math::larger(below, -100.0f);  // finite, so that 0 * delta is 0
-      return {math::exp(delta), delta};
+    if constexpr (Kind == gating_kind::sigmoid) {
+      score = math::sigmoid(logit);
     } else {
-      float score;
-      if constexpr (Kind == gating_kind::sigmoid) {
-        score = math::sigmoid(logit);
-      } else {
-        constexpr float finite = 1e30f;  // sqrt(+inf) would make every weight NaN
-        score = math::square_root(math::softplus(math::smaller(logit, finite)));
-      }
-      return {score, math::log(math::larger(score, 1e-37f))};
+      constexpr float finite = 1e30f;  // sqrt(+inf) would make every weight NaN
+      score = math::square_root(math::softplus(math::smaller(logit, finite)));
     }
+    return {score, math::log(math::larger(score, 1e-37f))};
   }
+}
 
-  template <gating_kind Kind>
-  ADAPTIVE_K_HD ADAPTIVE_K_INLINE float score_only(float logit, float largest_logit) noexcept {
-    return score_of<Kind>(logit, largest_logit).score;
-  }
+template <gating_kind Kind>
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE float score_only(float logit, float largest_logit) noexcept {
+  return score_of<Kind>(logit, largest_logit).score;
+}
 
-  }  // namespace detail
+}  // namespace detail
 
 ADAPTIVE_K_NAMESPACE_END

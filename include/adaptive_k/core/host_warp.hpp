@@ -20,83 +20,82 @@
 
 ADAPTIVE_K_NAMESPACE_BEGIN
 
-  namespace detail {
+namespace detail {
 
-  inline constexpr int reduction_slots = 32;
+inline constexpr int reduction_slots = 32;
 
-  /// `Lanes` lanes as arrays: the host twin of a warp tile. One lane is what the router runs; more
-  /// are there to show that the bits do not depend on them.
-  template <int Lanes>
-  struct host_warp {
-    static_assert(Lanes >= 1 && Lanes <= reduction_slots && (Lanes & (Lanes - 1)) == 0,
-                  "lanes must be a power of two up to 32");
-    static constexpr int lanes = Lanes;
-    static constexpr int slots_per_lane = reduction_slots / Lanes;
+/// `Lanes` lanes as arrays: the host twin of a warp tile. One lane is what the router runs; more
+/// are there to show that the bits do not depend on them.
+template <int Lanes>
+struct host_warp {
+  static_assert(Lanes >= 1 && Lanes <= reduction_slots && (Lanes & (Lanes - 1)) == 0,
+                "lanes must be a power of two up to 32");
+  static constexpr int lanes = Lanes;
+  static constexpr int slots_per_lane = reduction_slots / Lanes;
 
-    template <class T>
-    struct per_lane {
-      T values[Lanes];
-      ADAPTIVE_K_INLINE T& operator[](int lane) noexcept { return values[lane]; }
-      ADAPTIVE_K_INLINE const T& operator[](int lane) const noexcept { return values[lane]; }
-    };
-
-    template <class F>
-    static ADAPTIVE_K_INLINE void for_each_lane(F f) noexcept {
-      for (int lane = 0; lane < Lanes; ++lane) f(lane);
-    }
-
-    static ADAPTIVE_K_INLINE float reduce_add(per_lane<float> sums) noexcept {
-      for (int count = Lanes / 2; count > 0; count /= 2)
-        for (int i = 0; i < count; ++i) sums[i] = sums[2 * i] + sums[2 * i + 1];
-      return sums[0];
-    }
-
-    static ADAPTIVE_K_INLINE float reduce_max(const per_lane<float>& values) noexcept {
-      float best = values[0];
-      for (int lane = 1; lane < Lanes; ++lane) best = values[lane] > best ? values[lane] : best;
-      return best;
-    }
-
-    static ADAPTIVE_K_INLINE std::uint32_t reduce_max(
-        const per_lane<std::uint32_t>& values) noexcept {
-      std::uint32_t best = values[0];
-      for (int lane = 1; lane < Lanes; ++lane) best = values[lane] > best ? values[lane] : best;
-      return best;
-    }
-
-    static ADAPTIVE_K_INLINE int reduce_min(const per_lane<int>& values) noexcept {
-      int best = values[0];
-      for (int lane = 1; lane < Lanes; ++lane) best = values[lane] < best ? values[lane] : best;
-      return best;
-    }
-
-    static ADAPTIVE_K_INLINE std::uint32_t reduce_or(
-        const per_lane<std::uint32_t>& values) noexcept {
-      std::uint32_t bits = values[0];
-      for (int lane = 1; lane < Lanes; ++lane) bits |= values[lane];
-      return bits;
-    }
-
-    template <class T>
-    static ADAPTIVE_K_INLINE T broadcast(const per_lane<T>& values, int lane) noexcept {
-      return values[lane];
-    }
+  template <class T>
+  struct per_lane {
+    T values[Lanes];
+    ADAPTIVE_K_INLINE T& operator[](int lane) noexcept { return values[lane]; }
+    ADAPTIVE_K_INLINE const T& operator[](int lane) const noexcept { return values[lane]; }
   };
 
-  /// One lane's share of a row of experts: its slots, `MaxRows` times. Expert e is in row e / 32.
-  template <class T, int MaxRows, int Slots>
-  struct expert_block {
-    T at[MaxRows][Slots];
-  };
-
-  /// Sum of one lane's slots, neighbours first; destroys them.
-  template <int Slots>
-  ADAPTIVE_K_HD ADAPTIVE_K_INLINE float fold_slots(float (&slots)[Slots]) noexcept {
-    for (int count = Slots / 2; count > 0; count /= 2)
-      for (int i = 0; i < count; ++i) slots[i] = slots[2 * i] + slots[2 * i + 1];
-    return slots[0];
+  template <class F>
+  static ADAPTIVE_K_INLINE void for_each_lane(F f) noexcept {
+    for (int lane = 0; lane < Lanes; ++lane) f(lane);
   }
 
-  }  // namespace detail
+  static ADAPTIVE_K_INLINE float reduce_add(per_lane<float> sums) noexcept {
+    for (int count = Lanes / 2; count > 0; count /= 2)
+      for (int i = 0; i < count; ++i) sums[i] = sums[2 * i] + sums[2 * i + 1];
+    return sums[0];
+  }
+
+  static ADAPTIVE_K_INLINE float reduce_max(const per_lane<float>& values) noexcept {
+    float best = values[0];
+    for (int lane = 1; lane < Lanes; ++lane) best = values[lane] > best ? values[lane] : best;
+    return best;
+  }
+
+  static ADAPTIVE_K_INLINE std::uint32_t reduce_max(
+      const per_lane<std::uint32_t>& values) noexcept {
+    std::uint32_t best = values[0];
+    for (int lane = 1; lane < Lanes; ++lane) best = values[lane] > best ? values[lane] : best;
+    return best;
+  }
+
+  static ADAPTIVE_K_INLINE int reduce_min(const per_lane<int>& values) noexcept {
+    int best = values[0];
+    for (int lane = 1; lane < Lanes; ++lane) best = values[lane] < best ? values[lane] : best;
+    return best;
+  }
+
+  static ADAPTIVE_K_INLINE std::uint32_t reduce_or(const per_lane<std::uint32_t>& values) noexcept {
+    std::uint32_t bits = values[0];
+    for (int lane = 1; lane < Lanes; ++lane) bits |= values[lane];
+    return bits;
+  }
+
+  template <class T>
+  static ADAPTIVE_K_INLINE T broadcast(const per_lane<T>& values, int lane) noexcept {
+    return values[lane];
+  }
+};
+
+/// One lane's share of a row of experts: its slots, `MaxRows` times. Expert e is in row e / 32.
+template <class T, int MaxRows, int Slots>
+struct expert_block {
+  T at[MaxRows][Slots];
+};
+
+/// Sum of one lane's slots, neighbours first; destroys them.
+template <int Slots>
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE float fold_slots(float (&slots)[Slots]) noexcept {
+  for (int count = Slots / 2; count > 0; count /= 2)
+    for (int i = 0; i < count; ++i) slots[i] = slots[2 * i] + slots[2 * i + 1];
+  return slots[0];
+}
+
+}  // namespace detail
 
 ADAPTIVE_K_NAMESPACE_END

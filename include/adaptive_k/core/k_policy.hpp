@@ -11,306 +11,304 @@
 
 ADAPTIVE_K_NAMESPACE_BEGIN
 
-  enum class k_rule : std::uint8_t {
-    full,        ///< k = K0: the model's own routing, unchanged
-    fixed,       ///< k = k_values[0] for every token: the control
-    thresholds,  ///< the first of k_values whose threshold the signal meets, else the last
-    distortion,  ///< k = argmin g * d(k) + lambda * k, d the predicted distortion of the output
-  };
+enum class k_rule : std::uint8_t {
+  full,        ///< k = K0: the model's own routing, unchanged
+  fixed,       ///< k = k_values[0] for every token: the control
+  thresholds,  ///< the first of k_values whose threshold the signal meets, else the last
+  distortion,  ///< k = argmin g * d(k) + lambda * k, d the predicted distortion of the output
+};
 
-  /// Predicted distortion of one layer. Non-owning; k runs over 1..K0-1 and d(K0) = 0.
-  ///   ln d(k) = c_k . (1, ln(1 - r_k), ln psi_k, ln w_1, ln S_K0) + first_k[e_1] + next_k[e_(k+1)]
-  /// with w the renormalised top-K0 weights, r_k = w_1 + ... + w_k, a the mass_exponent,
-  /// psi_k = (r_k^-a - 1)^2 sum_{j<=k} w_j^2 + sum_{j>k} w_j^2, and S_K0 the scores' sum over the
-  /// top K0 (a share of all E for softmax). Logarithms are natural, of values floored at 2^-100.
-  struct distortion_ref {
-    static constexpr int num_features = 5;
-    const float* coefficients = nullptr;  ///< [K0 - 1, 5]
-    const float* first_expert = nullptr;  ///< [K0 - 1, E], or null: zeros
-    const float* next_expert = nullptr;   ///< [K0 - 1, E], or null: zeros
-    float sensitivity = 1.0f;             ///< g > 0 of the layer
-    float lambda = 0.0f;                  ///< >= 0, price of one expert; 0 keeps K0
-  };
+/// Predicted distortion of one layer. Non-owning; k runs over 1..K0-1 and d(K0) = 0.
+///   ln d(k) = c_k . (1, ln(1 - r_k), ln psi_k, ln w_1, ln S_K0) + first_k[e_1] + next_k[e_(k+1)]
+/// with w the renormalised top-K0 weights, r_k = w_1 + ... + w_k, a the mass_exponent,
+/// psi_k = (r_k^-a - 1)^2 sum_{j<=k} w_j^2 + sum_{j>k} w_j^2, and S_K0 the scores' sum over the
+/// top K0 (a share of all E for softmax). Logarithms are natural, of values floored at 2^-100.
+struct distortion_ref {
+  static constexpr int num_features = 5;
+  const float* coefficients = nullptr;  ///< [K0 - 1, 5]
+  const float* first_expert = nullptr;  ///< [K0 - 1, E], or null: zeros
+  const float* next_expert = nullptr;   ///< [K0 - 1, E], or null: zeros
+  float sensitivity = 1.0f;             ///< g > 0 of the layer
+  float lambda = 0.0f;                  ///< >= 0, price of one expert; 0 keeps K0
+};
 
-  /// The K policy of one layer. Plain data; `validate` checks it against a gating.
-  struct k_policy {
-    static constexpr float mass_exponent_of_model = -1.0f;
+/// The K policy of one layer. Plain data; `validate` checks it against a gating.
+struct k_policy {
+  static constexpr float mass_exponent_of_model = -1.0f;
 
-    k_rule rule = k_rule::full;
-    signal_kind signal =
-        signal_kind::softmax_entropy;       ///< compared by thresholds, else only reported
-    std::uint8_t num_k_values = 0;          ///< thresholds: 1..32; fixed: 1
-    std::uint8_t k_values[max_top_k] = {};  ///< ascending, within 1..K0
-    /// One fewer than k_values. Entropies and score_ratio: k_i is enough when signal < threshold_i
-    /// (published: H < t); topk_mass and margin: when signal >= threshold_i. Entropy thresholds
-    /// ascend strictly, margin's descend strictly; topk_mass and score_ratio are tried at each rank
-    /// k_i, and their thresholds, in [0, 1], may be equal or in any order.
-    float thresholds[max_top_k] = {};
-    std::uint8_t k_min = 1;          ///< 1..K0; both bounds apply to every rule
-    std::uint8_t k_max = max_top_k;  ///< k_min or more; above K0 means K0
-    /// a in [0, 1]: at k < K0 the kept weights are multiplied by r_k^-a. The default -1 means 1 for
-    /// renormalising models (their weights sum to what they did) and 0 for the others.
-    float mass_exponent = mass_exponent_of_model;
-    distortion_ref distortion;
+  k_rule rule = k_rule::full;
+  signal_kind signal =
+      signal_kind::softmax_entropy;       ///< compared by thresholds, else only reported
+  std::uint8_t num_k_values = 0;          ///< thresholds: 1..32; fixed: 1
+  std::uint8_t k_values[max_top_k] = {};  ///< ascending, within 1..K0
+  /// One fewer than k_values. Entropies and score_ratio: k_i is enough when signal < threshold_i
+  /// (published: H < t); topk_mass and margin: when signal >= threshold_i. Entropy thresholds
+  /// ascend strictly, margin's descend strictly; topk_mass and score_ratio are tried at each rank
+  /// k_i, and their thresholds, in [0, 1], may be equal or in any order.
+  float thresholds[max_top_k] = {};
+  std::uint8_t k_min = 1;          ///< 1..K0; both bounds apply to every rule
+  std::uint8_t k_max = max_top_k;  ///< k_min or more; above K0 means K0
+  /// a in [0, 1]: at k < K0 the kept weights are multiplied by r_k^-a. The default -1 means 1 for
+  /// renormalising models (their weights sum to what they did) and 0 for the others.
+  float mass_exponent = mass_exponent_of_model;
+  distortion_ref distortion;
 
-    static k_policy full() noexcept { return {}; }
+  static k_policy full() noexcept { return {}; }
 
-    static k_policy fixed(int k) noexcept {
-      k_policy policy;
-      policy.rule = k_rule::fixed;
-      policy.num_k_values = 1;
-      policy.k_values[0] = static_cast<std::uint8_t>(k);
-      return policy;
-    }
+  static k_policy fixed(int k) noexcept {
+    k_policy policy;
+    policy.rule = k_rule::fixed;
+    policy.num_k_values = 1;
+    policy.k_values[0] = static_cast<std::uint8_t>(k);
+    return policy;
+  }
 
-    /// K = the first k whose threshold is above the signal, else the last. {1, 2, 4}, {0.6, 1.2} is
-    /// the published example. Lists longer than 32 are refused by `validate`.
-    static k_policy entropy(std::initializer_list<int> k_values,
-                            std::initializer_list<float> thresholds_nats) noexcept {
-      return with_thresholds(signal_kind::softmax_entropy, k_values, thresholds_nats);
-    }
+  /// K = the first k whose threshold is above the signal, else the last. {1, 2, 4}, {0.6, 1.2} is
+  /// the published example. Lists longer than 32 are refused by `validate`.
+  static k_policy entropy(std::initializer_list<int> k_values,
+                          std::initializer_list<float> thresholds_nats) noexcept {
+    return with_thresholds(signal_kind::softmax_entropy, k_values, thresholds_nats);
+  }
 
-    static k_policy with_thresholds(signal_kind signal, std::initializer_list<int> k_values,
-                                    std::initializer_list<float> thresholds) noexcept {
-      k_policy policy;
-      policy.set_thresholds(signal, k_values.begin(), static_cast<int>(k_values.size()),
-                            thresholds.begin(), static_cast<int>(thresholds.size()));
-      return policy;
-    }
+  static k_policy with_thresholds(signal_kind signal, std::initializer_list<int> k_values,
+                                  std::initializer_list<float> thresholds) noexcept {
+    k_policy policy;
+    policy.set_thresholds(signal, k_values.begin(), static_cast<int>(k_values.size()),
+                          thresholds.begin(), static_cast<int>(thresholds.size()));
+    return policy;
+  }
 
-    /// Fills `k_values` and `thresholds`; a wrong count or value is left for `validate` to refuse.
-    void set_thresholds(signal_kind kind, const int* values, int num_values, const float* limits,
-                        int num_limits) noexcept {
-      rule = k_rule::thresholds;
-      signal = kind;
-      const bool counts_fit =
-          num_values >= 1 && num_values <= max_top_k && num_limits == num_values - 1;
-      num_k_values = static_cast<std::uint8_t>(counts_fit ? num_values : 0);
-      for (int i = 0; i < num_k_values; ++i)
-        k_values[i] = static_cast<std::uint8_t>(values[i] >= 0 && values[i] < 256 ? values[i] : 0);
-      for (int i = 0; i + 1 < num_k_values; ++i) thresholds[i] = limits[i];
-    }
+  /// Fills `k_values` and `thresholds`; a wrong count or value is left for `validate` to refuse.
+  void set_thresholds(signal_kind kind, const int* values, int num_values, const float* limits,
+                      int num_limits) noexcept {
+    rule = k_rule::thresholds;
+    signal = kind;
+    const bool counts_fit =
+        num_values >= 1 && num_values <= max_top_k && num_limits == num_values - 1;
+    num_k_values = static_cast<std::uint8_t>(counts_fit ? num_values : 0);
+    for (int i = 0; i < num_k_values; ++i)
+      k_values[i] = static_cast<std::uint8_t>(values[i] >= 0 && values[i] < 256 ? values[i] : 0);
+    for (int i = 0; i + 1 < num_k_values; ++i) thresholds[i] = limits[i];
+  }
 
-    /// Least k whose renormalised top-K0 mass reaches `mass` (top-p; arXiv 2403.07652).
-    static k_policy top_p(float mass, int top_k) noexcept {
-      return every_rank(signal_kind::topk_mass, mass, top_k);
-    }
+  /// Least k whose renormalised top-K0 mass reaches `mass` (top-p; arXiv 2403.07652).
+  static k_policy top_p(float mass, int top_k) noexcept {
+    return every_rank(signal_kind::topk_mass, mass, top_k);
+  }
 
-    /// Keeps experts while s_j >= ratio * s_1 (llama.cpp forks' `-ser`; NAEE, arXiv 2402.14800).
-    static k_policy score_ratio(float ratio, int top_k) noexcept {
-      return every_rank(signal_kind::score_ratio, ratio, top_k);
-    }
+  /// Keeps experts while s_j >= ratio * s_1 (llama.cpp forks' `-ser`; NAEE, arXiv 2402.14800).
+  static k_policy score_ratio(float ratio, int top_k) noexcept {
+    return every_rank(signal_kind::score_ratio, ratio, top_k);
+  }
 
-    /// argmin over k of g d(k) + lambda k; reads the tables of `model` at every call.
-    static k_policy min_distortion(const distortion_ref& model) noexcept {
-      k_policy policy;
-      policy.rule = k_rule::distortion;
-      policy.signal = signal_kind::topk_entropy;
-      policy.distortion = model;
-      return policy;
-    }
+  /// argmin over k of g d(k) + lambda k; reads the tables of `model` at every call.
+  static k_policy min_distortion(const distortion_ref& model) noexcept {
+    k_policy policy;
+    policy.rule = k_rule::distortion;
+    policy.signal = signal_kind::topk_entropy;
+    policy.distortion = model;
+    return policy;
+  }
 
-   private:
-    static k_policy every_rank(signal_kind kind, float threshold, int top_k) noexcept {
-      k_policy policy;
-      policy.rule = k_rule::thresholds;
-      policy.signal = kind;
-      policy.num_k_values = static_cast<std::uint8_t>(top_k >= 1 && top_k <= max_top_k ? top_k : 0);
-      for (int i = 0; i < policy.num_k_values; ++i) {
-        policy.k_values[i] = static_cast<std::uint8_t>(i + 1);
-        policy.thresholds[i] = threshold;
-      }
-      return policy;
-    }
-  };
-
-  /// Per-token bounds on k, already within 1..K0.
-  struct k_limits {
-    int k_min;
-    int k_max;
-  };
-
-  namespace detail {
-
-  inline status validate_thresholds(const k_policy& policy, int top_k) noexcept {
-    const auto invalid = status_code::invalid_argument;
-    if (policy.num_k_values == 0)
-      return status::error(invalid,
-                           "k_values: expected 1..%d values and one threshold fewer than values",
-                           max_top_k);
-    if (policy.signal == signal_kind::none)
-      return status::error(invalid, "signal is none, thresholds need one to compare");
+ private:
+  static k_policy every_rank(signal_kind kind, float threshold, int top_k) noexcept {
+    k_policy policy;
+    policy.rule = k_rule::thresholds;
+    policy.signal = kind;
+    policy.num_k_values = static_cast<std::uint8_t>(top_k >= 1 && top_k <= max_top_k ? top_k : 0);
     for (int i = 0; i < policy.num_k_values; ++i) {
-      const int least = i == 0 ? 1 : policy.k_values[i - 1] + 1;
-      if (policy.k_values[i] < least || policy.k_values[i] > top_k)
-        return status::error(invalid,
-                             "k_values[%d] is %d, expected %d..%d (ascending, at most top_k)", i,
-                             policy.k_values[i], least, top_k);
+      policy.k_values[i] = static_cast<std::uint8_t>(i + 1);
+      policy.thresholds[i] = threshold;
     }
-    for (int i = 0; i + 1 < policy.num_k_values; ++i) {
-      const float t = policy.thresholds[i];
-      if (!(math::magnitude(t) < 1e30f))
-        return status::error(invalid, "thresholds[%d] is %g, expected a finite number", i,
+    return policy;
+  }
+};
+
+/// Per-token bounds on k, already within 1..K0.
+struct k_limits {
+  int k_min;
+  int k_max;
+};
+
+namespace detail {
+
+inline status validate_thresholds(const k_policy& policy, int top_k) noexcept {
+  const auto invalid = status_code::invalid_argument;
+  if (policy.num_k_values == 0)
+    return status::error(
+        invalid, "k_values: expected 1..%d values and one threshold fewer than values", max_top_k);
+  if (policy.signal == signal_kind::none)
+    return status::error(invalid, "signal is none, thresholds need one to compare");
+  for (int i = 0; i < policy.num_k_values; ++i) {
+    const int least = i == 0 ? 1 : policy.k_values[i - 1] + 1;
+    if (policy.k_values[i] < least || policy.k_values[i] > top_k)
+      return status::error(invalid,
+                           "k_values[%d] is %d, expected %d..%d (ascending, at most top_k)", i,
+                           policy.k_values[i], least, top_k);
+  }
+  for (int i = 0; i + 1 < policy.num_k_values; ++i) {
+    const float t = policy.thresholds[i];
+    if (!(math::magnitude(t) < 1e30f))
+      return status::error(invalid, "thresholds[%d] is %g, expected a finite number", i,
+                           static_cast<double>(t));
+    if (is_per_rank(policy.signal)) {
+      if (t < 0.0f || t > 1.0f)
+        return status::error(invalid, "thresholds[%d] is %g, expected 0..1", i,
                              static_cast<double>(t));
-      if (is_per_rank(policy.signal)) {
-        if (t < 0.0f || t > 1.0f)
-          return status::error(invalid, "thresholds[%d] is %g, expected 0..1", i,
-                               static_cast<double>(t));
-      } else if (i > 0) {
-        const bool down = high_is_sure(policy.signal);
-        const float before = policy.thresholds[i - 1];
-        if (down ? !(t < before) : !(t > before))
-          return status::error(invalid, "thresholds[%d] is %g after %g, expected strictly %s", i,
-                               static_cast<double>(t), static_cast<double>(before),
-                               down ? "descending" : "ascending");
-      }
+    } else if (i > 0) {
+      const bool down = high_is_sure(policy.signal);
+      const float before = policy.thresholds[i - 1];
+      if (down ? !(t < before) : !(t > before))
+        return status::error(invalid, "thresholds[%d] is %g after %g, expected strictly %s", i,
+                             static_cast<double>(t), static_cast<double>(before),
+                             down ? "descending" : "ascending");
     }
-    return {};
   }
+  return {};
+}
 
-  }  // namespace detail
+}  // namespace detail
 
-  /// Refuses a policy that does not fit the gating; the message names the field and the range.
-  inline status validate(const k_policy& policy, const gating& g) noexcept {
-    const auto invalid = status_code::invalid_argument;
-    if (policy.k_min < 1 || policy.k_min > g.top_k)
-      return status::error(invalid, "k_min is %d, expected 1..top_k = %d", policy.k_min, g.top_k);
-    if (policy.k_max < policy.k_min)
-      return status::error(invalid, "k_max is %d, expected k_min = %d or more", policy.k_max,
-                           policy.k_min);
-    const float a = policy.mass_exponent;
-    if (a != k_policy::mass_exponent_of_model && !(a >= 0.0f && a <= 1.0f))
-      return status::error(invalid, "mass_exponent is %g, expected 0..1, or -1 for the model's own",
-                           static_cast<double>(a));
-    switch (policy.rule) {
-      case k_rule::full:
-        return {};
-      case k_rule::fixed:
-        if (policy.num_k_values != 1 || policy.k_values[0] < 1 || policy.k_values[0] > g.top_k)
-          return status::error(invalid, "fixed k is %d, expected 1..top_k = %d", policy.k_values[0],
-                               g.top_k);
-        return {};
-      case k_rule::thresholds:
-        return detail::validate_thresholds(policy, g.top_k);
-      case k_rule::distortion:
-        if (g.top_k > 1 && policy.distortion.coefficients == nullptr)
-          return status::error(invalid, "distortion.coefficients is null, expected [top_k - 1, %d]",
-                               distortion_ref::num_features);
-        if (!(policy.distortion.sensitivity > 0.0f && policy.distortion.sensitivity < 1e30f))
-          return status::error(invalid, "distortion.sensitivity is %g, expected above 0 and finite",
-                               static_cast<double>(policy.distortion.sensitivity));
-        if (!(policy.distortion.lambda >= 0.0f && policy.distortion.lambda < 1e30f))
-          return status::error(invalid, "distortion.lambda is %g, expected 0 or more and finite",
-                               static_cast<double>(policy.distortion.lambda));
-        return {};
+/// Refuses a policy that does not fit the gating; the message names the field and the range.
+inline status validate(const k_policy& policy, const gating& g) noexcept {
+  const auto invalid = status_code::invalid_argument;
+  if (policy.k_min < 1 || policy.k_min > g.top_k)
+    return status::error(invalid, "k_min is %d, expected 1..top_k = %d", policy.k_min, g.top_k);
+  if (policy.k_max < policy.k_min)
+    return status::error(invalid, "k_max is %d, expected k_min = %d or more", policy.k_max,
+                         policy.k_min);
+  const float a = policy.mass_exponent;
+  if (a != k_policy::mass_exponent_of_model && !(a >= 0.0f && a <= 1.0f))
+    return status::error(invalid, "mass_exponent is %g, expected 0..1, or -1 for the model's own",
+                         static_cast<double>(a));
+  switch (policy.rule) {
+    case k_rule::full:
+      return {};
+    case k_rule::fixed:
+      if (policy.num_k_values != 1 || policy.k_values[0] < 1 || policy.k_values[0] > g.top_k)
+        return status::error(invalid, "fixed k is %d, expected 1..top_k = %d", policy.k_values[0],
+                             g.top_k);
+      return {};
+    case k_rule::thresholds:
+      return detail::validate_thresholds(policy, g.top_k);
+    case k_rule::distortion:
+      if (g.top_k > 1 && policy.distortion.coefficients == nullptr)
+        return status::error(invalid, "distortion.coefficients is null, expected [top_k - 1, %d]",
+                             distortion_ref::num_features);
+      if (!(policy.distortion.sensitivity > 0.0f && policy.distortion.sensitivity < 1e30f))
+        return status::error(invalid, "distortion.sensitivity is %g, expected above 0 and finite",
+                             static_cast<double>(policy.distortion.sensitivity));
+      if (!(policy.distortion.lambda >= 0.0f && policy.distortion.lambda < 1e30f))
+        return status::error(invalid, "distortion.lambda is %g, expected 0 or more and finite",
+                             static_cast<double>(policy.distortion.lambda));
+      return {};
+  }
+  return status::error(invalid, "rule is %d, expected a k_rule", static_cast<int>(policy.rule));
+}
+
+namespace detail {
+
+/// r^-a for r in (0, 1], a in [0, 1].
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE float restore_mass(float kept_share, float mass_exponent) noexcept {
+  if (mass_exponent == 0.0f) return 1.0f;
+  if (mass_exponent == 1.0f) return math::divide(1.0f, kept_share);
+  if (mass_exponent == 0.5f) return math::divide(1.0f, math::square_root(kept_share));
+  return math::exp(-mass_exponent * math::log(kept_share));
+}
+
+/// Whether threshold i says that k experts are enough. Division-free.
+template <int MaxTopK>
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE bool is_enough(signal_kind kind, float signal, float threshold,
+                                               const ranked_experts<MaxTopK>& ranked, int k,
+                                               int top_k) noexcept {
+  if (kind == signal_kind::topk_mass) return ranked.mass[k - 1] >= threshold * ranked.total;
+  if (kind == signal_kind::score_ratio)
+    return k >= top_k || ranked.score[k] < threshold * ranked.score[0];
+  return high_is_sure(kind) ? signal >= threshold : signal < threshold;
+}
+
+/// Argmin over k in [k_min, k_max] of g d(k) + lambda k; the smaller k on equal cost.
+/// Cost: three logarithms, one or two exponentials and about 20 operations per k.
+template <int MaxTopK>
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE int least_cost_k(const distortion_ref& model, float mass_exponent,
+                                                 const ranked_experts<MaxTopK>& ranked,
+                                                 float topk_share, int num_experts, int top_k,
+                                                 k_limits limits) noexcept {
+  constexpr float floor = 7.888609e-31f;  // 2^-100
+  const float inverse_mass = math::divide(1.0f, ranked.total);
+  float dropped_mass[MaxTopK];     // w_(k+1) + ... + w_K0, summed from the smallest rank's end
+  float dropped_squares[MaxTopK];  // the same over w^2
+  float mass = 0.0f;
+  float squares = 0.0f;
+  for (int j = top_k - 1; j > 0; --j) {
+    const float w = ranked.score[j] * inverse_mass;
+    mass = math::fma(ranked.score[j], inverse_mass, mass);
+    squares = math::fma(w, w, squares);
+    dropped_mass[j] = mass;
+    dropped_squares[j] = squares;
+  }
+  const float log_first = math::log(math::larger(ranked.score[0] * inverse_mass, floor));
+  const float log_share = math::log(math::larger(topk_share, floor));
+
+  int best_k = top_k;
+  float best_cost = math::infinity;
+  float kept_squares = 0.0f;
+  for (int k = 1; k <= limits.k_max; ++k) {
+    const float w = ranked.score[k - 1] * inverse_mass;
+    kept_squares = math::fma(w, w, kept_squares);
+    if (k < limits.k_min) continue;
+    float cost = model.lambda * static_cast<float>(k);
+    if (k < top_k) {
+      const float kept_share = math::larger(ranked.mass[k - 1] * inverse_mass, floor);
+      const float stretch = restore_mass(math::smaller(kept_share, 1.0f), mass_exponent) - 1.0f;
+      const float psi = math::fma(stretch * stretch, kept_squares, dropped_squares[k]);
+      const float* c = model.coefficients + (k - 1) * distortion_ref::num_features;
+      float log_d = math::fma(c[1], math::log(math::larger(dropped_mass[k], floor)), c[0]);
+      log_d = math::fma(c[2], math::log(math::larger(psi, floor)), log_d);
+      log_d = math::fma(c[3], log_first, log_d);
+      log_d = math::fma(c[4], log_share, log_d);
+      const std::int64_t row = static_cast<std::int64_t>(k - 1) * num_experts;
+      if (model.first_expert != nullptr) log_d += model.first_expert[row + ranked.expert[0]];
+      if (model.next_expert != nullptr) log_d += model.next_expert[row + ranked.expert[k]];
+      cost = math::fma(model.sensitivity, math::exp(math::smaller(log_d, 80.0f)), cost);
     }
-    return status::error(invalid, "rule is %d, expected a k_rule", static_cast<int>(policy.rule));
-  }
-
-  namespace detail {
-
-  /// r^-a for r in (0, 1], a in [0, 1].
-  ADAPTIVE_K_HD ADAPTIVE_K_INLINE float restore_mass(float kept_share,
-                                                     float mass_exponent) noexcept {
-    if (mass_exponent == 0.0f) return 1.0f;
-    if (mass_exponent == 1.0f) return math::divide(1.0f, kept_share);
-    if (mass_exponent == 0.5f) return math::divide(1.0f, math::square_root(kept_share));
-    return math::exp(-mass_exponent * math::log(kept_share));
-  }
-
-  /// Whether threshold i says that k experts are enough. Division-free.
-  template <int MaxTopK>
-  ADAPTIVE_K_HD ADAPTIVE_K_INLINE bool is_enough(signal_kind kind, float signal, float threshold,
-                                                 const ranked_experts<MaxTopK>& ranked, int k,
-                                                 int top_k) noexcept {
-    if (kind == signal_kind::topk_mass) return ranked.mass[k - 1] >= threshold * ranked.total;
-    if (kind == signal_kind::score_ratio)
-      return k >= top_k || ranked.score[k] < threshold * ranked.score[0];
-    return high_is_sure(kind) ? signal >= threshold : signal < threshold;
-  }
-
-  /// Argmin over k in [k_min, k_max] of g d(k) + lambda k; the smaller k on equal cost.
-  /// Cost: three logarithms, one or two exponentials and about 20 operations per k.
-  template <int MaxTopK>
-  ADAPTIVE_K_HD ADAPTIVE_K_INLINE int least_cost_k(const distortion_ref& model, float mass_exponent,
-                                                   const ranked_experts<MaxTopK>& ranked,
-                                                   float topk_share, int num_experts, int top_k,
-                                                   k_limits limits) noexcept {
-    constexpr float floor = 7.888609e-31f;  // 2^-100
-    const float inverse_mass = math::divide(1.0f, ranked.total);
-    float dropped_mass[MaxTopK];     // w_(k+1) + ... + w_K0, summed from the smallest rank's end
-    float dropped_squares[MaxTopK];  // the same over w^2
-    float mass = 0.0f;
-    float squares = 0.0f;
-    for (int j = top_k - 1; j > 0; --j) {
-      const float w = ranked.score[j] * inverse_mass;
-      mass = math::fma(ranked.score[j], inverse_mass, mass);
-      squares = math::fma(w, w, squares);
-      dropped_mass[j] = mass;
-      dropped_squares[j] = squares;
+    if (cost < best_cost) {
+      best_cost = cost;
+      best_k = k;
     }
-    const float log_first = math::log(math::larger(ranked.score[0] * inverse_mass, floor));
-    const float log_share = math::log(math::larger(topk_share, floor));
-
-    int best_k = top_k;
-    float best_cost = math::infinity;
-    float kept_squares = 0.0f;
-    for (int k = 1; k <= limits.k_max; ++k) {
-      const float w = ranked.score[k - 1] * inverse_mass;
-      kept_squares = math::fma(w, w, kept_squares);
-      if (k < limits.k_min) continue;
-      float cost = model.lambda * static_cast<float>(k);
-      if (k < top_k) {
-        const float kept_share = math::larger(ranked.mass[k - 1] * inverse_mass, floor);
-        const float stretch = restore_mass(math::smaller(kept_share, 1.0f), mass_exponent) - 1.0f;
-        const float psi = math::fma(stretch * stretch, kept_squares, dropped_squares[k]);
-        const float* c = model.coefficients + (k - 1) * distortion_ref::num_features;
-        float log_d = math::fma(c[1], math::log(math::larger(dropped_mass[k], floor)), c[0]);
-        log_d = math::fma(c[2], math::log(math::larger(psi, floor)), log_d);
-        log_d = math::fma(c[3], log_first, log_d);
-        log_d = math::fma(c[4], log_share, log_d);
-        const std::int64_t row = static_cast<std::int64_t>(k - 1) * num_experts;
-        if (model.first_expert != nullptr) log_d += model.first_expert[row + ranked.expert[0]];
-        if (model.next_expert != nullptr) log_d += model.next_expert[row + ranked.expert[k]];
-        cost = math::fma(model.sensitivity, math::exp(math::smaller(log_d, 80.0f)), cost);
-      }
-      if (cost < best_cost) {
-        best_cost = cost;
-        best_k = k;
-      }
-    }
-    return best_k;
   }
+  return best_k;
+}
 
-  /// The decision: how many experts this token gets, within its limits.
-  template <int MaxTopK>
-  ADAPTIVE_K_HD ADAPTIVE_K_INLINE int choose_k(const k_policy& policy, float mass_exponent,
-                                               float signal, const ranked_experts<MaxTopK>& ranked,
-                                               float topk_share, int num_experts, int top_k,
-                                               k_limits limits) noexcept {
-    int k = top_k;
-    switch (policy.rule) {
-      case k_rule::full:
-        break;
-      case k_rule::fixed:
-        k = policy.k_values[0];
-        break;
-      case k_rule::thresholds: {
-        const int last = policy.num_k_values - 1;
-        k = policy.k_values[last];
-        for (int i = last - 1; i >= 0; --i)
-          if (is_enough(policy.signal, signal, policy.thresholds[i], ranked, policy.k_values[i],
-                        top_k))
-            k = policy.k_values[i];
-        break;
-      }
-      case k_rule::distortion:
-        return least_cost_k(policy.distortion, mass_exponent, ranked, topk_share, num_experts,
-                            top_k, limits);
+/// The decision: how many experts this token gets, within its limits.
+template <int MaxTopK>
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE int choose_k(const k_policy& policy, float mass_exponent,
+                                             float signal, const ranked_experts<MaxTopK>& ranked,
+                                             float topk_share, int num_experts, int top_k,
+                                             k_limits limits) noexcept {
+  int k = top_k;
+  switch (policy.rule) {
+    case k_rule::full:
+      break;
+    case k_rule::fixed:
+      k = policy.k_values[0];
+      break;
+    case k_rule::thresholds: {
+      const int last = policy.num_k_values - 1;
+      k = policy.k_values[last];
+      for (int i = last - 1; i >= 0; --i)
+        if (is_enough(policy.signal, signal, policy.thresholds[i], ranked, policy.k_values[i],
+                      top_k))
+          k = policy.k_values[i];
+      break;
     }
-    return k < limits.k_min ? limits.k_min : (k > limits.k_max ? limits.k_max : k);
+    case k_rule::distortion:
+      return least_cost_k(policy.distortion, mass_exponent, ranked, topk_share, num_experts, top_k,
+                          limits);
   }
+  return k < limits.k_min ? limits.k_min : (k > limits.k_max ? limits.k_max : k);
+}
 
-  }  // namespace detail
+}  // namespace detail
 
 ADAPTIVE_K_NAMESPACE_END

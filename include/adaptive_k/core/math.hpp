@@ -15,157 +15,156 @@
 
 ADAPTIVE_K_NAMESPACE_BEGIN
 
-  namespace math {
+namespace math {
 
-  inline constexpr float infinity = std::numeric_limits<float>::infinity();
+inline constexpr float infinity = std::numeric_limits<float>::infinity();
 
 #if defined(__FMA__) || defined(__ARM_FEATURE_FMA) || defined(__aarch64__) || \
     (defined(_MSC_VER) && defined(__AVX2__))
-  inline constexpr bool has_fma_instruction = true;
+inline constexpr bool has_fma_instruction = true;
 #else
-  inline constexpr bool has_fma_instruction = false;
+inline constexpr bool has_fma_instruction = false;
 #endif
 
-  /// fma for targets without the instruction: exact product in double, sum rounded to odd, then to
-  /// float (Boldo and Melquiond, "Emulation of FMA and correctly rounded sums", 2008). Exact
-  /// result, branch-free, about 15 operations; no libm call.
-  ADAPTIVE_K_INLINE float software_fma(float a, float b, float c) noexcept {
-    const double product = static_cast<double>(a) * static_cast<double>(b);
-    const double addend = static_cast<double>(c);
-    const double sum = product + addend;
-    const double rounded_addend = sum - product;
-    const double error = (product - (sum - rounded_addend)) + (addend - rounded_addend);
-    const auto bits = detail::bit_cast<std::uint64_t>(sum);
-    const bool inexact = error > 0.0 || error < 0.0;
-    const bool away_from_zero = (error > 0.0) == (sum > 0.0);
-    const std::uint64_t odd = away_from_zero ? bits + 1 : bits - 1;
-    return static_cast<float>(detail::bit_cast<double>(inexact && (bits & 1u) == 0 ? odd : bits));
-  }
+/// fma for targets without the instruction: exact product in double, sum rounded to odd, then to
+/// float (Boldo and Melquiond, "Emulation of FMA and correctly rounded sums", 2008). Exact
+/// result, branch-free, about 15 operations; no libm call.
+ADAPTIVE_K_INLINE float software_fma(float a, float b, float c) noexcept {
+  const double product = static_cast<double>(a) * static_cast<double>(b);
+  const double addend = static_cast<double>(c);
+  const double sum = product + addend;
+  const double rounded_addend = sum - product;
+  const double error = (product - (sum - rounded_addend)) + (addend - rounded_addend);
+  const auto bits = detail::bit_cast<std::uint64_t>(sum);
+  const bool inexact = error > 0.0 || error < 0.0;
+  const bool away_from_zero = (error > 0.0) == (sum > 0.0);
+  const std::uint64_t odd = away_from_zero ? bits + 1 : bits - 1;
+  return static_cast<float>(detail::bit_cast<double>(inexact && (bits & 1u) == 0 ? odd : bits));
+}
 
-  /// a * b + c, rounded once.
-  ADAPTIVE_K_HD ADAPTIVE_K_INLINE float fma(float a, float b, float c) noexcept {
+/// a * b + c, rounded once.
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE float fma(float a, float b, float c) noexcept {
 #if defined(__CUDA_ARCH__)
-    return __fmaf_rn(a, b, c);
+  return __fmaf_rn(a, b, c);
 #else
-    if constexpr (has_fma_instruction) {
-      return std::fma(a, b, c);
-    } else {
-      return software_fma(a, b, c);
-    }
-#endif
+  if constexpr (has_fma_instruction) {
+    return std::fma(a, b, c);
+  } else {
+    return software_fma(a, b, c);
   }
+#endif
+}
 
-  /// a / b, rounded once.
-  ADAPTIVE_K_HD ADAPTIVE_K_INLINE float divide(float a, float b) noexcept {
+/// a / b, rounded once.
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE float divide(float a, float b) noexcept {
 #if defined(__CUDA_ARCH__)
-    return __fdiv_rn(a, b);
+  return __fdiv_rn(a, b);
 #else
-    return a / b;
+  return a / b;
 #endif
-  }
+}
 
-  /// Square root of a >= 0, rounded once.
-  ADAPTIVE_K_HD ADAPTIVE_K_INLINE float square_root(float a) noexcept {
+/// Square root of a >= 0, rounded once.
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE float square_root(float a) noexcept {
 #if defined(__CUDA_ARCH__)
-    return __fsqrt_rn(a);
+  return __fsqrt_rn(a);
 #else
-    return std::sqrt(a);
+  return std::sqrt(a);
 #endif
-  }
+}
 
-  ADAPTIVE_K_HD ADAPTIVE_K_INLINE float larger(float a, float b) noexcept {
-    return a > b ? a : b;
-  }
-  ADAPTIVE_K_HD ADAPTIVE_K_INLINE float smaller(float a, float b) noexcept {
-    return a < b ? a : b;
-  }
-  ADAPTIVE_K_HD ADAPTIVE_K_INLINE float magnitude(float a) noexcept {
-    return detail::bit_cast<float>(detail::bit_cast<std::uint32_t>(a) & 0x7FFFFFFFu);
-  }
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE float larger(float a, float b) noexcept {
+  return a > b ? a : b;
+}
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE float smaller(float a, float b) noexcept {
+  return a < b ? a : b;
+}
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE float magnitude(float a) noexcept {
+  return detail::bit_cast<float>(detail::bit_cast<std::uint32_t>(a) & 0x7FFFFFFFu);
+}
 
-  /// Arguments below this give exp() = 0: no result is subnormal, so flush-to-zero modes change
-  /// none.
-  inline constexpr float exp_underflow = -80.0f;
+/// Arguments below this give exp() = 0: no result is subnormal, so flush-to-zero modes change
+/// none.
+inline constexpr float exp_underflow = -80.0f;
 
-  /// e^x for x <= 88; 0 below -80. At most 1 ULP from the true value (tests/core/math_test.cpp).
-  ADAPTIVE_K_HD ADAPTIVE_K_INLINE float exp(float x) noexcept {
-    const float clamped = larger(x, exp_underflow);
-    constexpr float round_to_integer = 12582912.0f;  // 1.5 * 2^23
-    const float shifted = fma(clamped, 1.44269504f, round_to_integer);
-    const float n = shifted - round_to_integer;
-    float r = fma(n, -0.693145752f, clamped);  // ln 2 in two parts
-    r = fma(n, -1.42860677e-6f, r);
-    float p = 0.001381454f;  // minimax for e^r, |r| <= ln(2) / 2, relative error 3.1e-9
-    p = fma(p, r, 0.008368745f);
-    p = fma(p, r, 0.04166839f);
-    p = fma(p, r, 0.16666521f);
-    p = fma(p, r, 0.49999994f);
-    p = fma(p, r, 1.0f);
-    p = fma(p, r, 1.0f);
-    const std::uint32_t scaled =
-        detail::bit_cast<std::uint32_t>(p) + (detail::bit_cast<std::uint32_t>(shifted) << 23);
-    return x < exp_underflow ? 0.0f : detail::bit_cast<float>(scaled);
-  }
+/// e^x for x <= 88; 0 below -80. At most 1 ULP from the true value (tests/core/math_test.cpp).
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE float exp(float x) noexcept {
+  const float clamped = larger(x, exp_underflow);
+  constexpr float round_to_integer = 12582912.0f;  // 1.5 * 2^23
+  const float shifted = fma(clamped, 1.44269504f, round_to_integer);
+  const float n = shifted - round_to_integer;
+  float r = fma(n, -0.693145752f, clamped);  // ln 2 in two parts
+  r = fma(n, -1.42860677e-6f, r);
+  float p = 0.001381454f;  // minimax for e^r, |r| <= ln(2) / 2, relative error 3.1e-9
+  p = fma(p, r, 0.008368745f);
+  p = fma(p, r, 0.04166839f);
+  p = fma(p, r, 0.16666521f);
+  p = fma(p, r, 0.49999994f);
+  p = fma(p, r, 1.0f);
+  p = fma(p, r, 1.0f);
+  const std::uint32_t scaled =
+      detail::bit_cast<std::uint32_t>(p) + (detail::bit_cast<std::uint32_t>(shifted) << 23);
+  return x < exp_underflow ? 0.0f : detail::bit_cast<float>(scaled);
+}
 
-  /// Natural logarithm of a positive normal number. At most 1 ULP from the true value.
-  ADAPTIVE_K_HD ADAPTIVE_K_INLINE float log(float x) noexcept {
-    const std::uint32_t bits = detail::bit_cast<std::uint32_t>(x);
-    const std::uint32_t exponent =
-        (bits - 0x3F2AAAABu) & 0xFF800000u;  // x = m * 2^n, m in [2/3, 4/3)
-    const float n =
-        static_cast<float>(static_cast<std::int32_t>(exponent)) * 1.1920929e-7f;  // 2^-23
-    const float f = detail::bit_cast<float>(bits - exponent) - 1.0f;
-    float q = 0.13822135f;  // minimax for (ln(1 + f) - f + f^2 / 2) / f^3, relative error 3.8e-8
-    q = fma(q, f, -0.15123989f);
-    q = fma(q, f, 0.14041984f);
-    q = fma(q, f, -0.1647207f);
-    q = fma(q, f, 0.20007935f);
-    q = fma(q, f, -0.25004247f);
-    q = fma(q, f, 0.33333266f);
-    q = fma(q, f, -0.5f);
-    const float log_m = fma(f * f, q, f);
-    return fma(n, 0.693147182f, log_m);
-  }
+/// Natural logarithm of a positive normal number. At most 1 ULP from the true value.
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE float log(float x) noexcept {
+  const std::uint32_t bits = detail::bit_cast<std::uint32_t>(x);
+  const std::uint32_t exponent =
+      (bits - 0x3F2AAAABu) & 0xFF800000u;  // x = m * 2^n, m in [2/3, 4/3)
+  const float n = static_cast<float>(static_cast<std::int32_t>(exponent)) * 1.1920929e-7f;  // 2^-23
+  const float f = detail::bit_cast<float>(bits - exponent) - 1.0f;
+  float q = 0.13822135f;  // minimax for (ln(1 + f) - f + f^2 / 2) / f^3, relative error 3.8e-8
+  q = fma(q, f, -0.15123989f);
+  q = fma(q, f, 0.14041984f);
+  q = fma(q, f, -0.1647207f);
+  q = fma(q, f, 0.20007935f);
+  q = fma(q, f, -0.25004247f);
+  q = fma(q, f, 0.33333266f);
+  q = fma(q, f, -0.5f);
+  const float log_m = fma(f * f, q, f);
+  return fma(n, 0.693147182f, log_m);
+}
 
-  /// ln(1 + t) for t in [0, 1], within 2 ULP (the rounding of 1 + t is put back).
-  ADAPTIVE_K_HD ADAPTIVE_K_INLINE float log1p(float t) noexcept {
-    const float u = 1.0f + t;
-    return log(u) + divide(t - (u - 1.0f), u);
-  }
+/// ln(1 + t) for t in [0, 1], within 2 ULP (the rounding of 1 + t is put back).
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE float log1p(float t) noexcept {
+  const float u = 1.0f + t;
+  return log(u) + divide(t - (u - 1.0f), u);
+}
 
-  /// 1 / (1 + e^-x), within 2.5 ULP; 0 for x < -80.
-  ADAPTIVE_K_HD ADAPTIVE_K_INLINE float sigmoid(float x) noexcept {
-    const float t = exp(-magnitude(x));
-    return divide(x < 0.0f ? t : 1.0f, 1.0f + t);
-  }
+/// 1 / (1 + e^-x), within 2.5 ULP; 0 for x < -80.
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE float sigmoid(float x) noexcept {
+  const float t = exp(-magnitude(x));
+  return divide(x < 0.0f ? t : 1.0f, 1.0f + t);
+}
 
-  /// ln(1 + e^x), within 4 ULP; 0 for x < -80.
-  ADAPTIVE_K_HD ADAPTIVE_K_INLINE float softplus(float x) noexcept {
-    return larger(x, 0.0f) + log1p(exp(-magnitude(x)));
-  }
+/// ln(1 + e^x), within 4 ULP; 0 for x < -80.
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE float softplus(float x) noexcept {
+  return larger(x, 0.0f) + log1p(exp(-magnitude(x)));
+}
 
-  }  // namespace math
+}  // namespace math
 
-  namespace detail {
+namespace detail {
 
-  /// Order of selection as unsigned integers: larger key first. Keys of the reals and infinities
-  /// are their order, -0 equals +0, NaN lies below -inf, and 0 is left for "no expert here".
-  inline constexpr std::uint32_t no_expert_key = 0;
-  inline constexpr std::uint32_t nan_key = 1;
+/// Order of selection as unsigned integers: larger key first. Keys of the reals and infinities
+/// are their order, -0 equals +0, NaN lies below -inf, and 0 is left for "no expert here".
+inline constexpr std::uint32_t no_expert_key = 0;
+inline constexpr std::uint32_t nan_key = 1;
 
-  ADAPTIVE_K_HD ADAPTIVE_K_INLINE std::uint32_t order_key(float value) noexcept {
-    const std::uint32_t bits = bit_cast<std::uint32_t>(value);
-    const std::uint32_t positive = bits | 0x80000000u;
-    const std::uint32_t key = bits > 0x80000000u ? ~bits : positive;  // -0 joins the positive side
-    return (bits & 0x7FFFFFFFu) > 0x7F800000u ? nan_key : key;
-  }
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE std::uint32_t order_key(float value) noexcept {
+  const std::uint32_t bits = bit_cast<std::uint32_t>(value);
+  const std::uint32_t positive = bits | 0x80000000u;
+  const std::uint32_t key = bits > 0x80000000u ? ~bits : positive;  // -0 joins the positive side
+  return (bits & 0x7FFFFFFFu) > 0x7F800000u ? nan_key : key;
+}
 
-  /// The value behind a key; -inf for NaN's.
-  ADAPTIVE_K_HD ADAPTIVE_K_INLINE float key_value(std::uint32_t key) noexcept {
-    const std::uint32_t bits = (key & 0x80000000u) != 0 ? key & 0x7FFFFFFFu : ~key;
-    return key == nan_key ? -math::infinity : bit_cast<float>(bits);
-  }
+/// The value behind a key; -inf for NaN's.
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE float key_value(std::uint32_t key) noexcept {
+  const std::uint32_t bits = (key & 0x80000000u) != 0 ? key & 0x7FFFFFFFu : ~key;
+  return key == nan_key ? -math::infinity : bit_cast<float>(bits);
+}
 
-  }  // namespace detail
+}  // namespace detail
 
 ADAPTIVE_K_NAMESPACE_END

@@ -8,84 +8,84 @@
 
 ADAPTIVE_K_NAMESPACE_BEGIN
 
-  /// p: the scores of all E experts, normalised to sum 1 (softmax, or normalised sigmoid scores).
-  /// w: the scores of the top K0 experts, in rank order, normalised to sum 1.
-  enum class signal_kind : std::uint8_t {
-    none,                ///< not computed; reported as 0
-    softmax_entropy,     ///< -sum p ln p, nats in [0, ln E]; low is sure. The published one
-    normalized_entropy,  ///< softmax_entropy / ln E in [0, 1]; low is sure
-    topk_entropy,        ///< -sum w ln w, nats in [0, ln K0]; low is sure
-    topk_mass,           ///< w_1 + ... + w_k in (0, 1]; high is sure. Reported at k = 1
-    score_ratio,         ///< s_(k+1) / s_1 in [0, 1024]; low is sure. Reported at k = 1
-    margin,              ///< w_1 - w_2 in [-1, 1]; high is sure
-  };
+/// p: the scores of all E experts, normalised to sum 1 (softmax, or normalised sigmoid scores).
+/// w: the scores of the top K0 experts, in rank order, normalised to sum 1.
+enum class signal_kind : std::uint8_t {
+  none,                ///< not computed; reported as 0
+  softmax_entropy,     ///< -sum p ln p, nats in [0, ln E]; low is sure. The published one
+  normalized_entropy,  ///< softmax_entropy / ln E in [0, 1]; low is sure
+  topk_entropy,        ///< -sum w ln w, nats in [0, ln K0]; low is sure
+  topk_mass,           ///< w_1 + ... + w_k in (0, 1]; high is sure. Reported at k = 1
+  score_ratio,         ///< s_(k+1) / s_1 in [0, 1024]; low is sure. Reported at k = 1
+  margin,              ///< w_1 - w_2 in [-1, 1]; high is sure
+};
 
-  namespace detail {
+namespace detail {
 
-  constexpr bool high_is_sure(signal_kind kind) {
-    return kind == signal_kind::topk_mass || kind == signal_kind::margin;
+constexpr bool high_is_sure(signal_kind kind) {
+  return kind == signal_kind::topk_mass || kind == signal_kind::margin;
+}
+
+/// Whether the signal differs from rank to rank, so that each K is tried against its own value.
+constexpr bool is_per_rank(signal_kind kind) {
+  return kind == signal_kind::topk_mass || kind == signal_kind::score_ratio;
+}
+
+constexpr bool is_full_entropy(signal_kind kind) {
+  return kind == signal_kind::softmax_entropy || kind == signal_kind::normalized_entropy;
+}
+
+/// The top K0 experts of one token, best first, and the sums over them that the policies share.
+template <int MaxTopK>
+struct ranked_experts {
+  int expert[MaxTopK];       ///< ids, all different
+  float score[MaxTopK];      ///< s, up to a common factor
+  float log_score[MaxTopK];  ///< ln s, finite
+  float mass[MaxTopK];       ///< s_1 + ... + s_j, summed in rank order
+  float total;               ///< the last of them: S_K0
+};
+
+/// Entropy in nats of scores with sum `total` and weighted logarithms `sum s ln s`.
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE float entropy_nats(float total, float score_log_score) noexcept {
+  const float entropy = math::log(total) - math::divide(score_log_score, total);
+  return math::larger(entropy, 0.0f);
+}
+
+template <int MaxTopK>
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE float topk_entropy_nats(const ranked_experts<MaxTopK>& ranked,
+                                                        int top_k) noexcept {
+  float score_log_score = 0.0f;
+  for (int j = 0; j < top_k; ++j)
+    score_log_score = math::fma(ranked.score[j], ranked.log_score[j], score_log_score);
+  return entropy_nats(ranked.total, score_log_score);
+}
+
+/// The value reported for a signal; `full_entropy` is -sum p ln p where the kind asks for it.
+template <int MaxTopK>
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE float signal_value(signal_kind kind, float full_entropy,
+                                                   float inverse_log_experts,
+                                                   const ranked_experts<MaxTopK>& ranked,
+                                                   int top_k) noexcept {
+  const float second = top_k > 1 ? ranked.score[1] : 0.0f;
+  switch (kind) {
+    case signal_kind::none:
+      return 0.0f;
+    case signal_kind::softmax_entropy:
+      return full_entropy;
+    case signal_kind::normalized_entropy:
+      return math::smaller(full_entropy * inverse_log_experts, 1.0f);
+    case signal_kind::topk_entropy:
+      return topk_entropy_nats(ranked, top_k);
+    case signal_kind::topk_mass:
+      return math::divide(ranked.score[0], ranked.total);
+    case signal_kind::score_ratio:
+      return math::smaller(math::divide(second, ranked.score[0]), 1024.0f);  // s_1 may be 0
+    case signal_kind::margin:
+      return math::divide(ranked.score[0] - second, ranked.total);
   }
+  return 0.0f;
+}
 
-  /// Whether the signal differs from rank to rank, so that each K is tried against its own value.
-  constexpr bool is_per_rank(signal_kind kind) {
-    return kind == signal_kind::topk_mass || kind == signal_kind::score_ratio;
-  }
-
-  constexpr bool is_full_entropy(signal_kind kind) {
-    return kind == signal_kind::softmax_entropy || kind == signal_kind::normalized_entropy;
-  }
-
-  /// The top K0 experts of one token, best first, and the sums over them that the policies share.
-  template <int MaxTopK>
-  struct ranked_experts {
-    int expert[MaxTopK];       ///< ids, all different
-    float score[MaxTopK];      ///< s, up to a common factor
-    float log_score[MaxTopK];  ///< ln s, finite
-    float mass[MaxTopK];       ///< s_1 + ... + s_j, summed in rank order
-    float total;               ///< the last of them: S_K0
-  };
-
-  /// Entropy in nats of scores with sum `total` and weighted logarithms `sum s ln s`.
-  ADAPTIVE_K_HD ADAPTIVE_K_INLINE float entropy_nats(float total, float score_log_score) noexcept {
-    const float entropy = math::log(total) - math::divide(score_log_score, total);
-    return math::larger(entropy, 0.0f);
-  }
-
-  template <int MaxTopK>
-  ADAPTIVE_K_HD ADAPTIVE_K_INLINE float topk_entropy_nats(const ranked_experts<MaxTopK>& ranked,
-                                                          int top_k) noexcept {
-    float score_log_score = 0.0f;
-    for (int j = 0; j < top_k; ++j)
-      score_log_score = math::fma(ranked.score[j], ranked.log_score[j], score_log_score);
-    return entropy_nats(ranked.total, score_log_score);
-  }
-
-  /// The value reported for a signal; `full_entropy` is -sum p ln p where the kind asks for it.
-  template <int MaxTopK>
-  ADAPTIVE_K_HD ADAPTIVE_K_INLINE float signal_value(signal_kind kind, float full_entropy,
-                                                     float inverse_log_experts,
-                                                     const ranked_experts<MaxTopK>& ranked,
-                                                     int top_k) noexcept {
-    const float second = top_k > 1 ? ranked.score[1] : 0.0f;
-    switch (kind) {
-      case signal_kind::none:
-        return 0.0f;
-      case signal_kind::softmax_entropy:
-        return full_entropy;
-      case signal_kind::normalized_entropy:
-        return math::smaller(full_entropy * inverse_log_experts, 1.0f);
-      case signal_kind::topk_entropy:
-        return topk_entropy_nats(ranked, top_k);
-      case signal_kind::topk_mass:
-        return math::divide(ranked.score[0], ranked.total);
-      case signal_kind::score_ratio:
-        return math::smaller(math::divide(second, ranked.score[0]), 1024.0f);  // s_1 may be 0
-      case signal_kind::margin:
-        return math::divide(ranked.score[0] - second, ranked.total);
-    }
-    return 0.0f;
-  }
-
-  }  // namespace detail
+}  // namespace detail
 
 ADAPTIVE_K_NAMESPACE_END
