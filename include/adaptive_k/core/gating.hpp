@@ -80,14 +80,14 @@ inline status validate(const gating& g) noexcept {
 
 namespace detail {
 
-constexpr bool is_softmax(gating_kind kind) {
+ADAPTIVE_K_HD constexpr bool is_softmax(gating_kind kind) {
   return kind == gating_kind::softmax || kind == gating_kind::top_k_softmax ||
          kind == gating_kind::sparsemixer;
 }
 
 /// Whether experts are ranked by score + bias rather than by logit. Every score grows with its
 /// logit, so without bias or summed groups the logits give the same order, and finer.
-inline ADAPTIVE_K_HD bool selects_by_score(const gating& g) noexcept {
+ADAPTIVE_K_HD inline bool selects_by_score(const gating& g) noexcept {
   return g.selection_bias || (g.n_group > 1 && g.group_rank == group_score::top2_sum);
 }
 

@@ -36,48 +36,51 @@ struct host_warp {
   template <class T>
   struct per_lane {
     T values[Lanes];
-    ADAPTIVE_K_INLINE T& operator[](int lane) noexcept { return values[lane]; }
-    ADAPTIVE_K_INLINE const T& operator[](int lane) const noexcept { return values[lane]; }
+    ADAPTIVE_K_HD ADAPTIVE_K_INLINE T& operator[](int lane) noexcept { return values[lane]; }
+    ADAPTIVE_K_HD ADAPTIVE_K_INLINE const T& operator[](int lane) const noexcept {
+      return values[lane];
+    }
   };
 
   template <class F>
-  static ADAPTIVE_K_INLINE void for_each_lane(F f) noexcept {
+  ADAPTIVE_K_HD static ADAPTIVE_K_INLINE void for_each_lane(F f) noexcept {
     for (int lane = 0; lane < Lanes; ++lane) f(lane);
   }
 
-  static ADAPTIVE_K_INLINE float reduce_add(per_lane<float> sums) noexcept {
+  ADAPTIVE_K_HD static ADAPTIVE_K_INLINE float reduce_add(per_lane<float> sums) noexcept {
     for (int count = Lanes / 2; count > 0; count /= 2)
       for (int i = 0; i < count; ++i) sums[i] = sums[2 * i] + sums[2 * i + 1];
     return sums[0];
   }
 
-  static ADAPTIVE_K_INLINE float reduce_max(const per_lane<float>& values) noexcept {
+  ADAPTIVE_K_HD static ADAPTIVE_K_INLINE float reduce_max(const per_lane<float>& values) noexcept {
     float best = values[0];
     for (int lane = 1; lane < Lanes; ++lane) best = values[lane] > best ? values[lane] : best;
     return best;
   }
 
-  static ADAPTIVE_K_INLINE std::uint32_t reduce_max(
+  ADAPTIVE_K_HD static ADAPTIVE_K_INLINE std::uint32_t reduce_max(
       const per_lane<std::uint32_t>& values) noexcept {
     std::uint32_t best = values[0];
     for (int lane = 1; lane < Lanes; ++lane) best = values[lane] > best ? values[lane] : best;
     return best;
   }
 
-  static ADAPTIVE_K_INLINE int reduce_min(const per_lane<int>& values) noexcept {
+  ADAPTIVE_K_HD static ADAPTIVE_K_INLINE int reduce_min(const per_lane<int>& values) noexcept {
     int best = values[0];
     for (int lane = 1; lane < Lanes; ++lane) best = values[lane] < best ? values[lane] : best;
     return best;
   }
 
-  static ADAPTIVE_K_INLINE std::uint32_t reduce_or(const per_lane<std::uint32_t>& values) noexcept {
+  ADAPTIVE_K_HD static ADAPTIVE_K_INLINE std::uint32_t reduce_or(
+      const per_lane<std::uint32_t>& values) noexcept {
     std::uint32_t bits = values[0];
     for (int lane = 1; lane < Lanes; ++lane) bits |= values[lane];
     return bits;
   }
 
   template <class T>
-  static ADAPTIVE_K_INLINE T broadcast(const per_lane<T>& values, int lane) noexcept {
+  ADAPTIVE_K_HD static ADAPTIVE_K_INLINE T broadcast(const per_lane<T>& values, int lane) noexcept {
     return values[lane];
   }
 };

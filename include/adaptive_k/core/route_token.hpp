@@ -11,6 +11,7 @@
 #include "adaptive_k/core/math.hpp"
 #include "adaptive_k/core/signal.hpp"
 #include "adaptive_k/core/top_k.hpp"
+#include "adaptive_k/types.hpp"
 
 ADAPTIVE_K_NAMESPACE_BEGIN
 
@@ -47,6 +48,15 @@ inline layer_routing prepare(const gating& g, const k_policy& policy) noexcept {
     layer.inverse_log_experts = math::divide(1.0f, math::log(static_cast<float>(g.num_experts)));
   return layer;
 }
+
+/// Reads one row of a logits matrix as float.
+template <class Logit>
+struct logit_row {
+  const Logit* data;  ///< [E]
+  ADAPTIVE_K_HD ADAPTIVE_K_INLINE float operator()(int expert) const noexcept {
+    return to_float(data[expert]);
+  }
+};
 
 /// One token's logits and selection keys, spread over the lanes of a tile.
 template <class Tile, int MaxRows>

@@ -22,16 +22,16 @@ enum class signal_kind : std::uint8_t {
 
 namespace detail {
 
-constexpr bool high_is_sure(signal_kind kind) {
+ADAPTIVE_K_HD constexpr bool high_is_sure(signal_kind kind) {
   return kind == signal_kind::topk_mass || kind == signal_kind::margin;
 }
 
 /// Whether the signal differs from rank to rank, so that each K is tried against its own value.
-constexpr bool is_per_rank(signal_kind kind) {
+ADAPTIVE_K_HD constexpr bool is_per_rank(signal_kind kind) {
   return kind == signal_kind::topk_mass || kind == signal_kind::score_ratio;
 }
 
-constexpr bool is_full_entropy(signal_kind kind) {
+ADAPTIVE_K_HD constexpr bool is_full_entropy(signal_kind kind) {
   return kind == signal_kind::softmax_entropy || kind == signal_kind::normalized_entropy;
 }
 

@@ -17,302 +17,297 @@
 
 ADAPTIVE_K_NAMESPACE_BEGIN
 
-  struct router_options {
-    fill_id fill = fill_id::minus_one;  ///< what stands in the id slots past k_t
-  };
+struct router_options {
+  fill_id fill = fill_id::minus_one;  ///< what stands in the id slots past k_t
+};
 
-  /// The result of the convenience call: buffers of its own, laid out as in `routing_output`.
-  struct routed_batch {
-    status result;
-    std::int64_t num_tokens = 0;
-    int top_k = 0;
-    std::vector<std::int32_t> topk_ids;     ///< [num_tokens, top_k]
-    std::vector<float> topk_weights;        ///< [num_tokens, top_k]
-    std::vector<std::int32_t> topk_counts;  ///< [num_tokens]
-    std::vector<float> signal;              ///< [num_tokens]
-  };
+/// The result of the convenience call: buffers of its own, laid out as in `routing_output`.
+struct routed_batch {
+  status result;
+  std::int64_t num_tokens = 0;
+  int top_k = 0;
+  std::vector<std::int32_t> topk_ids;     ///< [num_tokens, top_k]
+  std::vector<float> topk_weights;        ///< [num_tokens, top_k]
+  std::vector<std::int32_t> topk_counts;  ///< [num_tokens]
+  std::vector<float> signal;              ///< [num_tokens]
+};
 
-  /// Routes on the host. Immutable, cheap to copy, safe to share between threads. A router built
-  /// from values that do not fit refuses every call with the reason.
-  class router {
-   public:
-    /// One policy for every layer.
-    router(const gating& model, const k_policy& policy, router_options options = {})
-        : router(model, std::vector<k_policy>{policy}, options, true) {}
+/// Routes on the host. Immutable, cheap to copy, safe to share between threads. A router built
+/// from values that do not fit refuses every call with the reason.
+class router {
+ public:
+  /// One policy for every layer.
+  router(const gating& model, const k_policy& policy, router_options options = {})
+      : router(model, std::vector<k_policy>{policy}, options, true) {}
 
-    /// `policies[layer]` for each layer. `tables` keeps alive what distortion policies point to.
-    router(const gating& model, std::vector<k_policy> policies, router_options options = {},
-           std::shared_ptr<const void> tables = nullptr)
-        : router(model, std::move(policies), options, false) {
-      tables_ = std::move(tables);
+  /// `policies[layer]` for each layer. `tables` keeps alive what distortion policies point to.
+  router(const gating& model, std::vector<k_policy> policies, router_options options = {},
+         std::shared_ptr<const void> tables = nullptr)
+      : router(model, std::move(policies), options, false) {
+    tables_ = std::move(tables);
+  }
+
+  /// Why this router refuses to route; ok when it does not.
+  const status& validity() const noexcept { return validity_; }
+  const gating& model() const noexcept { return model_; }
+  const router_options& options() const noexcept { return options_; }
+  /// The policy of a layer; `layer` is ignored where one policy serves all.
+  const k_policy& policy(int layer) const noexcept { return at(layer).policy; }
+  /// Layers with a policy of their own; 0 where one policy serves all.
+  int num_layers() const noexcept { return one_policy_ ? 0 : static_cast<int>(layers_->size()); }
+
+  /// Routes `logits` of `layer` into `output`. No allocation, no lock; time O(T * K0 * E). With a
+  /// refusal nothing is written. `metrics`, where given, is added to.
+  template <class Logit, class Id = std::int32_t, class Weight = float>
+  status route(int layer, const logits_view<Logit>& logits,
+               const routing_output<Id, Weight>& output, routing_metrics* metrics = nullptr,
+               const routing_extras& extras = {}) const noexcept {
+    const status refusal =
+        check(layer, logits, output.topk_ids != nullptr, output.topk_weights != nullptr, extras);
+    if (!refusal) return refusal;
+    switch (model_.kind) {
+      case gating_kind::softmax:
+        route_rows<gating_kind::softmax>(at(layer), logits, output, metrics, extras);
+        break;
+      case gating_kind::sigmoid:
+        route_rows<gating_kind::sigmoid>(at(layer), logits, output, metrics, extras);
+        break;
+      case gating_kind::top_k_softmax:
+        route_rows<gating_kind::top_k_softmax>(at(layer), logits, output, metrics, extras);
+        break;
+      case gating_kind::sqrt_softplus:
+        route_rows<gating_kind::sqrt_softplus>(at(layer), logits, output, metrics, extras);
+        break;
+      case gating_kind::sparsemixer:
+        route_rows<gating_kind::sparsemixer>(at(layer), logits, output, metrics, extras);
+        break;
     }
+    return {};
+  }
 
-    /// Why this router refuses to route; ok when it does not.
-    const status& validity() const noexcept { return validity_; }
-    const gating& model() const noexcept { return model_; }
-    const router_options& options() const noexcept { return options_; }
-    /// The policy of a layer; `layer` is ignored where one policy serves all.
-    const k_policy& policy(int layer) const noexcept { return at(layer).policy; }
-    /// Layers with a policy of their own; 0 where one policy serves all.
-    int num_layers() const noexcept { return one_policy_ ? 0 : static_cast<int>(layers_->size()); }
+  /// The same into buffers of its own; `result` tells whether they are filled.
+  template <class Logit>
+  routed_batch route(int layer, const logits_view<Logit>& logits,
+                     routing_metrics* metrics = nullptr, const routing_extras& extras = {}) const {
+    routed_batch batch;
+    batch.result = check(layer, logits, true, true, extras);
+    if (!batch.result) return batch;
+    batch.num_tokens = logits.num_tokens;
+    batch.top_k = model_.top_k;
+    const auto tokens = static_cast<std::size_t>(logits.num_tokens);
+    const auto slots = tokens * static_cast<std::size_t>(model_.top_k);
+    batch.topk_ids.resize(slots);
+    batch.topk_weights.resize(slots);
+    batch.topk_counts.resize(tokens);
+    batch.signal.resize(tokens);
+    const routing_output<> output = {batch.topk_ids.data(), batch.topk_weights.data(),
+                                     batch.topk_counts.data(), batch.signal.data()};
+    if (tokens != 0) batch.result = route(layer, logits, output, metrics, extras);
+    return batch;
+  }
 
-    /// Routes `logits` of `layer` into `output`. No allocation, no lock; time O(T * K0 * E). With a
-    /// refusal nothing is written. `metrics`, where given, is added to.
-    template <class Logit, class Id = std::int32_t, class Weight = float>
-    status route(int layer, const logits_view<Logit>& logits,
-                 const routing_output<Id, Weight>& output, routing_metrics* metrics = nullptr,
-                 const routing_extras& extras = {}) const noexcept {
-      const status refusal =
-          check(layer, logits, output.topk_ids != nullptr, output.topk_weights != nullptr, extras);
-      if (!refusal) return refusal;
-      switch (model_.kind) {
-        case gating_kind::softmax:
-          route_rows<gating_kind::softmax>(at(layer), logits, output, metrics, extras);
-          break;
-        case gating_kind::sigmoid:
-          route_rows<gating_kind::sigmoid>(at(layer), logits, output, metrics, extras);
-          break;
-        case gating_kind::top_k_softmax:
-          route_rows<gating_kind::top_k_softmax>(at(layer), logits, output, metrics, extras);
-          break;
-        case gating_kind::sqrt_softplus:
-          route_rows<gating_kind::sqrt_softplus>(at(layer), logits, output, metrics, extras);
-          break;
-        case gating_kind::sparsemixer:
-          route_rows<gating_kind::sparsemixer>(at(layer), logits, output, metrics, extras);
-          break;
-      }
-      return {};
+ private:
+  router(const gating& model, std::vector<k_policy> policies, router_options options,
+         bool one_policy)
+      : model_(model), options_(options), one_policy_(one_policy) {
+    validity_ = validate(model);
+    if (policies.empty())
+      validity_ = status::error(status_code::invalid_argument, "policies is empty");
+    auto layers = std::make_shared<std::vector<detail::layer_routing>>();
+    for (std::size_t i = 0; i < policies.size() && validity_; ++i) {
+      const status fits = validate(policies[i], model);
+      if (!fits && one_policy) validity_ = fits;
+      if (!fits && !one_policy)
+        validity_ = status::error(fits.code(), "layer %d: %s", static_cast<int>(i), fits.message());
+      layers->push_back(detail::prepare(model, policies[i]));
     }
+    if (layers->empty()) layers->emplace_back();
+    layers_ = std::move(layers);
+  }
 
-    /// The same into buffers of its own; `result` tells whether they are filled.
-    template <class Logit>
-    routed_batch route(int layer, const logits_view<Logit>& logits,
-                       routing_metrics* metrics = nullptr,
-                       const routing_extras& extras = {}) const {
-      routed_batch batch;
-      batch.result = check(layer, logits, true, true, extras);
-      if (!batch.result) return batch;
-      batch.num_tokens = logits.num_tokens;
-      batch.top_k = model_.top_k;
-      const auto tokens = static_cast<std::size_t>(logits.num_tokens);
-      const auto slots = tokens * static_cast<std::size_t>(model_.top_k);
-      batch.topk_ids.resize(slots);
-      batch.topk_weights.resize(slots);
-      batch.topk_counts.resize(tokens);
-      batch.signal.resize(tokens);
-      const routing_output<> output = {batch.topk_ids.data(), batch.topk_weights.data(),
-                                       batch.topk_counts.data(), batch.signal.data()};
-      if (tokens != 0) batch.result = route(layer, logits, output, metrics, extras);
-      return batch;
+  const detail::layer_routing& at(int layer) const noexcept {
+    return (*layers_)[one_policy_ ? 0 : static_cast<std::size_t>(layer)];
+  }
+
+  template <class Logit>
+  status check(int layer, const logits_view<Logit>& logits, bool has_ids, bool has_weights,
+               const routing_extras& extras) const noexcept {
+    const auto invalid = status_code::invalid_argument;
+    if (!validity_) return validity_;
+    if (layer < 0 || (!one_policy_ && layer >= num_layers()))
+      return status::error(invalid, "layer is %d, expected 0..%d", layer,
+                           one_policy_ ? 0x7FFFFFFF : num_layers() - 1);
+    if (logits.num_experts != model_.num_experts)
+      return status::error(status_code::shape_mismatch,
+                           "logits have num_experts = %d, the gating has %d", logits.num_experts,
+                           model_.num_experts);
+    if (logits.num_tokens < 0)
+      return status::error(invalid, "logits have num_tokens = %lld, expected 0 or more",
+                           static_cast<long long>(logits.num_tokens));
+    if (logits.row_stride != 0 && logits.row_stride < logits.num_experts)
+      return status::error(status_code::shape_mismatch,
+                           "logits have row_stride = %lld, expected 0 or at least num_experts = %d",
+                           static_cast<long long>(logits.row_stride), logits.num_experts);
+    if (logits.num_tokens == 0) return {};
+    if (logits.data == nullptr) return status::error(invalid, "logits.data is null");
+    if (!has_ids) return status::error(invalid, "output.topk_ids is null");
+    if (!has_weights) return status::error(invalid, "output.topk_weights is null");
+    if (model_.selection_bias && extras.routing_bias == nullptr)
+      return status::error(invalid,
+                           "extras.routing_bias is null, but the gating has a selection_bias");
+    if (!model_.selection_bias && extras.routing_bias != nullptr)
+      return status::error(invalid,
+                           "extras.routing_bias is given, but the gating has no selection_bias");
+    return check_limits(logits.num_tokens, extras);
+  }
+
+  status check_limits(std::int64_t num_tokens, const routing_extras& extras) const noexcept {
+    if (extras.k_min == nullptr && extras.k_max == nullptr) return {};
+    for (std::int64_t t = 0; t < num_tokens; ++t) {
+      const int low = extras.k_min != nullptr ? extras.k_min[t] : 1;
+      const int high = extras.k_max != nullptr ? extras.k_max[t] : model_.top_k;
+      if (low < 1 || low > high || high > model_.top_k)
+        return status::error(status_code::invalid_argument,
+                             "token %lld: k_min = %d, k_max = %d, expected 1 <= k_min <= k_max <= "
+                             "top_k = %d",
+                             static_cast<long long>(t), low, high, model_.top_k);
     }
+    return {};
+  }
 
-   private:
-    router(const gating& model, std::vector<k_policy> policies, router_options options,
-           bool one_policy)
-        : model_(model), options_(options), one_policy_(one_policy) {
-      validity_ = validate(model);
-      if (policies.empty())
-        validity_ = status::error(status_code::invalid_argument, "policies is empty");
-      auto layers = std::make_shared<std::vector<detail::layer_routing>>();
-      for (std::size_t i = 0; i < policies.size() && validity_; ++i) {
-        const status fits = validate(policies[i], model);
-        if (!fits && one_policy) validity_ = fits;
-        if (!fits && !one_policy)
-          validity_ =
-              status::error(fits.code(), "layer %d: %s", static_cast<int>(i), fits.message());
-        layers->push_back(detail::prepare(model, policies[i]));
-      }
-      if (layers->empty()) layers->emplace_back();
-      layers_ = std::move(layers);
+  /// The token's limits win over the policy's where they do not overlap.
+  static k_limits limits_of(const detail::layer_routing& layer, const routing_extras& extras,
+                            std::int64_t token) noexcept {
+    const int top_k = layer.model.top_k;
+    k_limits limits = {layer.policy.k_min, layer.policy.k_max < top_k ? layer.policy.k_max : top_k};
+    if (extras.k_min != nullptr) {
+      const int low = extras.k_min[token];
+      limits = {limits.k_min < low ? low : limits.k_min, limits.k_max < low ? low : limits.k_max};
     }
-
-    const detail::layer_routing& at(int layer) const noexcept {
-      return (*layers_)[one_policy_ ? 0 : static_cast<std::size_t>(layer)];
+    if (extras.k_max != nullptr) {
+      const int high = extras.k_max[token];
+      limits = {limits.k_min > high ? high : limits.k_min,
+                limits.k_max > high ? high : limits.k_max};
     }
+    return limits;
+  }
 
-    template <class Logit>
-    status check(int layer, const logits_view<Logit>& logits, bool has_ids, bool has_weights,
-                 const routing_extras& extras) const noexcept {
-      const auto invalid = status_code::invalid_argument;
-      if (!validity_) return validity_;
-      if (layer < 0 || (!one_policy_ && layer >= num_layers()))
-        return status::error(invalid, "layer is %d, expected 0..%d", layer,
-                             one_policy_ ? 0x7FFFFFFF : num_layers() - 1);
-      if (logits.num_experts != model_.num_experts)
-        return status::error(status_code::shape_mismatch,
-                             "logits have num_experts = %d, the gating has %d", logits.num_experts,
-                             model_.num_experts);
-      if (logits.num_tokens < 0)
-        return status::error(invalid, "logits have num_tokens = %lld, expected 0 or more",
-                             static_cast<long long>(logits.num_tokens));
-      if (logits.row_stride != 0 && logits.row_stride < logits.num_experts)
-        return status::error(
-            status_code::shape_mismatch,
-            "logits have row_stride = %lld, expected 0 or at least num_experts = %d",
-            static_cast<long long>(logits.row_stride), logits.num_experts);
-      if (logits.num_tokens == 0) return {};
-      if (logits.data == nullptr) return status::error(invalid, "logits.data is null");
-      if (!has_ids) return status::error(invalid, "output.topk_ids is null");
-      if (!has_weights) return status::error(invalid, "output.topk_weights is null");
-      if (model_.selection_bias && extras.routing_bias == nullptr)
-        return status::error(invalid,
-                             "extras.routing_bias is null, but the gating has a selection_bias");
-      if (!model_.selection_bias && extras.routing_bias != nullptr)
-        return status::error(invalid,
-                             "extras.routing_bias is given, but the gating has no selection_bias");
-      return check_limits(logits.num_tokens, extras);
+  template <class Id>
+  Id fill(int first_expert) const noexcept {
+    switch (options_.fill) {
+      case fill_id::num_experts:
+        return static_cast<Id>(model_.num_experts);
+      case fill_id::first_expert:
+        return static_cast<Id>(first_expert);
+      case fill_id::minus_one:
+        break;
     }
-
-    status check_limits(std::int64_t num_tokens, const routing_extras& extras) const noexcept {
-      if (extras.k_min == nullptr && extras.k_max == nullptr) return {};
-      for (std::int64_t t = 0; t < num_tokens; ++t) {
-        const int low = extras.k_min != nullptr ? extras.k_min[t] : 1;
-        const int high = extras.k_max != nullptr ? extras.k_max[t] : model_.top_k;
-        if (low < 1 || low > high || high > model_.top_k)
-          return status::error(
-              status_code::invalid_argument,
-              "token %lld: k_min = %d, k_max = %d, expected 1 <= k_min <= k_max <= "
-              "top_k = %d",
-              static_cast<long long>(t), low, high, model_.top_k);
-      }
-      return {};
-    }
-
-    /// The token's limits win over the policy's where they do not overlap.
-    static k_limits limits_of(const detail::layer_routing& layer, const routing_extras& extras,
-                              std::int64_t token) noexcept {
-      const int top_k = layer.model.top_k;
-      k_limits limits = {layer.policy.k_min,
-                         layer.policy.k_max < top_k ? layer.policy.k_max : top_k};
-      if (extras.k_min != nullptr) {
-        const int low = extras.k_min[token];
-        limits = {limits.k_min < low ? low : limits.k_min, limits.k_max < low ? low : limits.k_max};
-      }
-      if (extras.k_max != nullptr) {
-        const int high = extras.k_max[token];
-        limits = {limits.k_min > high ? high : limits.k_min,
-                  limits.k_max > high ? high : limits.k_max};
-      }
-      return limits;
-    }
-
-    template <class Id>
-    Id fill(int first_expert) const noexcept {
-      switch (options_.fill) {
-        case fill_id::num_experts:
-          return static_cast<Id>(model_.num_experts);
-        case fill_id::first_expert:
-          return static_cast<Id>(first_expert);
-        case fill_id::minus_one:
-          break;
-      }
-      return static_cast<Id>(-1);
-    }
-
-    template <gating_kind Kind, class Logit, class Id, class Weight>
-    void route_rows(const detail::layer_routing& layer, const logits_view<Logit>& logits,
-                    const routing_output<Id, Weight>& output, routing_metrics* metrics,
-                    const routing_extras& extras) const noexcept;
-
-    gating model_;
-    router_options options_;
-    bool one_policy_;
-    status validity_;
-    std::shared_ptr<const std::vector<detail::layer_routing>> layers_;
-    std::shared_ptr<const void> tables_;
-  };
-
-  namespace detail {
-
-  /// Gathers one call's counts without touching the caller's struct until the end.
-  class call_metrics {
-   public:
-    explicit call_metrics(routing_metrics* target) noexcept : target_(target) {}
-
-    void add_padding() noexcept { ++padding_tokens_; }
-
-    void add_token(const int* experts, int count, float signal, bool has_nonfinite) noexcept {
-      if (target_ == nullptr) return;
-      for (int j = 0; j < count; ++j) {
-        ++target_->expert_counts[experts[j]];
-        touched_[experts[j] / 64] |= std::uint64_t{1} << (experts[j] % 64);
-      }
-      ++target_->k_histogram[count];
-      expert_calls_ += static_cast<std::uint64_t>(count);
-      nonfinite_rows_ += has_nonfinite ? 1u : 0u;
-      signal_sum_ +=
-          static_cast<std::int64_t>(static_cast<double>(signal) * routing_metrics::signal_scale);
-      lowest_ = tokens_ == 0 || signal < lowest_ ? signal : lowest_;
-      highest_ = tokens_ == 0 || signal > highest_ ? signal : highest_;
-      ++tokens_;
-    }
-
-    void finish(int top_k) noexcept {
-      if (target_ == nullptr) return;
-      target_->padding_tokens += padding_tokens_;
-      if (tokens_ == 0) return;
-      const bool first = target_->tokens == 0;
-      if (first || lowest_ < target_->signal_lowest) target_->signal_lowest = lowest_;
-      if (first || highest_ > target_->signal_highest) target_->signal_highest = highest_;
-      target_->calls += 1;
-      target_->tokens += tokens_;
-      target_->expert_calls += expert_calls_;
-      target_->full_expert_calls += tokens_ * static_cast<std::uint64_t>(top_k);
-      target_->nonfinite_rows += nonfinite_rows_;
-      target_->signal_sum_fixed += signal_sum_;
-      for (std::uint64_t word : touched_)
-        for (; word != 0; word &= word - 1) ++target_->distinct_experts;
-    }
-
-   private:
-    routing_metrics* target_;
-    std::uint64_t tokens_ = 0;
-    std::uint64_t padding_tokens_ = 0;
-    std::uint64_t expert_calls_ = 0;
-    std::uint64_t nonfinite_rows_ = 0;
-    std::int64_t signal_sum_ = 0;
-    float lowest_ = 0.0f;
-    float highest_ = 0.0f;
-    std::uint64_t touched_[max_experts / 64] = {};
-  };
-
-  }  // namespace detail
+    return static_cast<Id>(-1);
+  }
 
   template <gating_kind Kind, class Logit, class Id, class Weight>
-  void router::route_rows(const detail::layer_routing& layer, const logits_view<Logit>& logits,
-                          const routing_output<Id, Weight>& output, routing_metrics* metrics,
-                          const routing_extras& extras) const noexcept {
-    constexpr int max_rows = max_experts / detail::reduction_slots;
-    const detail::host_warp<1> tile;
-    const int top_k = model_.top_k;
-    const std::int64_t stride = logits.row_stride != 0 ? logits.row_stride : logits.num_experts;
-    detail::call_metrics counts(metrics);
-    for (std::int64_t token = 0; token < logits.num_tokens; ++token) {
-      detail::token_route<max_top_k> route;
-      if (extras.padding_mask != nullptr && extras.padding_mask[token] != 0) {
-        route.count = 0;
-        route.expert[0] = 0;
-        route.signal = 0.0f;
-        counts.add_padding();
-      } else {
-        const Logit* row = logits.data + token * stride;
-        route = detail::route_token<Kind, max_rows, max_top_k>(
-            tile, layer, extras.routing_bias, limits_of(layer, extras, token),
-            [row](int expert) { return to_float(row[expert]); });
-        counts.add_token(route.expert, route.count, route.signal, route.has_nonfinite);
-      }
-      Id* ids = output.topk_ids + token * top_k;
-      Weight* weights = output.topk_weights + token * top_k;
-      const Id filler = fill<Id>(route.expert[0]);
-      for (int j = 0; j < top_k; ++j) {
-        ids[j] = j < route.count ? static_cast<Id>(route.expert[j]) : filler;
-        weights[j] = from_float<Weight>(j < route.count ? route.weight[j] : 0.0f);
-      }
-      if (output.topk_counts != nullptr) output.topk_counts[token] = route.count;
-      if (output.signal != nullptr) output.signal[token] = route.signal;
+  void route_rows(const detail::layer_routing& layer, const logits_view<Logit>& logits,
+                  const routing_output<Id, Weight>& output, routing_metrics* metrics,
+                  const routing_extras& extras) const noexcept;
+
+  gating model_;
+  router_options options_;
+  bool one_policy_;
+  status validity_;
+  std::shared_ptr<const std::vector<detail::layer_routing>> layers_;
+  std::shared_ptr<const void> tables_;
+};
+
+namespace detail {
+
+/// Gathers one call's counts without touching the caller's struct until the end.
+class call_metrics {
+ public:
+  explicit call_metrics(routing_metrics* target) noexcept : target_(target) {}
+
+  void add_padding() noexcept { ++padding_tokens_; }
+
+  void add_token(const int* experts, int count, float signal, bool has_nonfinite) noexcept {
+    if (target_ == nullptr) return;
+    for (int j = 0; j < count; ++j) {
+      ++target_->expert_counts[experts[j]];
+      touched_[experts[j] / 64] |= std::uint64_t{1} << (experts[j] % 64);
     }
-    counts.finish(top_k);
+    ++target_->k_histogram[count];
+    expert_calls_ += static_cast<std::uint64_t>(count);
+    nonfinite_rows_ += has_nonfinite ? 1u : 0u;
+    signal_sum_ +=
+        static_cast<std::int64_t>(static_cast<double>(signal) * routing_metrics::signal_scale);
+    lowest_ = tokens_ == 0 || signal < lowest_ ? signal : lowest_;
+    highest_ = tokens_ == 0 || signal > highest_ ? signal : highest_;
+    ++tokens_;
   }
+
+  void finish(int top_k) noexcept {
+    if (target_ == nullptr) return;
+    target_->padding_tokens += padding_tokens_;
+    if (tokens_ == 0) return;
+    const bool first = target_->tokens == 0;
+    if (first || lowest_ < target_->signal_lowest) target_->signal_lowest = lowest_;
+    if (first || highest_ > target_->signal_highest) target_->signal_highest = highest_;
+    target_->calls += 1;
+    target_->tokens += tokens_;
+    target_->expert_calls += expert_calls_;
+    target_->full_expert_calls += tokens_ * static_cast<std::uint64_t>(top_k);
+    target_->nonfinite_rows += nonfinite_rows_;
+    target_->signal_sum_fixed += signal_sum_;
+    for (std::uint64_t word : touched_)
+      for (; word != 0; word &= word - 1) ++target_->distinct_experts;
+  }
+
+ private:
+  routing_metrics* target_;
+  std::uint64_t tokens_ = 0;
+  std::uint64_t padding_tokens_ = 0;
+  std::uint64_t expert_calls_ = 0;
+  std::uint64_t nonfinite_rows_ = 0;
+  std::int64_t signal_sum_ = 0;
+  float lowest_ = 0.0f;
+  float highest_ = 0.0f;
+  std::uint64_t touched_[max_experts / 64] = {};
+};
+
+}  // namespace detail
+
+template <gating_kind Kind, class Logit, class Id, class Weight>
+void router::route_rows(const detail::layer_routing& layer, const logits_view<Logit>& logits,
+                        const routing_output<Id, Weight>& output, routing_metrics* metrics,
+                        const routing_extras& extras) const noexcept {
+  constexpr int max_rows = max_experts / detail::reduction_slots;
+  const detail::host_warp<1> tile;
+  const int top_k = model_.top_k;
+  const std::int64_t stride = logits.row_stride != 0 ? logits.row_stride : logits.num_experts;
+  detail::call_metrics counts(metrics);
+  for (std::int64_t token = 0; token < logits.num_tokens; ++token) {
+    detail::token_route<max_top_k> route;
+    if (extras.padding_mask != nullptr && extras.padding_mask[token] != 0) {
+      route.count = 0;
+      route.expert[0] = 0;
+      route.signal = 0.0f;
+      counts.add_padding();
+    } else {
+      const Logit* row = logits.data + token * stride;
+      route = detail::route_token<Kind, max_rows, max_top_k>(tile, layer, extras.routing_bias,
+                                                             limits_of(layer, extras, token),
+                                                             detail::logit_row<Logit>{row});
+      counts.add_token(route.expert, route.count, route.signal, route.has_nonfinite);
+    }
+    Id* ids = output.topk_ids + token * top_k;
+    Weight* weights = output.topk_weights + token * top_k;
+    const Id filler = fill<Id>(route.expert[0]);
+    for (int j = 0; j < top_k; ++j) {
+      ids[j] = j < route.count ? static_cast<Id>(route.expert[j]) : filler;
+      weights[j] = from_float<Weight>(j < route.count ? route.weight[j] : 0.0f);
+    }
+    if (output.topk_counts != nullptr) output.topk_counts[token] = route.count;
+    if (output.signal != nullptr) output.signal[token] = route.signal;
+  }
+  counts.finish(top_k);
+}
 
 ADAPTIVE_K_NAMESPACE_END
