@@ -58,7 +58,7 @@ class router {
 
   /// Routes `logits` of `layer` into `output`. No allocation, no lock; time O(T * K0 * E). With a
   /// refusal nothing is written. `metrics`, where given, is added to.
-  template <class Logit, class Id = std::int32_t, class Weight = float>
+  template <class Logit = float, class Id = std::int32_t, class Weight = float>
   status route(int layer, const logits_view<Logit>& logits,
                const routing_output<Id, Weight>& output, routing_metrics* metrics = nullptr,
                const routing_extras& extras = {}) const noexcept {
@@ -86,7 +86,7 @@ class router {
   }
 
   /// The same into buffers of its own; `result` tells whether they are filled.
-  template <class Logit>
+  template <class Logit = float>
   routed_batch route(int layer, const logits_view<Logit>& logits,
                      routing_metrics* metrics = nullptr, const routing_extras& extras = {}) const {
     routed_batch batch;
