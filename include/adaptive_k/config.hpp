@@ -39,6 +39,13 @@
 #define ADAPTIVE_K_HD
 #endif
 
+// Arrays indexed in loops stay in registers on the device only if the loops are unrolled.
+#if defined(__CUDA_ARCH__)
+#define ADAPTIVE_K_UNROLL _Pragma("unroll")
+#else
+#define ADAPTIVE_K_UNROLL
+#endif
+
 #if defined(_MSC_VER) && !defined(__clang__)
 #define ADAPTIVE_K_INLINE __forceinline
 #else
@@ -47,7 +54,7 @@
 
 ADAPTIVE_K_NAMESPACE_BEGIN
 
-  inline constexpr int max_experts = 1024;  ///< largest E
-  inline constexpr int max_top_k = 32;      ///< largest K0
+inline constexpr int max_experts = 1024;  ///< largest E
+inline constexpr int max_top_k = 32;      ///< largest K0
 
 ADAPTIVE_K_NAMESPACE_END

@@ -10,128 +10,126 @@
 
 ADAPTIVE_K_NAMESPACE_BEGIN
 
-  namespace detail {
-  template <class To, class From>
-  ADAPTIVE_K_HD ADAPTIVE_K_INLINE To bit_cast(const From& from) noexcept {
-    static_assert(sizeof(To) == sizeof(From), "bit_cast keeps the size");
-    To to;
-    std::memcpy(&to, &from, sizeof(To));
-    return to;
+namespace detail {
+template <class To, class From>
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE To bit_cast(const From& from) noexcept {
+  static_assert(sizeof(To) == sizeof(From), "bit_cast keeps the size");
+  To to;
+  std::memcpy(&to, &from, sizeof(To));
+  return to;
+}
+}  // namespace detail
+
+/// IEEE binary16 as stored (fp16). Conversions are exact up, round-to-nearest-even down.
+struct float16 {
+  std::uint16_t bits;
+};
+
+/// The upper half of a binary32 (bf16). Conversions are exact up, round-to-nearest-even down.
+struct bfloat16 {
+  std::uint16_t bits;
+};
+
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE float to_float(float value) noexcept {
+  return value;
+}
+
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE float to_float(bfloat16 value) noexcept {
+  return detail::bit_cast<float>(static_cast<std::uint32_t>(value.bits) << 16);
+}
+
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE float to_float(float16 value) noexcept {
+  const std::uint32_t sign = static_cast<std::uint32_t>(value.bits & 0x8000u) << 16;
+  const std::uint32_t magnitude = value.bits & 0x7FFFu;
+  const std::uint32_t normal = (magnitude << 13) + 0x38000000u;
+  const std::uint32_t special = (magnitude << 13) | 0x7F800000u;
+  // A subnormal half is its integer times 2^-24, exactly.
+  const std::uint32_t subnormal =
+      detail::bit_cast<std::uint32_t>(static_cast<float>(magnitude) * 5.9604644775390625e-8f);
+  const std::uint32_t bits =
+      magnitude >= 0x7C00u ? special : (magnitude < 0x0400u ? subnormal : normal);
+  return detail::bit_cast<float>(sign | bits);
+}
+
+/// Rounds a binary32 to the storage type `T` (float, float16 or bfloat16).
+template <class T>
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE T from_float(float value) noexcept;
+
+template <>
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE float from_float<float>(float value) noexcept {
+  return value;
+}
+
+template <>
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE bfloat16 from_float<bfloat16>(float value) noexcept {
+  const std::uint32_t bits = detail::bit_cast<std::uint32_t>(value);
+  const std::uint32_t rounded = bits + 0x7FFFu + ((bits >> 16) & 1u);
+  const bool is_nan = (bits & 0x7FFFFFFFu) > 0x7F800000u;
+  return {static_cast<std::uint16_t>((is_nan ? (bits | 0x00400000u) : rounded) >> 16)};
+}
+
+template <>
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE float16 from_float<float16>(float value) noexcept {
+  const std::uint32_t bits = detail::bit_cast<std::uint32_t>(value);
+  const std::uint32_t sign = (bits >> 16) & 0x8000u;
+  const std::uint32_t magnitude = bits & 0x7FFFFFFFu;
+  std::uint32_t half;
+  if (magnitude > 0x7F800000u) {
+    half = 0x7E00u;
+  } else if (magnitude >= 0x47800000u) {  // 65536 and above
+    half = 0x7C00u;
+  } else if (magnitude < 0x38800000u) {  // below 2^-14: adding 0.5 rounds at the right bit
+    const float shifted = detail::bit_cast<float>(magnitude) + 0.5f;
+    half = detail::bit_cast<std::uint32_t>(shifted) - 0x3F000000u;
+  } else {
+    half = (magnitude - 0x38000000u + 0x0FFFu + ((magnitude >> 13) & 1u)) >> 13;
   }
-  }  // namespace detail
+  return {static_cast<std::uint16_t>(sign | half)};
+}
 
-  /// IEEE binary16 as stored (fp16). Conversions are exact up, round-to-nearest-even down.
-  struct float16 {
-    std::uint16_t bits;
-  };
+template <class T>
+inline constexpr bool is_float_storage =
+    std::is_same_v<T, float> || std::is_same_v<T, float16> || std::is_same_v<T, bfloat16>;
 
-  /// The upper half of a binary32 (bf16). Conversions are exact up, round-to-nearest-even down.
-  struct bfloat16 {
-    std::uint16_t bits;
-  };
+template <class T>
+inline constexpr bool is_expert_id =
+    std::is_same_v<T, std::int32_t> || std::is_same_v<T, std::int64_t> ||
+    std::is_same_v<T, std::int16_t> || std::is_same_v<T, std::uint16_t>;
 
-  ADAPTIVE_K_HD ADAPTIVE_K_INLINE float to_float(float value) noexcept {
-    return value;
-  }
+/// Router logits, row-major.
+template <class T = float>
+struct logits_view {
+  static_assert(is_float_storage<T>, "adaptive_k: logits must be float, float16 or bfloat16");
+  const T* data = nullptr;      ///< [num_tokens, num_experts], row stride `row_stride`
+  std::int64_t num_tokens = 0;  ///< T >= 0
+  int num_experts = 0;          ///< E in 1..1024
+  std::int64_t row_stride = 0;  ///< elements from row to row; 0 means num_experts
+};
 
-  ADAPTIVE_K_HD ADAPTIVE_K_INLINE float to_float(bfloat16 value) noexcept {
-    return detail::bit_cast<float>(static_cast<std::uint32_t>(value.bits) << 16);
-  }
+/// Where a routing call writes. Null members are skipped, except `topk_ids` and `topk_weights`.
+template <class Id = std::int32_t, class Weight = float>
+struct routing_output {
+  static_assert(is_expert_id<Id>, "adaptive_k: ids must be int32, int64, int16 or uint16");
+  static_assert(is_float_storage<Weight>, "adaptive_k: weights must be float, float16 or bfloat16");
+  Id* topk_ids = nullptr;               ///< [num_tokens, top_k], score descending; fill past k_t
+  Weight* topk_weights = nullptr;       ///< [num_tokens, top_k]; 0 past k_t
+  std::int32_t* topk_counts = nullptr;  ///< [num_tokens], k_t
+  float* signal = nullptr;              ///< [num_tokens], unit of the policy's signal
+};
 
-  ADAPTIVE_K_HD ADAPTIVE_K_INLINE float to_float(float16 value) noexcept {
-    const std::uint32_t sign = static_cast<std::uint32_t>(value.bits & 0x8000u) << 16;
-    const std::uint32_t magnitude = value.bits & 0x7FFFu;
-    const std::uint32_t normal = (magnitude << 13) + 0x38000000u;
-    const std::uint32_t special = (magnitude << 13) | 0x7F800000u;
-    // A subnormal half is its integer times 2^-24, exactly.
-    const std::uint32_t subnormal =
-        detail::bit_cast<std::uint32_t>(static_cast<float>(magnitude) * 5.9604644775390625e-8f);
-    const std::uint32_t bits =
-        magnitude >= 0x7C00u ? special : (magnitude < 0x0400u ? subnormal : normal);
-    return detail::bit_cast<float>(sign | bits);
-  }
+/// Optional inputs of a routing call; null means absent.
+struct routing_extras {
+  const float* routing_bias = nullptr;         ///< [num_experts], selects, never weighs
+  const std::uint8_t* padding_mask = nullptr;  ///< [num_tokens], non-zero: skip this token (k = 0)
+  const std::uint8_t* k_min = nullptr;         ///< [num_tokens], 1..top_k, on top of the policy's
+  const std::uint8_t* k_max = nullptr;         ///< [num_tokens], k_min..top_k, likewise
+};
 
-  /// Rounds a binary32 to the storage type `T` (float, float16 or bfloat16).
-  template <class T>
-  ADAPTIVE_K_HD ADAPTIVE_K_INLINE T from_float(float value) noexcept;
-
-  template <>
-  ADAPTIVE_K_HD ADAPTIVE_K_INLINE float from_float<float>(float value) noexcept {
-    return value;
-  }
-
-  template <>
-  ADAPTIVE_K_HD ADAPTIVE_K_INLINE bfloat16 from_float<bfloat16>(float value) noexcept {
-    const std::uint32_t bits = detail::bit_cast<std::uint32_t>(value);
-    const std::uint32_t rounded = bits + 0x7FFFu + ((bits >> 16) & 1u);
-    const bool is_nan = (bits & 0x7FFFFFFFu) > 0x7F800000u;
-    return {static_cast<std::uint16_t>((is_nan ? (bits | 0x00400000u) : rounded) >> 16)};
-  }
-
-  template <>
-  ADAPTIVE_K_HD ADAPTIVE_K_INLINE float16 from_float<float16>(float value) noexcept {
-    const std::uint32_t bits = detail::bit_cast<std::uint32_t>(value);
-    const std::uint32_t sign = (bits >> 16) & 0x8000u;
-    const std::uint32_t magnitude = bits & 0x7FFFFFFFu;
-    std::uint32_t half;
-    if (magnitude > 0x7F800000u) {
-      half = 0x7E00u;
-    } else if (magnitude >= 0x47800000u) {  // 65536 and above
-      half = 0x7C00u;
-    } else if (magnitude < 0x38800000u) {  // below 2^-14: adding 0.5 rounds at the right bit
-      const float shifted = detail::bit_cast<float>(magnitude) + 0.5f;
-      half = detail::bit_cast<std::uint32_t>(shifted) - 0x3F000000u;
-    } else {
-      half = (magnitude - 0x38000000u + 0x0FFFu + ((magnitude >> 13) & 1u)) >> 13;
-    }
-    return {static_cast<std::uint16_t>(sign | half)};
-  }
-
-  template <class T>
-  inline constexpr bool is_float_storage =
-      std::is_same_v<T, float> || std::is_same_v<T, float16> || std::is_same_v<T, bfloat16>;
-
-  template <class T>
-  inline constexpr bool is_expert_id =
-      std::is_same_v<T, std::int32_t> || std::is_same_v<T, std::int64_t> ||
-      std::is_same_v<T, std::int16_t> || std::is_same_v<T, std::uint16_t>;
-
-  /// Router logits, row-major.
-  template <class T = float>
-  struct logits_view {
-    static_assert(is_float_storage<T>, "adaptive_k: logits must be float, float16 or bfloat16");
-    const T* data = nullptr;      ///< [num_tokens, num_experts], row stride `row_stride`
-    std::int64_t num_tokens = 0;  ///< T >= 0
-    int num_experts = 0;          ///< E in 1..1024
-    std::int64_t row_stride = 0;  ///< elements from row to row; 0 means num_experts
-  };
-
-  /// Where a routing call writes. Null members are skipped, except `topk_ids` and `topk_weights`.
-  template <class Id = std::int32_t, class Weight = float>
-  struct routing_output {
-    static_assert(is_expert_id<Id>, "adaptive_k: ids must be int32, int64, int16 or uint16");
-    static_assert(is_float_storage<Weight>,
-                  "adaptive_k: weights must be float, float16 or bfloat16");
-    Id* topk_ids = nullptr;               ///< [num_tokens, top_k], score descending; fill past k_t
-    Weight* topk_weights = nullptr;       ///< [num_tokens, top_k]; 0 past k_t
-    std::int32_t* topk_counts = nullptr;  ///< [num_tokens], k_t
-    float* signal = nullptr;              ///< [num_tokens], unit of the policy's signal
-  };
-
-  /// Optional inputs of a routing call; null means absent.
-  struct routing_extras {
-    const float* routing_bias = nullptr;  ///< [num_experts], selects, never weighs
-    const std::uint8_t* padding_mask =
-        nullptr;                          ///< [num_tokens], non-zero: skip this token (k = 0)
-    const std::uint8_t* k_min = nullptr;  ///< [num_tokens], 1..top_k, on top of the policy's
-    const std::uint8_t* k_max = nullptr;  ///< [num_tokens], k_min..top_k, likewise
-  };
-
-  /// What stands in the id slots past k_t (their weights are 0).
-  enum class fill_id : std::uint8_t {
-    minus_one,     ///< -1 (65535 as uint16)
-    num_experts,   ///< E, one past the last expert
-    first_expert,  ///< the token's own first expert again, for engines that cannot skip
-  };
+/// What stands in the id slots past k_t (their weights are 0).
+enum class fill_id : std::uint8_t {
+  minus_one,     ///< -1 (65535 as uint16)
+  num_experts,   ///< E, one past the last expert
+  first_expert,  ///< the token's own first expert again, for engines that cannot skip
+};
 
 ADAPTIVE_K_NAMESPACE_END

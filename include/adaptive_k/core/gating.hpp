@@ -85,6 +85,11 @@ ADAPTIVE_K_HD constexpr bool is_softmax(gating_kind kind) {
          kind == gating_kind::sparsemixer;
 }
 
+/// Softmax over the selected is softmax over all, renormalised.
+ADAPTIVE_K_HD inline bool renormalizes(const gating& g) noexcept {
+  return g.renormalize || g.kind == gating_kind::top_k_softmax;
+}
+
 /// Whether experts are ranked by score + bias rather than by logit. Every score grows with its
 /// logit, so without bias or summed groups the logits give the same order, and finer.
 ADAPTIVE_K_HD inline bool selects_by_score(const gating& g) noexcept {
@@ -98,7 +103,7 @@ struct score_pair {
   float log_score;
 };
 
-/// `logit` is never NaN here; +inf equals a largest logit of +inf.
+/// NaN scores as -inf does; a logit of +inf is equal to a largest logit of +inf.
 template <gating_kind Kind>
 ADAPTIVE_K_HD ADAPTIVE_K_INLINE score_pair score_of(float logit, float largest_logit) noexcept {
   if constexpr (is_softmax(Kind)) {
@@ -107,11 +112,12 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE score_pair score_of(float logit, float largest_l
     return {math::exp(delta), delta};
   } else {
     float score;
+    const float number = math::larger(logit, -math::infinity);
     if constexpr (Kind == gating_kind::sigmoid) {
-      score = math::sigmoid(logit);
+      score = math::sigmoid(number);
     } else {
       constexpr float finite = 1e30f;  // sqrt(+inf) would make every weight NaN
-      score = math::square_root(math::softplus(math::smaller(logit, finite)));
+      score = math::square_root(math::softplus(math::smaller(number, finite)));
     }
     return {score, math::log(math::larger(score, 1e-37f))};
   }

@@ -6,11 +6,12 @@
 // lanes, and the bits do not depend on L.
 //
 // Tile, as the rest of core/ uses it:
-//   lanes, slots_per_lane          compile-time ints
+//   lanes, row_width, slots_per_lane  compile-time ints; a row of experts has row_width slots
+//   unrolled                       loops run over all that fits, so that arrays stay in registers
 //   per_lane<T>                    one T in each lane, indexed by lane
 //   for_each_lane(f)               f(lane) in every lane
 //   reduce_add(per_lane<float>)    sum over lanes, neighbours first; the same value everywhere
-//   reduce_max / reduce_min / reduce_or  exact, so of any shape
+//   reduce_max / reduce_min / reduce_sum  exact, so of any shape
 //   broadcast(per_lane<T>, lane)   one lane's value, everywhere
 #pragma once
 
@@ -25,13 +26,16 @@ namespace detail {
 inline constexpr int reduction_slots = 32;
 
 /// `Lanes` lanes as arrays: the host twin of a warp tile. One lane is what the router runs; more
-/// are there to show that the bits do not depend on them.
-template <int Lanes>
+/// are there to show that the bits do not depend on them. Rows narrower than 32 are for E up to
+/// their width: the slots left out would only add +0.
+template <int Lanes, int RowWidth = reduction_slots>
 struct host_warp {
-  static_assert(Lanes >= 1 && Lanes <= reduction_slots && (Lanes & (Lanes - 1)) == 0,
-                "lanes must be a power of two up to 32");
+  static_assert(Lanes >= 1 && Lanes <= RowWidth && (Lanes & (Lanes - 1)) == 0,
+                "lanes must be a power of two up to the row's width");
   static constexpr int lanes = Lanes;
-  static constexpr int slots_per_lane = reduction_slots / Lanes;
+  static constexpr int row_width = RowWidth;
+  static constexpr int slots_per_lane = RowWidth / Lanes;
+  static constexpr bool unrolled = false;
 
   template <class T>
   struct per_lane {
@@ -72,11 +76,10 @@ struct host_warp {
     return best;
   }
 
-  ADAPTIVE_K_HD static ADAPTIVE_K_INLINE std::uint32_t reduce_or(
-      const per_lane<std::uint32_t>& values) noexcept {
-    std::uint32_t bits = values[0];
-    for (int lane = 1; lane < Lanes; ++lane) bits |= values[lane];
-    return bits;
+  ADAPTIVE_K_HD static ADAPTIVE_K_INLINE int reduce_sum(const per_lane<int>& values) noexcept {
+    int sum = values[0];
+    for (int lane = 1; lane < Lanes; ++lane) sum += values[lane];
+    return sum;
   }
 
   template <class T>
@@ -94,8 +97,11 @@ struct expert_block {
 /// Sum of one lane's slots, neighbours first; destroys them.
 template <int Slots>
 ADAPTIVE_K_HD ADAPTIVE_K_INLINE float fold_slots(float (&slots)[Slots]) noexcept {
-  for (int count = Slots / 2; count > 0; count /= 2)
+  ADAPTIVE_K_UNROLL
+  for (int count = Slots / 2; count > 0; count /= 2) {
+    ADAPTIVE_K_UNROLL
     for (int i = 0; i < count; ++i) slots[i] = slots[2 * i] + slots[2 * i + 1];
+  }
   return slots[0];
 }
 

@@ -124,12 +124,6 @@ struct k_policy {
   }
 };
 
-/// Per-token bounds on k, already within 1..K0.
-struct k_limits {
-  int k_min;
-  int k_max;
-};
-
 namespace detail {
 
 inline status validate_thresholds(const k_policy& policy, int top_k) noexcept {
@@ -205,110 +199,5 @@ inline status validate(const k_policy& policy, const gating& g) noexcept {
   }
   return status::error(invalid, "rule is %d, expected a k_rule", static_cast<int>(policy.rule));
 }
-
-namespace detail {
-
-/// r^-a for r in (0, 1], a in [0, 1].
-ADAPTIVE_K_HD ADAPTIVE_K_INLINE float restore_mass(float kept_share, float mass_exponent) noexcept {
-  if (mass_exponent == 0.0f) return 1.0f;
-  if (mass_exponent == 1.0f) return math::divide(1.0f, kept_share);
-  if (mass_exponent == 0.5f) return math::divide(1.0f, math::square_root(kept_share));
-  return math::exp(-mass_exponent * math::log(kept_share));
-}
-
-/// Whether threshold i says that k experts are enough. Division-free.
-template <int MaxTopK>
-ADAPTIVE_K_HD ADAPTIVE_K_INLINE bool is_enough(signal_kind kind, float signal, float threshold,
-                                               const ranked_experts<MaxTopK>& ranked, int k,
-                                               int top_k) noexcept {
-  if (kind == signal_kind::topk_mass) return ranked.mass[k - 1] >= threshold * ranked.total;
-  if (kind == signal_kind::score_ratio)
-    return k >= top_k || ranked.score[k] < threshold * ranked.score[0];
-  return high_is_sure(kind) ? signal >= threshold : signal < threshold;
-}
-
-/// Argmin over k in [k_min, k_max] of g d(k) + lambda k; the smaller k on equal cost.
-/// Cost: three logarithms, one or two exponentials and about 20 operations per k.
-template <int MaxTopK>
-ADAPTIVE_K_HD ADAPTIVE_K_INLINE int least_cost_k(const distortion_ref& model, float mass_exponent,
-                                                 const ranked_experts<MaxTopK>& ranked,
-                                                 float topk_share, int num_experts, int top_k,
-                                                 k_limits limits) noexcept {
-  constexpr float floor = 7.888609e-31f;  // 2^-100
-  const float inverse_mass = math::divide(1.0f, ranked.total);
-  float dropped_mass[MaxTopK];     // w_(k+1) + ... + w_K0, summed from the smallest rank's end
-  float dropped_squares[MaxTopK];  // the same over w^2
-  float mass = 0.0f;
-  float squares = 0.0f;
-  for (int j = top_k - 1; j > 0; --j) {
-    const float w = ranked.score[j] * inverse_mass;
-    mass = math::fma(ranked.score[j], inverse_mass, mass);
-    squares = math::fma(w, w, squares);
-    dropped_mass[j] = mass;
-    dropped_squares[j] = squares;
-  }
-  const float log_first = math::log(math::larger(ranked.score[0] * inverse_mass, floor));
-  const float log_share = math::log(math::larger(topk_share, floor));
-
-  int best_k = top_k;
-  float best_cost = math::infinity;
-  float kept_squares = 0.0f;
-  for (int k = 1; k <= limits.k_max; ++k) {
-    const float w = ranked.score[k - 1] * inverse_mass;
-    kept_squares = math::fma(w, w, kept_squares);
-    if (k < limits.k_min) continue;
-    float cost = model.lambda * static_cast<float>(k);
-    if (k < top_k) {
-      const float kept_share = math::larger(ranked.mass[k - 1] * inverse_mass, floor);
-      const float stretch = restore_mass(math::smaller(kept_share, 1.0f), mass_exponent) - 1.0f;
-      const float psi = math::fma(stretch * stretch, kept_squares, dropped_squares[k]);
-      const float* c = model.coefficients + (k - 1) * distortion_ref::num_features;
-      float log_d = math::fma(c[1], math::log(math::larger(dropped_mass[k], floor)), c[0]);
-      log_d = math::fma(c[2], math::log(math::larger(psi, floor)), log_d);
-      log_d = math::fma(c[3], log_first, log_d);
-      log_d = math::fma(c[4], log_share, log_d);
-      const std::int64_t row = static_cast<std::int64_t>(k - 1) * num_experts;
-      if (model.first_expert != nullptr) log_d += model.first_expert[row + ranked.expert[0]];
-      if (model.next_expert != nullptr) log_d += model.next_expert[row + ranked.expert[k]];
-      cost = math::fma(model.sensitivity, math::exp(math::smaller(log_d, 80.0f)), cost);
-    }
-    if (cost < best_cost) {
-      best_cost = cost;
-      best_k = k;
-    }
-  }
-  return best_k;
-}
-
-/// The decision: how many experts this token gets, within its limits.
-template <int MaxTopK>
-ADAPTIVE_K_HD ADAPTIVE_K_INLINE int choose_k(const k_policy& policy, float mass_exponent,
-                                             float signal, const ranked_experts<MaxTopK>& ranked,
-                                             float topk_share, int num_experts, int top_k,
-                                             k_limits limits) noexcept {
-  int k = top_k;
-  switch (policy.rule) {
-    case k_rule::full:
-      break;
-    case k_rule::fixed:
-      k = policy.k_values[0];
-      break;
-    case k_rule::thresholds: {
-      const int last = policy.num_k_values - 1;
-      k = policy.k_values[last];
-      for (int i = last - 1; i >= 0; --i)
-        if (is_enough(policy.signal, signal, policy.thresholds[i], ranked, policy.k_values[i],
-                      top_k))
-          k = policy.k_values[i];
-      break;
-    }
-    case k_rule::distortion:
-      return least_cost_k(policy.distortion, mass_exponent, ranked, topk_share, num_experts, top_k,
-                          limits);
-  }
-  return k < limits.k_min ? limits.k_min : (k > limits.k_max ? limits.k_max : k);
-}
-
-}  // namespace detail
 
 ADAPTIVE_K_NAMESPACE_END

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "adaptive_k/config.hpp"
+#include "adaptive_k/core/choose_k.hpp"
 #include "adaptive_k/core/gating.hpp"
 #include "adaptive_k/core/host_warp.hpp"
 #include "adaptive_k/core/k_policy.hpp"
@@ -27,28 +28,6 @@ struct token_route {
   bool has_nonfinite;     ///< a logit was NaN or infinite
 };
 
-/// A layer's routing, checked and with derived values in place. Plain data.
-struct layer_routing {
-  gating model;
-  k_policy policy;
-  float mass_exponent = 1.0f;        ///< resolved, in [0, 1]
-  float inverse_log_experts = 0.0f;  ///< 1 / ln E; 0 for E = 1
-};
-
-/// Takes a gating and a policy that `validate` accepts.
-inline layer_routing prepare(const gating& g, const k_policy& policy) noexcept {
-  layer_routing layer;
-  layer.model = g;
-  layer.policy = policy;
-  if (g.kind == gating_kind::top_k_softmax) layer.model.renormalize = true;
-  layer.mass_exponent = policy.mass_exponent;
-  if (policy.mass_exponent == k_policy::mass_exponent_of_model)
-    layer.mass_exponent = layer.model.renormalize ? 1.0f : 0.0f;
-  if (g.num_experts > 1)
-    layer.inverse_log_experts = math::divide(1.0f, math::log(static_cast<float>(g.num_experts)));
-  return layer;
-}
-
 /// Reads one row of a logits matrix as float.
 template <class Logit>
 struct logit_row {
@@ -58,69 +37,102 @@ struct logit_row {
   }
 };
 
-/// One token's logits and selection keys, spread over the lanes of a tile.
+/// One token's logits, spread over the lanes of a tile.
 template <class Tile, int MaxRows>
 struct token_state {
   static constexpr int slots = Tile::slots_per_lane;
-  typename Tile::template per_lane<expert_block<float, MaxRows, slots>> logits;  ///< -inf for NaN
+  typename Tile::template per_lane<expert_block<float, MaxRows, slots>> logits;
   expert_keys<Tile, MaxRows> keys;
-  int rows;       ///< rows in use; slots past E hold -inf and `no_expert_key`
+  int num_experts;
+  int rows;       ///< rows in use; slots past E hold -inf
   float largest;  ///< of the logits
   bool has_finite;
   bool has_nonfinite;
 };
 
+/// f(lane, row, slot, expert) for every slot, those past E included.
+template <class Tile, class F>
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE void for_each_slot(const Tile& tile, int rows, F f) noexcept {
+  constexpr int slots = Tile::slots_per_lane;
+  tile.for_each_lane([&](int lane) {
+    ADAPTIVE_K_UNROLL
+    for (int row = 0; row < rows; ++row) {
+      ADAPTIVE_K_UNROLL
+      for (int slot = 0; slot < slots; ++slot)
+        f(lane, row, slot, row * Tile::row_width + lane * slots + slot);
+    }
+  });
+}
+
+/// Copies a row into the tile as float; slots past E get -inf. Tiles with wider loads overload it.
+template <int MaxRows, int Lanes, int RowWidth, class LogitAt>
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE void fetch_logits(
+    const host_warp<Lanes, RowWidth>& tile, token_state<host_warp<Lanes, RowWidth>, MaxRows>& token,
+    LogitAt logit_at) noexcept {
+  constexpr int slots = RowWidth / Lanes;
+  const int full_rows = token.num_experts / RowWidth;
+  // The last row apart: a bounds check in the others would keep them from being vectorised.
+  for_each_slot(tile, full_rows, [&](int lane, int row, int slot, int expert) {
+    token.logits[lane].at[row][slot] = logit_at(expert);
+  });
+  if (full_rows == token.rows) return;
+  tile.for_each_lane([&](int lane) {
+    for (int slot = 0; slot < slots; ++slot) {
+      const int expert = full_rows * RowWidth + lane * slots + slot;
+      token.logits[lane].at[full_rows][slot] =
+          expert < token.num_experts ? logit_at(expert) : -math::infinity;
+    }
+  });
+}
+
+/// Loads a row and notes its largest logit and whether all or none of it was finite. NaN stays: it
+/// compares false, so it is never the largest, and its key and its score are defined.
 template <class Tile, int MaxRows, class LogitAt>
 ADAPTIVE_K_HD ADAPTIVE_K_INLINE void load_logits(const Tile& tile,
                                                  token_state<Tile, MaxRows>& token, int num_experts,
                                                  LogitAt logit_at) noexcept {
   constexpr int slots = Tile::slots_per_lane;
-  const int full_rows = num_experts / reduction_slots;
-  token.rows = (num_experts + reduction_slots - 1) / reduction_slots;
+  token.num_experts = num_experts;
+  token.rows = Tile::unrolled ? MaxRows : (num_experts + Tile::row_width - 1) / Tile::row_width;
+  fetch_logits<MaxRows>(tile, token, logit_at);
   typename Tile::template per_lane<float> lane_largest;
-  typename Tile::template per_lane<std::uint32_t> lane_finite;
-  typename Tile::template per_lane<std::uint32_t> lane_nonfinite;
+  typename Tile::template per_lane<int> lane_finite;
   tile.for_each_lane([&](int lane) {
     float largest[slots];
-    std::uint32_t finite[slots] = {};
-    std::uint32_t nonfinite[slots] = {};
-    for (int slot = 0; slot < slots; ++slot) largest[slot] = -math::infinity;
-    const auto place = [&](int row, int slot, float logit) {
-      const bool is_finite = math::magnitude(logit) < math::infinity;
-      const float value = logit == logit ? logit : -math::infinity;
-      finite[slot] |= is_finite ? 1u : 0u;
-      nonfinite[slot] |= is_finite ? 0u : 1u;
-      largest[slot] = math::larger(value, largest[slot]);
-      token.logits[lane].at[row][slot] = value;
-      token.keys[lane].at[row][slot] = order_key(logit);
-    };
-    // The last row apart: a bounds check in the others would keep them from being vectorised.
-    for (int row = 0; row < full_rows; ++row)
-      for (int slot = 0; slot < slots; ++slot)
-        place(row, slot, logit_at(row * reduction_slots + lane * slots + slot));
-    if (full_rows < token.rows) {
+    int finite[slots];
+    ADAPTIVE_K_UNROLL
+    for (int slot = 0; slot < slots; ++slot) {
+      largest[slot] = -math::infinity;
+      finite[slot] = 0;
+    }
+    ADAPTIVE_K_UNROLL
+    for (int row = 0; row < token.rows; ++row) {
+      ADAPTIVE_K_UNROLL
       for (int slot = 0; slot < slots; ++slot) {
-        const int expert = full_rows * reduction_slots + lane * slots + slot;
-        if (expert < num_experts) {
-          place(full_rows, slot, logit_at(expert));
-        } else {
-          token.logits[lane].at[full_rows][slot] = -math::infinity;
-          token.keys[lane].at[full_rows][slot] = no_expert_key;
-        }
+        const float logit = token.logits[lane].at[row][slot];
+        finite[slot] += math::magnitude(logit) < math::infinity ? 1 : 0;
+        largest[slot] = math::larger(logit, largest[slot]);
       }
     }
+    ADAPTIVE_K_UNROLL
     for (int slot = 1; slot < slots; ++slot) {
       largest[0] = math::larger(largest[slot], largest[0]);
-      finite[0] |= finite[slot];
-      nonfinite[0] |= nonfinite[slot];
+      finite[0] += finite[slot];
     }
     lane_largest[lane] = largest[0];
     lane_finite[lane] = finite[0];
-    lane_nonfinite[lane] = nonfinite[0];
   });
   token.largest = tile.reduce_max(lane_largest);
-  token.has_finite = tile.reduce_or(lane_finite) != 0;
-  token.has_nonfinite = tile.reduce_or(lane_nonfinite) != 0;
+  const int num_finite = tile.reduce_sum(lane_finite);
+  token.has_finite = num_finite > 0;
+  token.has_nonfinite = num_finite < num_experts;
+  if (!token.has_finite) {
+    // A row with nothing finite is routed as zeros.
+    token.largest = 0.0f;
+    for_each_slot(tile, token.rows, [&](int lane, int row, int slot, int expert) {
+      token.logits[lane].at[row][slot] = expert < num_experts ? 0.0f : -math::infinity;
+    });
+  }
 }
 
 struct score_sums {
@@ -139,7 +151,9 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE score_sums sum_scores(const Tile& tile,
   tile.for_each_lane([&](int lane) {
     float score[slots] = {};
     float log[slots] = {};
+    ADAPTIVE_K_UNROLL
     for (int row = 0; row < token.rows; ++row) {
+      ADAPTIVE_K_UNROLL
       for (int slot = 0; slot < slots; ++slot) {
         const float logit = token.logits[lane].at[row][slot];
         const score_pair s = score_of<Kind>(logit, largest);
@@ -156,38 +170,51 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE score_sums sum_scores(const Tile& tile,
   return {total, 0.0f};
 }
 
-/// Replaces logit keys by keys of score + bias; `total` is the scores' sum for softmax kinds.
+/// Keys of the logits: the order of selection where neither bias nor summed groups change it.
+template <class Tile, int MaxRows>
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE void key_by_logit(const Tile& tile,
+                                                  token_state<Tile, MaxRows>& token) noexcept {
+  for_each_slot(tile, token.rows, [&](int lane, int row, int slot, int expert) {
+    const std::uint32_t key = order_key(token.logits[lane].at[row][slot]);
+    token.keys[lane].at[row][slot] = expert < token.num_experts ? key : no_expert_key;
+  });
+}
+
+/// Keys of score + bias; `total` is the scores' sum for softmax kinds.
 template <gating_kind Kind, class Tile, int MaxRows>
 ADAPTIVE_K_HD ADAPTIVE_K_INLINE void key_by_score(const Tile& tile,
                                                   token_state<Tile, MaxRows>& token,
                                                   const gating& model, const float* bias,
                                                   float total) noexcept {
-  constexpr int slots = Tile::slots_per_lane;
   const float inverse_total = is_softmax(Kind) ? math::divide(1.0f, total) : 1.0f;
-  tile.for_each_lane([&](int lane) {
-    for (int row = 0; row < token.rows; ++row) {
-      for (int slot = 0; slot < slots; ++slot) {
-        const int expert = row * reduction_slots + lane * slots + slot;
-        std::uint32_t& key = token.keys[lane].at[row][slot];
-        if (key <= nan_key) continue;
-        const float score = score_of<Kind>(token.logits[lane].at[row][slot], token.largest).score;
-        const float offset = model.selection_bias ? bias[expert] : 0.0f;
-        key = order_key(math::fma(score, inverse_total, offset));
-      }
-    }
+  for_each_slot(tile, token.rows, [&](int lane, int row, int slot, int expert) {
+    const bool exists = expert < token.num_experts;
+    const float logit = token.logits[lane].at[row][slot];
+    const float score = score_of<Kind>(logit, token.largest).score;
+    const float offset = model.selection_bias && exists ? bias[expert] : 0.0f;
+    const std::uint32_t key =
+        logit == logit ? order_key(math::fma(score, inverse_total, offset)) : nan_key;
+    token.keys[lane].at[row][slot] = exists ? key : no_expert_key;
   });
 }
 
+/// One expert's logit, in every lane.
 template <class Tile, int MaxRows>
 ADAPTIVE_K_HD ADAPTIVE_K_INLINE float logit_of(const Tile& tile,
                                                const token_state<Tile, MaxRows>& token,
                                                int expert) noexcept {
   constexpr int slots = Tile::slots_per_lane;
   typename Tile::template per_lane<float> lane_logit;
-  tile.for_each_lane([&](int lane) {
-    lane_logit[lane] = token.logits[lane].at[expert / reduction_slots][expert % slots];
-  });
-  return tile.broadcast(lane_logit, expert % reduction_slots / slots);
+  if constexpr (Tile::unrolled) {
+    for_each_slot(tile, token.rows, [&](int lane, int row, int slot, int at) {
+      if (at == expert) lane_logit[lane] = token.logits[lane].at[row][slot];
+    });
+  } else {
+    tile.for_each_lane([&](int lane) {
+      lane_logit[lane] = token.logits[lane].at[expert / Tile::row_width][expert % slots];
+    });
+  }
+  return tile.broadcast(lane_logit, expert % Tile::row_width / slots);
 }
 
 /// Phi-3.5's weights: each chosen expert's softmax over the experts within a relative 2 eps of
@@ -198,9 +225,11 @@ ADAPTIVE_K_HD inline void score_by_masked_softmax(const Tile& tile,
                                                   float jitter_epsilon,
                                                   ranked_experts<MaxTopK>& ranked,
                                                   int top_k) noexcept {
-  constexpr int slots = Tile::slots_per_lane;
-  for (int j = 0; j < top_k; ++j) {
-    const float largest = logit_of(tile, token, ranked.expert[j]);
+  ADAPTIVE_K_UNROLL
+  for (int j = 0; j < MaxTopK; ++j) {
+    if (j >= top_k) break;
+    const int expert = ranked.expert[j];
+    const float largest = logit_of(tile, token, expert);
     const float tolerance = 2.0f * jitter_epsilon;
     const auto counts = [=](float logit) {
       const float scale = math::larger(math::magnitude(logit), largest);
@@ -209,31 +238,34 @@ ADAPTIVE_K_HD inline void score_by_masked_softmax(const Tile& tile,
     const score_sums sums = sum_scores<gating_kind::softmax, false>(tile, token, largest, counts);
     ranked.score[j] = math::divide(1.0f, math::larger(sums.score, 1.0f));
     ranked.log_score[j] = math::log(ranked.score[j]);
-    tile.for_each_lane([&](int lane) {
-      const int expert = ranked.expert[j];
-      if (lane == expert % reduction_slots / slots)
-        token.logits[lane].at[expert / reduction_slots][expert % slots] = -math::infinity;
+    for_each_slot(tile, token.rows, [&](int lane, int row, int slot, int at) {
+      if (at == expert) token.logits[lane].at[row][slot] = -math::infinity;
     });
   }
 }
 
+/// Selects and scores the top K0. With `by_score` the keys do not tell the logits.
 template <gating_kind Kind, class Tile, int MaxRows, int MaxTopK>
 ADAPTIVE_K_HD ADAPTIVE_K_INLINE void rank_experts(const Tile& tile,
                                                   token_state<Tile, MaxRows>& token,
-                                                  const gating& model,
+                                                  const gating& model, bool by_score, int ranks,
                                                   ranked_experts<MaxTopK>& ranked) noexcept {
-  selection<Tile, MaxRows> best(tile, token.keys, token.rows);
-  for (int j = 0; j < model.top_k; ++j) {
-    const int expert = best.next();
-    const score_pair s = score_of<Kind>(logit_of(tile, token, expert), token.largest);
-    ranked.expert[j] = expert;
-    ranked.score[j] = s.score;
-    ranked.log_score[j] = s.log_score;
+  keyed_expert best[MaxTopK];
+  select_experts<MaxRows>(tile, token.keys, token.rows, model.top_k, best);
+  ADAPTIVE_K_UNROLL
+  for (int j = 0; j < ranks; ++j) {
+    const bool chosen = j < model.top_k;
+    const float logit = by_score ? logit_of(tile, token, best[j].expert) : key_value(best[j].key);
+    const score_pair s = score_of<Kind>(logit, token.largest);
+    ranked.expert[j] = best[j].expert;
+    ranked.score[j] = chosen ? s.score : 0.0f;
+    ranked.log_score[j] = chosen ? s.log_score : 0.0f;
   }
   if constexpr (Kind == gating_kind::sparsemixer)
     score_by_masked_softmax(tile, token, model.jitter_epsilon, ranked, model.top_k);
   float mass = 0.0f;
-  for (int j = 0; j < model.top_k; ++j) {
+  ADAPTIVE_K_UNROLL
+  for (int j = 0; j < ranks; ++j) {
     mass += ranked.score[j];
     ranked.mass[j] = mass;
   }
@@ -245,32 +277,27 @@ template <gating_kind Kind>
 ADAPTIVE_K_HD ADAPTIVE_K_INLINE float own_factor(const gating& model, float topk_mass,
                                                  float total) noexcept {
   const float scale = model.routed_scaling_factor;
-  if (model.renormalize) return math::divide(scale, topk_mass);
+  if (renormalizes(model)) return math::divide(scale, topk_mass);
   return Kind == gating_kind::softmax ? math::divide(scale, total) : scale;
 }
 
-/// Routes one token. `logit_at(e)` gives logit e as float; `bias` is [E] where the model selects
-/// by bias; `limits` lie within 1..K0. MaxRows * 32 >= E, MaxTopK >= K0. Cost O(K0 * E); no
-/// allocation.
+/// Routes one token of a layer, its gating of kind `Kind`. `logit_at(e)` gives logit e as float;
+/// `bias` is [E] where the model selects by bias; `limits` lie within 1..K0. MaxRows * row_width >=
+/// E, MaxTopK >= K0. No allocation.
 template <gating_kind Kind, int MaxRows, int MaxTopK, class Tile, class LogitAt>
-ADAPTIVE_K_HD inline token_route<MaxTopK> route_token(const Tile& tile, const layer_routing& layer,
-                                                      const float* bias, k_limits limits,
-                                                      LogitAt logit_at) noexcept {
-  const gating& model = layer.model;
-  const k_policy& policy = layer.policy;
+ADAPTIVE_K_HD inline token_route<MaxTopK> route_token(const Tile& tile, const gating& model,
+                                                      const k_plan& plan, const float* bias,
+                                                      k_limits limits, LogitAt logit_at) noexcept {
   const int top_k = model.top_k;
+  const int ranks = Tile::unrolled ? MaxTopK : top_k;
 
   token_state<Tile, MaxRows> token;
   load_logits(tile, token, model.num_experts, logit_at);
-  const bool has_nonfinite = token.has_nonfinite;
-  // A row with nothing finite is routed as zeros and by index: experts 0..K0-1, equal weights.
-  const bool dead = !token.has_finite;
-  if (dead) load_logits(tile, token, model.num_experts, [](int) { return 0.0f; });
-  const bool by_score = selects_by_score(model) && !dead;
+  const bool by_score = selects_by_score(model) && token.has_finite;
 
-  const bool entropy = is_full_entropy(policy.signal);
+  const bool entropy = is_full_entropy(plan.signal);
   const bool needs_total =
-      is_softmax(Kind) && (by_score || policy.rule == k_rule::distortion || !model.renormalize);
+      is_softmax(Kind) && (by_score || plan.predicts_distortion || !renormalizes(model));
   const auto all = [](float) { return true; };
   score_sums sums = {1.0f, 0.0f};
   if (entropy)
@@ -280,41 +307,46 @@ ADAPTIVE_K_HD inline token_route<MaxTopK> route_token(const Tile& tile, const la
   const float full_entropy =
       entropy && sums.score > 0.0f ? entropy_nats(sums.score, sums.score_log_score) : 0.0f;
 
-  if (by_score) key_by_score<Kind>(tile, token, model, bias, sums.score);
-  if (model.n_group > 1 && !dead)
+  if (by_score)
+    key_by_score<Kind>(tile, token, model, bias, sums.score);
+  else
+    key_by_logit(tile, token);
+  if (model.n_group > 1 && token.has_finite)
     keep_best_groups<Tile, MaxRows>(tile, token.keys, model, token.rows);
   ranked_experts<MaxTopK> ranked;
-  rank_experts<Kind>(tile, token, model, ranked);
+  rank_experts<Kind>(tile, token, model, by_score, ranks, ranked);
   const bool weightless = !(ranked.total > 0.0f);  // every chosen score underflowed
   if (weightless) {
-    for (int j = 0; j < top_k; ++j) {
-      ranked.score[j] = 1.0f;
+    ADAPTIVE_K_UNROLL
+    for (int j = 0; j < ranks; ++j) {
+      ranked.score[j] = j < top_k ? 1.0f : 0.0f;
       ranked.log_score[j] = 0.0f;
-      ranked.mass[j] = static_cast<float>(j + 1);
+      ranked.mass[j] = static_cast<float>(j < top_k ? j + 1 : top_k);
     }
     ranked.total = static_cast<float>(top_k);
   }
 
-  const float topk_mass = ranked.total;
-  const float topk_share = is_softmax(Kind) ? math::divide(topk_mass, sums.score) : topk_mass;
+  const float topk_share = is_softmax(Kind) ? math::divide(ranked.total, sums.score) : ranked.total;
   token_route<MaxTopK> route;
-  route.has_nonfinite = has_nonfinite;
-  route.signal =
-      signal_value(policy.signal, full_entropy, layer.inverse_log_experts, ranked, top_k);
-  route.count = choose_k(policy, layer.mass_exponent, route.signal, ranked, topk_share,
-                         model.num_experts, top_k, limits);
+  route.has_nonfinite = token.has_nonfinite;
+  route.signal = signal_value(plan.signal, full_entropy, plan.inverse_log_experts, ranked, ranks);
+  route.count =
+      choose_k(plan, route.signal, ranked, topk_share, model.num_experts, top_k, ranks, limits);
 
-  float factor = own_factor<Kind>(model, topk_mass, sums.score);
-  if (weightless && !model.renormalize) factor = 0.0f;
-  for (int j = 0; j < top_k; ++j) {
+  float factor = own_factor<Kind>(model, ranked.total, sums.score);
+  if (weightless && !renormalizes(model)) factor = 0.0f;
+  float kept = ranked.total;
+  ADAPTIVE_K_UNROLL
+  for (int j = 0; j < ranks; ++j) {
+    if (j + 1 == route.count) kept = ranked.mass[j];
     route.expert[j] = ranked.expert[j];
     route.weight[j] = ranked.score[j] * factor;
   }
   if (route.count < top_k) {
-    constexpr float floor = 7.888609e-31f;  // 2^-100: a biased choice may keep no mass at all
-    const float kept = math::divide(ranked.mass[route.count - 1], topk_mass);
-    const float stretch = restore_mass(math::larger(kept, floor), layer.mass_exponent);
-    for (int j = 0; j < route.count; ++j) route.weight[j] *= stretch;
+    const float kept_share = math::larger(math::divide(kept, ranked.total), least_share);
+    const float stretch = restore_mass(kept_share, plan.mass_exponent);
+    ADAPTIVE_K_UNROLL
+    for (int j = 0; j < ranks; ++j) route.weight[j] *= stretch;
   }
   return route;
 }

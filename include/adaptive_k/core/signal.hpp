@@ -36,6 +36,7 @@ ADAPTIVE_K_HD constexpr bool is_full_entropy(signal_kind kind) {
 }
 
 /// The top K0 experts of one token, best first, and the sums over them that the policies share.
+/// Where loops are unrolled (on the device), entries past K0 have score 0 and add nothing.
 template <int MaxTopK>
 struct ranked_experts {
   int expert[MaxTopK];       ///< ids, all different
@@ -53,20 +54,22 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE float entropy_nats(float total, float score_log_
 
 template <int MaxTopK>
 ADAPTIVE_K_HD ADAPTIVE_K_INLINE float topk_entropy_nats(const ranked_experts<MaxTopK>& ranked,
-                                                        int top_k) noexcept {
+                                                        int ranks) noexcept {
   float score_log_score = 0.0f;
-  for (int j = 0; j < top_k; ++j)
+  ADAPTIVE_K_UNROLL
+  for (int j = 0; j < ranks; ++j)
     score_log_score = math::fma(ranked.score[j], ranked.log_score[j], score_log_score);
   return entropy_nats(ranked.total, score_log_score);
 }
 
 /// The value reported for a signal; `full_entropy` is -sum p ln p where the kind asks for it.
+/// `ranks` is K0, or MaxTopK where loops are unrolled.
 template <int MaxTopK>
 ADAPTIVE_K_HD ADAPTIVE_K_INLINE float signal_value(signal_kind kind, float full_entropy,
                                                    float inverse_log_experts,
                                                    const ranked_experts<MaxTopK>& ranked,
-                                                   int top_k) noexcept {
-  const float second = top_k > 1 ? ranked.score[1] : 0.0f;
+                                                   int ranks) noexcept {
+  const float second = MaxTopK > 1 && ranks > 1 ? ranked.score[MaxTopK > 1 ? 1 : 0] : 0.0f;
   switch (kind) {
     case signal_kind::none:
       return 0.0f;
@@ -75,7 +78,7 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE float signal_value(signal_kind kind, float full_
     case signal_kind::normalized_entropy:
       return math::smaller(full_entropy * inverse_log_experts, 1.0f);
     case signal_kind::topk_entropy:
-      return topk_entropy_nats(ranked, top_k);
+      return topk_entropy_nats(ranked, ranks);
     case signal_kind::topk_mass:
       return math::divide(ranked.score[0], ranked.total);
     case signal_kind::score_ratio:

@@ -16,6 +16,11 @@ template <class Tile, int MaxRows>
 using expert_keys =
     typename Tile::template per_lane<expert_block<std::uint32_t, MaxRows, Tile::slots_per_lane>>;
 
+struct keyed_expert {
+  std::uint32_t key;
+  int expert;
+};
+
 /// The best expert of every slot of one lane.
 template <int Slots>
 struct slot_leaders {
@@ -46,14 +51,14 @@ class selection {
           const bool better = key > leaders.key[slot];
           leaders.key[slot] = better ? key : leaders.key[slot];
           leaders.expert[slot] =
-              better ? row * reduction_slots + lane * slots + slot : leaders.expert[slot];
+              better ? row * Tile::row_width + lane * slots + slot : leaders.expert[slot];
         }
       }
     });
   }
 
   /// The best expert left; call it at most as often as there are experts with a key.
-  ADAPTIVE_K_HD ADAPTIVE_K_INLINE int next() noexcept {
+  ADAPTIVE_K_HD ADAPTIVE_K_INLINE keyed_expert next() noexcept {
     typename Tile::template per_lane<std::uint32_t> lane_key;
     tile_.for_each_lane([&](int lane) {
       std::uint32_t best = 0;
@@ -76,23 +81,23 @@ class selection {
     });
     const int winner = tile_.reduce_min(lane_expert);
     remove(winner);
-    return winner;
+    return {best_key, winner};
   }
 
  private:
   ADAPTIVE_K_HD ADAPTIVE_K_INLINE void remove(int expert) noexcept {
-    const int owner = expert % reduction_slots / slots;
+    const int owner = expert % Tile::row_width / slots;
     const int slot = expert % slots;
     tile_.for_each_lane([&](int lane) {
       if (lane != owner) return;
-      keys_[lane].at[expert / reduction_slots][slot] = no_expert_key;
+      keys_[lane].at[expert / Tile::row_width][slot] = no_expert_key;
       std::uint32_t best = no_expert_key;
       int leader = expert;
       for (int row = 0; row < rows_; ++row) {
         const std::uint32_t key = keys_[lane].at[row][slot];
         if (key > best) {
           best = key;
-          leader = row * reduction_slots + lane * slots + slot;
+          leader = row * Tile::row_width + lane * slots + slot;
         }
       }
       leaders_[lane].key[slot] = best;
@@ -105,6 +110,16 @@ class selection {
   int rows_;
   typename Tile::template per_lane<slot_leaders<slots>> leaders_;
 };
+
+/// Takes the best `top_k` experts out of `keys`, in order. Tiles whose lanes hold keys in registers
+/// overload this.
+template <int MaxRows, int MaxTopK, int Lanes, int RowWidth>
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE void select_experts(
+    const host_warp<Lanes, RowWidth>& tile, expert_keys<host_warp<Lanes, RowWidth>, MaxRows>& keys,
+    int rows, int top_k, keyed_expert (&best)[MaxTopK]) noexcept {
+  selection<host_warp<Lanes, RowWidth>, MaxRows> order(tile, keys, rows);
+  for (int j = 0; j < top_k; ++j) best[j] = order.next();
+}
 
 /// The two largest keys among experts [first, first + count); `no_expert_key` where there is none.
 struct best_two {
@@ -123,9 +138,9 @@ ADAPTIVE_K_HD inline best_two best_two_keys(const Tile& tile,
   tile.for_each_lane([&](int lane) {
     best_two best = {no_expert_key, no_expert_key};
     int leader = max_experts;
-    for (int row = first / reduction_slots; row * reduction_slots < first + count; ++row) {
+    for (int row = first / Tile::row_width; row * Tile::row_width < first + count; ++row) {
       for (int slot = 0; slot < slots; ++slot) {
-        const int expert = row * reduction_slots + lane * slots + slot;
+        const int expert = row * Tile::row_width + lane * slots + slot;
         if (expert < first || expert >= first + count) continue;
         const std::uint32_t key = keys[lane].at[row][slot];
         if (key > best.first) {
@@ -177,7 +192,7 @@ ADAPTIVE_K_HD inline void keep_best_groups(const Tile& tile, expert_keys<Tile, M
   tile.for_each_lane([&](int lane) {
     for (int row = 0; row < rows; ++row)
       for (int slot = 0; slot < slots; ++slot) {
-        const int group = (row * reduction_slots + lane * slots + slot) / group_size;
+        const int group = (row * Tile::row_width + lane * slots + slot) / group_size;
         if (group >= g.n_group || (kept >> group & 1u) == 0)
           keys[lane].at[row][slot] = no_expert_key;
       }

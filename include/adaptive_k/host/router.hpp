@@ -52,9 +52,9 @@ class router {
   const gating& model() const noexcept { return model_; }
   const router_options& options() const noexcept { return options_; }
   /// The policy of a layer; `layer` is ignored where one policy serves all.
-  const k_policy& policy(int layer) const noexcept { return at(layer).policy; }
+  const k_policy& policy(int layer) const noexcept { return (*policies_)[index(layer)]; }
   /// Layers with a policy of their own; 0 where one policy serves all.
-  int num_layers() const noexcept { return one_policy_ ? 0 : static_cast<int>(layers_->size()); }
+  int num_layers() const noexcept { return one_policy_ ? 0 : static_cast<int>(policies_->size()); }
 
   /// Routes `logits` of `layer` into `output`. No allocation, no lock; time O(T * K0 * E). With a
   /// refusal nothing is written. `metrics`, where given, is added to.
@@ -65,21 +65,22 @@ class router {
     const status refusal =
         check(layer, logits, output.topk_ids != nullptr, output.topk_weights != nullptr, extras);
     if (!refusal) return refusal;
+    const detail::k_plan& plan = (*plans_)[index(layer)];
     switch (model_.kind) {
       case gating_kind::softmax:
-        route_rows<gating_kind::softmax>(at(layer), logits, output, metrics, extras);
+        route_rows<gating_kind::softmax>(plan, logits, output, metrics, extras);
         break;
       case gating_kind::sigmoid:
-        route_rows<gating_kind::sigmoid>(at(layer), logits, output, metrics, extras);
+        route_rows<gating_kind::sigmoid>(plan, logits, output, metrics, extras);
         break;
       case gating_kind::top_k_softmax:
-        route_rows<gating_kind::top_k_softmax>(at(layer), logits, output, metrics, extras);
+        route_rows<gating_kind::top_k_softmax>(plan, logits, output, metrics, extras);
         break;
       case gating_kind::sqrt_softplus:
-        route_rows<gating_kind::sqrt_softplus>(at(layer), logits, output, metrics, extras);
+        route_rows<gating_kind::sqrt_softplus>(plan, logits, output, metrics, extras);
         break;
       case gating_kind::sparsemixer:
-        route_rows<gating_kind::sparsemixer>(at(layer), logits, output, metrics, extras);
+        route_rows<gating_kind::sparsemixer>(plan, logits, output, metrics, extras);
         break;
     }
     return {};
@@ -113,20 +114,21 @@ class router {
     validity_ = validate(model);
     if (policies.empty())
       validity_ = status::error(status_code::invalid_argument, "policies is empty");
-    auto layers = std::make_shared<std::vector<detail::layer_routing>>();
+    auto plans = std::make_shared<std::vector<detail::k_plan>>();
     for (std::size_t i = 0; i < policies.size() && validity_; ++i) {
       const status fits = validate(policies[i], model);
       if (!fits && one_policy) validity_ = fits;
       if (!fits && !one_policy)
         validity_ = status::error(fits.code(), "layer %d: %s", static_cast<int>(i), fits.message());
-      layers->push_back(detail::prepare(model, policies[i]));
+      if (fits) plans->push_back(detail::make_plan(model, policies[i]));
     }
-    if (layers->empty()) layers->emplace_back();
-    layers_ = std::move(layers);
+    if (policies.empty()) policies.emplace_back();
+    plans_ = std::move(plans);
+    policies_ = std::make_shared<const std::vector<k_policy>>(std::move(policies));
   }
 
-  const detail::layer_routing& at(int layer) const noexcept {
-    return (*layers_)[one_policy_ ? 0 : static_cast<std::size_t>(layer)];
+  std::size_t index(int layer) const noexcept {
+    return one_policy_ ? 0 : static_cast<std::size_t>(layer);
   }
 
   template <class Logit>
@@ -176,10 +178,9 @@ class router {
   }
 
   /// The token's limits win over the policy's where they do not overlap.
-  static k_limits limits_of(const detail::layer_routing& layer, const routing_extras& extras,
-                            std::int64_t token) noexcept {
-    const int top_k = layer.model.top_k;
-    k_limits limits = {layer.policy.k_min, layer.policy.k_max < top_k ? layer.policy.k_max : top_k};
+  static detail::k_limits limits_of(const detail::k_plan& plan, const routing_extras& extras,
+                                    std::int64_t token) noexcept {
+    detail::k_limits limits = plan.limits;
     if (extras.k_min != nullptr) {
       const int low = extras.k_min[token];
       limits = {limits.k_min < low ? low : limits.k_min, limits.k_max < low ? low : limits.k_max};
@@ -206,7 +207,7 @@ class router {
   }
 
   template <gating_kind Kind, class Logit, class Id, class Weight>
-  void route_rows(const detail::layer_routing& layer, const logits_view<Logit>& logits,
+  void route_rows(const detail::k_plan& plan, const logits_view<Logit>& logits,
                   const routing_output<Id, Weight>& output, routing_metrics* metrics,
                   const routing_extras& extras) const noexcept;
 
@@ -214,7 +215,8 @@ class router {
   router_options options_;
   bool one_policy_;
   status validity_;
-  std::shared_ptr<const std::vector<detail::layer_routing>> layers_;
+  std::shared_ptr<const std::vector<k_policy>> policies_;
+  std::shared_ptr<const std::vector<detail::k_plan>> plans_;
   std::shared_ptr<const void> tables_;
 };
 
@@ -275,7 +277,7 @@ class call_metrics {
 }  // namespace detail
 
 template <gating_kind Kind, class Logit, class Id, class Weight>
-void router::route_rows(const detail::layer_routing& layer, const logits_view<Logit>& logits,
+void router::route_rows(const detail::k_plan& plan, const logits_view<Logit>& logits,
                         const routing_output<Id, Weight>& output, routing_metrics* metrics,
                         const routing_extras& extras) const noexcept {
   constexpr int max_rows = max_experts / detail::reduction_slots;
@@ -292,9 +294,9 @@ void router::route_rows(const detail::layer_routing& layer, const logits_view<Lo
       counts.add_padding();
     } else {
       const Logit* row = logits.data + token * stride;
-      route = detail::route_token<Kind, max_rows, max_top_k>(tile, layer, extras.routing_bias,
-                                                             limits_of(layer, extras, token),
-                                                             detail::logit_row<Logit>{row});
+      route = detail::route_token<Kind, max_rows, max_top_k>(
+          tile, model_, plan, extras.routing_bias, limits_of(plan, extras, token),
+          detail::logit_row<Logit>{row});
       counts.add_token(route.expert, route.count, route.signal, route.has_nonfinite);
     }
     Id* ids = output.topk_ids + token * top_k;

@@ -1,0 +1,159 @@
+// The K decision: how many of its ranked experts one token gets.
+#pragma once
+
+#include <cstdint>
+
+#include "adaptive_k/config.hpp"
+#include "adaptive_k/core/gating.hpp"
+#include "adaptive_k/core/k_policy.hpp"
+#include "adaptive_k/core/math.hpp"
+#include "adaptive_k/core/signal.hpp"
+
+ADAPTIVE_K_NAMESPACE_BEGIN
+
+namespace detail {
+
+/// Bounds on k within 1..K0.
+struct k_limits {
+  int k_min;
+  int k_max;
+};
+
+/// A K policy made ready for one gating. Plain data, so that it can live on a device.
+struct k_plan {
+  signal_kind signal = signal_kind::softmax_entropy;
+  bool predicts_distortion = false;
+  k_limits limits = {1, 1};
+  int last_k = 1;                    ///< k when no threshold is met
+  std::uint32_t tried = 0;           ///< bit k - 1: k has a threshold
+  float threshold[max_top_k] = {};   ///< by k - 1
+  float mass_exponent = 1.0f;        ///< in [0, 1]
+  float inverse_log_experts = 0.0f;  ///< 1 / ln E; 0 for E = 1
+  distortion_ref distortion;
+};
+
+/// Takes a gating and a policy that `validate` accepts.
+inline k_plan make_plan(const gating& g, const k_policy& policy) noexcept {
+  k_plan plan;
+  plan.signal = policy.signal;
+  plan.predicts_distortion = policy.rule == k_rule::distortion;
+  plan.limits = {policy.k_min, policy.k_max < g.top_k ? policy.k_max : g.top_k};
+  plan.last_k = g.top_k;
+  if (policy.rule == k_rule::fixed) plan.last_k = policy.k_values[0];
+  if (policy.rule == k_rule::thresholds) {
+    const int last = policy.num_k_values - 1;
+    plan.last_k = policy.k_values[last];
+    for (int i = 0; i < last; ++i) {
+      plan.tried |= 1u << (policy.k_values[i] - 1);
+      plan.threshold[policy.k_values[i] - 1] = policy.thresholds[i];
+    }
+  }
+  plan.mass_exponent = policy.mass_exponent;
+  if (policy.mass_exponent == k_policy::mass_exponent_of_model)
+    plan.mass_exponent = renormalizes(g) ? 1.0f : 0.0f;
+  if (g.num_experts > 1)
+    plan.inverse_log_experts = math::divide(1.0f, math::log(static_cast<float>(g.num_experts)));
+  plan.distortion = policy.distortion;
+  return plan;
+}
+
+/// Shares below this count as this: a biased choice may keep no mass at all.
+inline constexpr float least_share = 7.888609e-31f;  // 2^-100
+
+/// r^-a for r in (0, 1], a in [0, 1].
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE float restore_mass(float kept_share, float mass_exponent) noexcept {
+  if (mass_exponent == 0.0f) return 1.0f;
+  if (mass_exponent == 1.0f) return math::divide(1.0f, kept_share);
+  if (mass_exponent == 0.5f) return math::divide(1.0f, math::square_root(kept_share));
+  return math::exp(-mass_exponent * math::log(kept_share));
+}
+
+/// Whether the threshold of rank j says that j + 1 experts are enough. Division-free.
+template <int MaxTopK>
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE bool is_enough(const k_plan& plan, float signal,
+                                               const ranked_experts<MaxTopK>& ranked,
+                                               int j) noexcept {
+  const float threshold = plan.threshold[j];
+  if (plan.signal == signal_kind::topk_mass) return ranked.mass[j] >= threshold * ranked.total;
+  if (plan.signal == signal_kind::score_ratio)
+    return ranked.score[j + 1] < threshold * ranked.score[0];
+  return high_is_sure(plan.signal) ? signal >= threshold : signal < threshold;
+}
+
+/// Argmin over k in [k_min, k_max] of g d(k) + lambda k; the smaller k on equal cost.
+/// Cost: three logarithms, one or two exponentials and about 20 operations per k.
+template <int MaxTopK>
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE int least_cost_k(const k_plan& plan,
+                                                 const ranked_experts<MaxTopK>& ranked,
+                                                 float topk_share, int num_experts, int top_k,
+                                                 int ranks, k_limits limits) noexcept {
+  const distortion_ref& model = plan.distortion;
+  const float inverse_mass = math::divide(1.0f, ranked.total);
+  float dropped_mass[MaxTopK];     // w_(j+1) + ... + w_K0, summed from the last rank
+  float dropped_squares[MaxTopK];  // the same over w^2
+  float mass = 0.0f;
+  float squares = 0.0f;
+  ADAPTIVE_K_UNROLL
+  for (int j = ranks - 1; j > 0; --j) {
+    const float w = ranked.score[j] * inverse_mass;
+    mass = math::fma(ranked.score[j], inverse_mass, mass);
+    squares = math::fma(w, w, squares);
+    dropped_mass[j] = mass;
+    dropped_squares[j] = squares;
+  }
+  const float log_first = math::log(math::larger(ranked.score[0] * inverse_mass, least_share));
+  const float log_share = math::log(math::larger(topk_share, least_share));
+
+  int best_k = limits.k_max;
+  float best_cost = math::infinity;
+  float kept_squares = 0.0f;
+  ADAPTIVE_K_UNROLL
+  for (int j = 0; j < ranks; ++j) {
+    const int k = j + 1;
+    const float w = ranked.score[j] * inverse_mass;
+    kept_squares = math::fma(w, w, kept_squares);
+    if (k < limits.k_min || k > limits.k_max) continue;
+    float cost = model.lambda * static_cast<float>(k);
+    if (j + 1 < ranks && k < top_k) {
+      const float kept_share = math::larger(ranked.mass[j] * inverse_mass, least_share);
+      const float stretch =
+          restore_mass(math::smaller(kept_share, 1.0f), plan.mass_exponent) - 1.0f;
+      const float psi = math::fma(stretch * stretch, kept_squares, dropped_squares[j + 1]);
+      const float* c = model.coefficients + j * distortion_ref::num_features;
+      float log_d =
+          math::fma(c[1], math::log(math::larger(dropped_mass[j + 1], least_share)), c[0]);
+      log_d = math::fma(c[2], math::log(math::larger(psi, least_share)), log_d);
+      log_d = math::fma(c[3], log_first, log_d);
+      log_d = math::fma(c[4], log_share, log_d);
+      const std::int64_t row = static_cast<std::int64_t>(j) * num_experts;
+      if (model.first_expert != nullptr) log_d += model.first_expert[row + ranked.expert[0]];
+      if (model.next_expert != nullptr) log_d += model.next_expert[row + ranked.expert[j + 1]];
+      cost = math::fma(model.sensitivity, math::exp(math::smaller(log_d, 80.0f)), cost);
+    }
+    if (cost < best_cost) {
+      best_cost = cost;
+      best_k = k;
+    }
+  }
+  return best_k;
+}
+
+/// How many experts this token gets, within its limits. `topk_share` is S_K0 as distortion_ref
+/// means it; `ranks` is K0, or MaxTopK where loops are unrolled.
+template <int MaxTopK>
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE int choose_k(const k_plan& plan, float signal,
+                                             const ranked_experts<MaxTopK>& ranked,
+                                             float topk_share, int num_experts, int top_k,
+                                             int ranks, k_limits limits) noexcept {
+  if (plan.predicts_distortion)
+    return least_cost_k(plan, ranked, topk_share, num_experts, top_k, ranks, limits);
+  int k = plan.last_k;
+  ADAPTIVE_K_UNROLL
+  for (int j = ranks - 2; j >= 0; --j)
+    if ((plan.tried >> j & 1u) != 0 && is_enough(plan, signal, ranked, j)) k = j + 1;
+  return k < limits.k_min ? limits.k_min : (k > limits.k_max ? limits.k_max : k);
+}
+
+}  // namespace detail
+
+ADAPTIVE_K_NAMESPACE_END
