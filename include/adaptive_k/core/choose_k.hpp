@@ -82,11 +82,11 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE bool is_enough(const k_plan& plan, float signal,
 
 /// Argmin over k in [k_min, k_max] of g d(k) + lambda k; the smaller k on equal cost.
 /// Cost: three logarithms, one or two exponentials and about 20 operations per k.
-template <int MaxTopK>
+template <int MaxTopK, class Ranks>
 ADAPTIVE_K_HD ADAPTIVE_K_INLINE int least_cost_k(const k_plan& plan,
                                                  const ranked_experts<MaxTopK>& ranked,
                                                  float topk_share, int num_experts, int top_k,
-                                                 int ranks, k_limits limits) noexcept {
+                                                 Ranks ranks, k_limits limits) noexcept {
   const distortion_ref& model = plan.distortion;
   const float inverse_mass = math::divide(1.0f, ranked.total);
   float dropped_mass[MaxTopK];     // w_(j+1) + ... + w_K0, summed from the last rank
@@ -139,12 +139,12 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE int least_cost_k(const k_plan& plan,
 }
 
 /// How many experts this token gets, within its limits. `topk_share` is S_K0 as distortion_ref
-/// means it; `ranks` is K0, or MaxTopK where loops are unrolled.
-template <int MaxTopK>
+/// means it; `ranks` is a loop_count of K0.
+template <int MaxTopK, class Ranks>
 ADAPTIVE_K_HD ADAPTIVE_K_INLINE int choose_k(const k_plan& plan, float signal,
                                              const ranked_experts<MaxTopK>& ranked,
                                              float topk_share, int num_experts, int top_k,
-                                             int ranks, k_limits limits) noexcept {
+                                             Ranks ranks, k_limits limits) noexcept {
   if (plan.predicts_distortion)
     return least_cost_k(plan, ranked, topk_share, num_experts, top_k, ranks, limits);
   int k = plan.last_k;
