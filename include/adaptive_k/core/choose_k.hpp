@@ -57,6 +57,13 @@ inline k_plan make_plan(const gating& g, const k_policy& policy) noexcept {
   return plan;
 }
 
+/// A plan's limits within a token's own, which win where the two do not overlap.
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE k_limits narrow_limits(k_limits limits, int k_min,
+                                                       int k_max) noexcept {
+  const auto clamp = [=](int k) { return k < k_min ? k_min : (k > k_max ? k_max : k); };
+  return {clamp(limits.k_min), clamp(limits.k_max)};
+}
+
 /// Shares below this count as this: a biased choice may keep no mass at all.
 inline constexpr float least_share = 7.888609e-31f;  // 2^-100
 

@@ -22,6 +22,7 @@ namespace detail {
 template <int MaxTopK>
 struct token_route {
   int count;              ///< k_t in 1..K0
+  int chosen;             ///< what the policy chose; differs from `count` in shadow mode only
   int expert[MaxTopK];    ///< K0 ids, best first; those past `count` are what full K would add
   float weight[MaxTopK];  ///< [count]
   float signal;           ///< in the unit of the policy's signal
@@ -282,12 +283,13 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE float own_factor(const gating& model, float topk
 }
 
 /// Routes one token of a layer, its gating of kind `Kind`. `logit_at(e)` gives logit e as float;
-/// `bias` is [E] where the model selects by bias; `limits` lie within 1..K0. MaxRows * row_width >=
-/// E, MaxTopK >= K0. No allocation.
+/// `bias` is [E] where the model selects by bias; `limits` lie within 1..K0. `shadow` routes full K
+/// and only reports the choice. MaxRows * row_width >= E, MaxTopK >= K0. No allocation.
 template <gating_kind Kind, int MaxRows, int MaxTopK, class Tile, class LogitAt>
 ADAPTIVE_K_HD inline token_route<MaxTopK> route_token(const Tile& tile, const gating& model,
                                                       const k_plan& plan, const float* bias,
-                                                      k_limits limits, LogitAt logit_at) noexcept {
+                                                      k_limits limits, bool shadow,
+                                                      LogitAt logit_at) noexcept {
   const int top_k = model.top_k;
   const loop_count<Tile::unrolled, MaxTopK> ranks = {top_k};
 
@@ -330,8 +332,9 @@ ADAPTIVE_K_HD inline token_route<MaxTopK> route_token(const Tile& tile, const ga
   token_route<MaxTopK> route;
   route.has_nonfinite = token.has_nonfinite;
   route.signal = signal_value(plan.signal, full_entropy, plan.inverse_log_experts, ranked, ranks);
-  route.count =
+  route.chosen =
       choose_k(plan, route.signal, ranked, topk_share, model.num_experts, top_k, ranks, limits);
+  route.count = shadow ? top_k : route.chosen;
 
   float factor = own_factor<Kind>(model, ranked.total, sums.score);
   if (weightless && !renormalizes(model)) factor = 0.0f;

@@ -46,6 +46,13 @@ struct ranked_experts {
   float total;               ///< the last of them: S_K0
 };
 
+/// Signals are summed in steps of 2^-24, exactly and so in any order.
+inline constexpr double signal_scale = 16777216.0;
+
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE std::int64_t signal_to_fixed(float signal) noexcept {
+  return static_cast<std::int64_t>(signal * 16777216.0f);
+}
+
 /// Entropy in nats of scores with sum `total` and weighted logarithms `sum s ln s`.
 ADAPTIVE_K_HD ADAPTIVE_K_INLINE float entropy_nats(float total, float score_log_score) noexcept {
   const float entropy = math::log(total) - math::divide(score_log_score, total);

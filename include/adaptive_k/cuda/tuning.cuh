@@ -1,5 +1,5 @@
-// Which kernel serves which shape: the tiers, as data. Dispatch, instantiation, `supported()` and the
-// tests all read this one list.
+// Which kernel serves which shape: the tiers, as data. Dispatch, instantiation, `supported()` and
+// the tests all read this one list.
 #pragma once
 
 #include "adaptive_k/config.hpp"
@@ -24,13 +24,13 @@ struct tier_list {
 };
 
 /// Softmax ranked by logit alone: what most models do.
-using plain_tiers = tier_list<tier<8, 2, 1>, tier<16, 4, 2>, tier<32, 8, 4>, tier<64, 8, 4>,
-                              tier<128, 8, 4>, tier<256, 8, 8>, tier<512, 16, 16>,
-                              tier<1024, 32, 32>>;
+using plain_tiers =
+    tier_list<tier<8, 2, 1>, tier<16, 4, 2>, tier<32, 8, 4>, tier<64, 8, 4>, tier<128, 8, 4>,
+              tier<256, 8, 8>, tier<512, 16, 16>, tier<1024, 32, 32>>;
 
 /// Any gating, selection bias and groups.
-using general_tiers = tier_list<tier<64, 8, 8>, tier<256, 8, 8>, tier<512, 16, 16>,
-                                tier<1024, 32, 32>>;
+using general_tiers =
+    tier_list<tier<64, 8, 8>, tier<256, 8, 8>, tier<512, 16, 16>, tier<1024, 32, 32>>;
 
 inline constexpr int threads_per_block = 128;
 

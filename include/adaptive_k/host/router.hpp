@@ -177,20 +177,11 @@ class router {
     return {};
   }
 
-  /// The token's limits win over the policy's where they do not overlap.
   static detail::k_limits limits_of(const detail::k_plan& plan, const routing_extras& extras,
                                     std::int64_t token) noexcept {
-    detail::k_limits limits = plan.limits;
-    if (extras.k_min != nullptr) {
-      const int low = extras.k_min[token];
-      limits = {limits.k_min < low ? low : limits.k_min, limits.k_max < low ? low : limits.k_max};
-    }
-    if (extras.k_max != nullptr) {
-      const int high = extras.k_max[token];
-      limits = {limits.k_min > high ? high : limits.k_min,
-                limits.k_max > high ? high : limits.k_max};
-    }
-    return limits;
+    if (extras.k_min == nullptr && extras.k_max == nullptr) return plan.limits;
+    return detail::narrow_limits(plan.limits, extras.k_min != nullptr ? extras.k_min[token] : 1,
+                                 extras.k_max != nullptr ? extras.k_max[token] : max_top_k);
   }
 
   template <class Id>
@@ -238,8 +229,7 @@ class call_metrics {
     ++target_->k_histogram[count];
     expert_calls_ += static_cast<std::uint64_t>(count);
     nonfinite_rows_ += has_nonfinite ? 1u : 0u;
-    signal_sum_ +=
-        static_cast<std::int64_t>(static_cast<double>(signal) * routing_metrics::signal_scale);
+    signal_sum_ += signal_to_fixed(signal);
     lowest_ = tokens_ == 0 || signal < lowest_ ? signal : lowest_;
     highest_ = tokens_ == 0 || signal > highest_ ? signal : highest_;
     ++tokens_;
@@ -284,18 +274,20 @@ void router::route_rows(const detail::k_plan& plan, const logits_view<Logit>& lo
   const detail::host_warp<1> tile;
   const int top_k = model_.top_k;
   const std::int64_t stride = logits.row_stride != 0 ? logits.row_stride : logits.num_experts;
+  const bool shadow = output.chosen_counts != nullptr;
   detail::call_metrics counts(metrics);
   for (std::int64_t token = 0; token < logits.num_tokens; ++token) {
     detail::token_route<max_top_k> route;
     if (extras.padding_mask != nullptr && extras.padding_mask[token] != 0) {
       route.count = 0;
+      route.chosen = 0;
       route.expert[0] = 0;
       route.signal = 0.0f;
       counts.add_padding();
     } else {
       const Logit* row = logits.data + token * stride;
       route = detail::route_token<Kind, max_rows, max_top_k>(
-          tile, model_, plan, extras.routing_bias, limits_of(plan, extras, token),
+          tile, model_, plan, extras.routing_bias, limits_of(plan, extras, token), shadow,
           detail::logit_row<Logit>{row});
       counts.add_token(route.expert, route.count, route.signal, route.has_nonfinite);
     }
@@ -307,6 +299,7 @@ void router::route_rows(const detail::k_plan& plan, const logits_view<Logit>& lo
       weights[j] = from_float<Weight>(j < route.count ? route.weight[j] : 0.0f);
     }
     if (output.topk_counts != nullptr) output.topk_counts[token] = route.count;
+    if (shadow) output.chosen_counts[token] = route.chosen;
     if (output.signal != nullptr) output.signal[token] = route.signal;
   }
   counts.finish(top_k);

@@ -1,0 +1,160 @@
+// Metrics accumulated on the device: integers only, so that no order of threads shows in them.
+#pragma once
+
+#include <cstdint>
+
+#include "adaptive_k/core/math.hpp"
+#include "adaptive_k/host/metrics.hpp"
+
+ADAPTIVE_K_NAMESPACE_BEGIN
+
+namespace cuda {
+
+/// Counters in device memory, at an address of the caller's. All zero is empty; launches add to it.
+struct device_metrics {
+  unsigned long long calls;
+  unsigned long long tokens;
+  unsigned long long padding_tokens;
+  unsigned long long expert_calls;
+  unsigned long long full_expert_calls;
+  unsigned long long nonfinite_rows;
+  unsigned long long distinct_experts;
+  unsigned long long signal_sum_fixed;     ///< two's complement
+  unsigned int lowest_inverted;            ///< ~order key of the lowest signal
+  unsigned int highest;                    ///< order key of the highest signal
+  unsigned int touched[max_experts / 32];  ///< this launch's experts; zero between launches
+  unsigned int blocks_done;                ///< likewise
+  unsigned int tokens_in_launch;           ///< likewise
+  unsigned long long k_histogram[max_top_k + 1];
+  unsigned long long expert_counts[max_experts];
+};
+
+/// The same as the host's struct; `counters` was copied back after the stream was synchronised.
+inline routing_metrics to_metrics(const device_metrics& counters) noexcept {
+  routing_metrics metrics;
+  metrics.calls = counters.calls;
+  metrics.tokens = counters.tokens;
+  metrics.padding_tokens = counters.padding_tokens;
+  metrics.expert_calls = counters.expert_calls;
+  metrics.full_expert_calls = counters.full_expert_calls;
+  metrics.nonfinite_rows = counters.nonfinite_rows;
+  metrics.distinct_experts = counters.distinct_experts;
+  metrics.signal_sum_fixed = static_cast<std::int64_t>(counters.signal_sum_fixed);
+  if (counters.tokens != 0) {
+    metrics.signal_lowest = detail::key_value(~counters.lowest_inverted);
+    metrics.signal_highest = detail::key_value(counters.highest);
+  }
+  for (int k = 0; k <= max_top_k; ++k) metrics.k_histogram[k] = counters.k_histogram[k];
+  for (int e = 0; e < max_experts; ++e) metrics.expert_counts[e] = counters.expert_counts[e];
+  return metrics;
+}
+
+/// One block's share, in shared memory until `finish`. Every thread of the block makes one.
+class block_metrics {
+  struct shared_state {
+    unsigned int tokens;
+    unsigned int padding_tokens;
+    unsigned int expert_calls;
+    unsigned int nonfinite_rows;
+    unsigned int lowest_inverted;
+    unsigned int highest;
+    unsigned int is_last;
+    unsigned long long signal_sum_fixed;
+    unsigned int k_histogram[max_top_k + 1];
+    unsigned int expert_counts[max_experts];
+  };
+
+ public:
+  __device__ block_metrics(device_metrics* target, int num_experts) noexcept
+      : target_(target), num_experts_(num_experts) {
+    if (target_ == nullptr) return;
+    unsigned int* words = reinterpret_cast<unsigned int*>(&state());
+    for (int i = static_cast<int>(threadIdx.x); i < static_cast<int>(sizeof(shared_state) / 4);
+         i += static_cast<int>(blockDim.x))
+      words[i] = 0;
+    __syncthreads();
+  }
+
+  __device__ void add_expert(int expert) noexcept {
+    if (target_ != nullptr) atomicAdd(&state().expert_counts[expert], 1u);
+  }
+
+  __device__ void add_token(bool padding, int count, float signal, bool has_nonfinite) noexcept {
+    if (target_ == nullptr) return;
+    shared_state& block = state();
+    if (padding) {
+      atomicAdd(&block.padding_tokens, 1u);
+      return;
+    }
+    atomicAdd(&block.tokens, 1u);
+    atomicAdd(&block.expert_calls, static_cast<unsigned>(count));
+    atomicAdd(&block.k_histogram[count], 1u);
+    if (has_nonfinite) atomicAdd(&block.nonfinite_rows, 1u);
+    atomicAdd(&block.signal_sum_fixed,
+              static_cast<unsigned long long>(detail::signal_to_fixed(signal)));
+    atomicMax(&block.lowest_inverted, ~detail::order_key(signal));
+    atomicMax(&block.highest, detail::order_key(signal));
+  }
+
+  /// Adds the block's counts to the target; the last block of the launch counts distinct experts.
+  __device__ void finish(int top_k) noexcept {
+    if (target_ == nullptr) return;
+    __syncthreads();
+    shared_state& block = state();
+    for (int e = static_cast<int>(threadIdx.x); e < num_experts_;
+         e += static_cast<int>(blockDim.x)) {
+      const unsigned int count = block.expert_counts[e];
+      if (count == 0) continue;
+      atomicAdd(&target_->expert_counts[e], static_cast<unsigned long long>(count));
+      atomicOr(&target_->touched[e / 32], 1u << (e % 32));
+    }
+    for (int k = static_cast<int>(threadIdx.x); k <= max_top_k; k += static_cast<int>(blockDim.x))
+      if (block.k_histogram[k] != 0)
+        atomicAdd(&target_->k_histogram[k], static_cast<unsigned long long>(block.k_histogram[k]));
+    if (threadIdx.x == 0) flush_totals(top_k);
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0)
+      block.is_last = atomicAdd(&target_->blocks_done, 1u) == gridDim.x - 1 ? 1u : 0u;
+    __syncthreads();
+    if (block.is_last != 0 && threadIdx.x == 0) close_launch();
+  }
+
+ private:
+  __device__ static shared_state& state() noexcept {
+    __shared__ shared_state shared;
+    return shared;
+  }
+
+  __device__ void flush_totals(int top_k) noexcept {
+    const shared_state& block = state();
+    atomicAdd(&target_->padding_tokens, static_cast<unsigned long long>(block.padding_tokens));
+    if (block.tokens == 0) return;
+    const auto tokens = static_cast<unsigned long long>(block.tokens);
+    atomicAdd(&target_->tokens, tokens);
+    atomicAdd(&target_->tokens_in_launch, block.tokens);
+    atomicAdd(&target_->expert_calls, static_cast<unsigned long long>(block.expert_calls));
+    atomicAdd(&target_->full_expert_calls, tokens * static_cast<unsigned long long>(top_k));
+    atomicAdd(&target_->nonfinite_rows, static_cast<unsigned long long>(block.nonfinite_rows));
+    atomicAdd(&target_->signal_sum_fixed, block.signal_sum_fixed);
+    atomicMax(&target_->lowest_inverted, block.lowest_inverted);
+    atomicMax(&target_->highest, block.highest);
+  }
+
+  __device__ void close_launch() noexcept {
+    __threadfence();
+    unsigned int distinct = 0;
+    for (unsigned int& word : target_->touched)
+      distinct += static_cast<unsigned>(__popc(atomicExch(&word, 0u)));
+    atomicAdd(&target_->distinct_experts, static_cast<unsigned long long>(distinct));
+    if (atomicExch(&target_->tokens_in_launch, 0u) != 0) atomicAdd(&target_->calls, 1ull);
+    atomicExch(&target_->blocks_done, 0u);
+  }
+
+  device_metrics* target_;
+  int num_experts_;
+};
+
+}  // namespace cuda
+
+ADAPTIVE_K_NAMESPACE_END
