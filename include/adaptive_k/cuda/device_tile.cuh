@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
+#include <utility>
 
 #include "adaptive_k/core/host_warp.hpp"
 #include "adaptive_k/core/math.hpp"
@@ -161,19 +162,8 @@ struct sorted_list {
     first = larger;
   }
 
-  /// Batcher's odd-even merge sort.
-  __device__ ADAPTIVE_K_INLINE void sort() noexcept {
-    ADAPTIVE_K_UNROLL
-    for (int p = 1; p < Count; p *= 2) {
-      ADAPTIVE_K_UNROLL
-      for (int k = p; k >= 1; k /= 2) {
-        ADAPTIVE_K_UNROLL
-        for (int i = k % p; i + k < Count; ++i)
-          if ((i - k % p) % (2 * k) < k && i / (2 * p) == (i + k) / (2 * p))
-            compare(at[i], at[i + k]);
-      }
-    }
-  }
+  /// Batcher's odd-even merge sort, spelled out by the compiler: a loop this deep is not unrolled.
+  __device__ ADAPTIVE_K_INLINE void sort() noexcept { merge_sort<1>(); }
 
   /// Keeps the best Count of both lists; `other` is read backwards through `other_at(i)`.
   template <class OtherAt>
@@ -189,6 +179,36 @@ struct sorted_list {
       for (int i = 0; i < Count; ++i)
         if ((i & half) == 0) compare(at[i], at[i + half]);
     }
+  }
+
+ private:
+  template <int P>
+  __device__ ADAPTIVE_K_INLINE void merge_sort() noexcept {
+    if constexpr (P < Count) {
+      merge<P, P>();
+      merge_sort<2 * P>();
+    }
+  }
+
+  template <int P, int K>
+  __device__ ADAPTIVE_K_INLINE void merge() noexcept {
+    if constexpr (K >= 1) {
+      compare_all<P, K>(std::make_integer_sequence<int, Count>{});
+      merge<P, K / 2>();
+    }
+  }
+
+  template <int P, int K, int... I>
+  __device__ ADAPTIVE_K_INLINE void compare_all(std::integer_sequence<int, I...>) noexcept {
+    (compare_one<P, K, I>(), ...);
+  }
+
+  template <int P, int K, int I>
+  __device__ ADAPTIVE_K_INLINE void compare_one() noexcept {
+    constexpr int first = K % P;
+    if constexpr (I >= first && I + K < Count)
+      if constexpr ((I - first) % (2 * K) < K && I / (2 * P) == (I + K) / (2 * P))
+        compare(at[I], at[I + K]);
   }
 };
 

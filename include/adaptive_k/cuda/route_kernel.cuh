@@ -82,7 +82,8 @@ __device__ ADAPTIVE_K_INLINE detail::k_limits limits_of(const route_params& para
 }
 
 template <class Tier, gating_kind Kind, class Logit, bool ByLogitOnly>
-__global__ void __launch_bounds__(threads_per_block) route_kernel(route_params params) {
+__global__ void __launch_bounds__(threads_per_block, Tier::blocks_per_sm)
+    route_kernel(route_params params) {
   using tile_type = device_tile<Tier::lanes, Tier::row_width, ByLogitOnly, sizeof(Logit) == 2>;
   constexpr int lanes = Tier::lanes;
   constexpr int max_top_k = Tier::max_top_k;

@@ -16,6 +16,7 @@ struct tier {
   static constexpr int lanes = Lanes;  ///< lanes of a warp that share a token
   static constexpr int row_width = MaxExperts < 32 ? MaxExperts : 32;
   static constexpr int rows = MaxExperts / row_width;
+  static constexpr int blocks_per_sm = MaxTopK > 8 ? 2 : 4;  ///< bounds the registers of a thread
 };
 
 template <class... Tiers>

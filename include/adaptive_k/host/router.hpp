@@ -32,6 +32,44 @@ struct routed_batch {
   std::vector<float> signal;              ///< [num_tokens]
 };
 
+namespace detail {
+
+/// What host and device refuse alike. `num_layers` 0: one policy serves all.
+template <class Logit>
+status check_call(const status& validity, const gating& model, int num_layers, int layer,
+                  const logits_view<Logit>& logits, bool has_ids, bool has_weights,
+                  const routing_extras& extras) noexcept {
+  const auto invalid = status_code::invalid_argument;
+  if (!validity) return validity;
+  if (layer < 0) return status::error(invalid, "layer is %d, expected 0 or more", layer);
+  if (num_layers != 0 && layer >= num_layers)
+    return status::error(invalid, "layer is %d, expected 0..%d", layer, num_layers - 1);
+  if (logits.num_experts != model.num_experts)
+    return status::error(status_code::shape_mismatch,
+                         "logits have num_experts = %d, the gating has %d", logits.num_experts,
+                         model.num_experts);
+  if (logits.num_tokens < 0)
+    return status::error(invalid, "logits have num_tokens = %lld, expected 0 or more",
+                         static_cast<long long>(logits.num_tokens));
+  if (logits.row_stride != 0 && logits.row_stride < logits.num_experts)
+    return status::error(status_code::shape_mismatch,
+                         "logits have row_stride = %lld, expected 0 or at least num_experts = %d",
+                         static_cast<long long>(logits.row_stride), logits.num_experts);
+  if (logits.num_tokens == 0) return {};
+  if (logits.data == nullptr) return status::error(invalid, "logits.data is null");
+  if (!has_ids) return status::error(invalid, "output.topk_ids is null");
+  if (!has_weights) return status::error(invalid, "output.topk_weights is null");
+  if (model.selection_bias && extras.routing_bias == nullptr)
+    return status::error(invalid,
+                         "extras.routing_bias is null, but the gating has a selection_bias");
+  if (!model.selection_bias && extras.routing_bias != nullptr)
+    return status::error(invalid,
+                         "extras.routing_bias is given, but the gating has no selection_bias");
+  return {};
+}
+
+}  // namespace detail
+
 /// Routes on the host. Immutable, cheap to copy, safe to share between threads. A router built
 /// from values that do not fit refuses every call with the reason.
 class router {
@@ -53,6 +91,8 @@ class router {
   const router_options& options() const noexcept { return options_; }
   /// The policy of a layer; `layer` is ignored where one policy serves all.
   const k_policy& policy(int layer) const noexcept { return (*policies_)[index(layer)]; }
+  /// The prepared policies, [num_layers] or one for all: what a device_router reads.
+  const std::vector<detail::k_plan>& plans() const noexcept { return *plans_; }
   /// Layers with a policy of their own; 0 where one policy serves all.
   int num_layers() const noexcept { return one_policy_ ? 0 : static_cast<int>(policies_->size()); }
 
@@ -134,33 +174,9 @@ class router {
   template <class Logit>
   status check(int layer, const logits_view<Logit>& logits, bool has_ids, bool has_weights,
                const routing_extras& extras) const noexcept {
-    const auto invalid = status_code::invalid_argument;
-    if (!validity_) return validity_;
-    if (layer < 0 || (!one_policy_ && layer >= num_layers()))
-      return status::error(invalid, "layer is %d, expected 0..%d", layer,
-                           one_policy_ ? 0x7FFFFFFF : num_layers() - 1);
-    if (logits.num_experts != model_.num_experts)
-      return status::error(status_code::shape_mismatch,
-                           "logits have num_experts = %d, the gating has %d", logits.num_experts,
-                           model_.num_experts);
-    if (logits.num_tokens < 0)
-      return status::error(invalid, "logits have num_tokens = %lld, expected 0 or more",
-                           static_cast<long long>(logits.num_tokens));
-    if (logits.row_stride != 0 && logits.row_stride < logits.num_experts)
-      return status::error(status_code::shape_mismatch,
-                           "logits have row_stride = %lld, expected 0 or at least num_experts = %d",
-                           static_cast<long long>(logits.row_stride), logits.num_experts);
-    if (logits.num_tokens == 0) return {};
-    if (logits.data == nullptr) return status::error(invalid, "logits.data is null");
-    if (!has_ids) return status::error(invalid, "output.topk_ids is null");
-    if (!has_weights) return status::error(invalid, "output.topk_weights is null");
-    if (model_.selection_bias && extras.routing_bias == nullptr)
-      return status::error(invalid,
-                           "extras.routing_bias is null, but the gating has a selection_bias");
-    if (!model_.selection_bias && extras.routing_bias != nullptr)
-      return status::error(invalid,
-                           "extras.routing_bias is given, but the gating has no selection_bias");
-    return check_limits(logits.num_tokens, extras);
+    const status refusal = detail::check_call(validity_, model_, num_layers(), layer, logits,
+                                              has_ids, has_weights, extras);
+    return refusal ? check_limits(logits.num_tokens, extras) : refusal;
   }
 
   status check_limits(std::int64_t num_tokens, const routing_extras& extras) const noexcept {

@@ -1,0 +1,200 @@
+// Host side of the route kernel: checks, the choice of a tier, the launch.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+#include <type_traits>
+
+#include "adaptive_k/core/choose_k.hpp"
+#include "adaptive_k/core/gating.hpp"
+#include "adaptive_k/cuda/device_metrics.cuh"
+#include "adaptive_k/cuda/route_kernel.cuh"
+#include "adaptive_k/cuda/tuning.cuh"
+#include "adaptive_k/host/router.hpp"
+#include "adaptive_k/status.hpp"
+#include "adaptive_k/types.hpp"
+
+ADAPTIVE_K_NAMESPACE_BEGIN
+
+namespace cuda {
+
+inline status to_status(cudaError_t error) noexcept {
+  if (error == cudaSuccess) return {};
+  return status::error(status_code::cuda_error, "%s: %s", cudaGetErrorName(error),
+                       cudaGetErrorString(error));
+}
+
+/// Whether the model is served by the plain kernels: softmax ranked by logit alone.
+inline bool is_plain(const gating& g) noexcept {
+  const bool softmax = g.kind == gating_kind::softmax || g.kind == gating_kind::top_k_softmax;
+  return softmax && !g.selection_bias && g.n_group == 1;
+}
+
+namespace launch_detail {
+
+template <class Tier, gating_kind Kind, class Logit, bool ByLogitOnly>
+status launch_tier(const route_params& params, cudaStream_t stream) noexcept {
+  const std::int64_t threads = params.num_tokens * Tier::lanes;
+  const std::int64_t blocks = (threads + threads_per_block - 1) / threads_per_block;
+  if (blocks > 0x7FFFFFFF)
+    return status::error(status_code::unsupported, "num_tokens is %lld, too many for one launch",
+                         static_cast<long long>(params.num_tokens));
+  route_kernel<Tier, Kind, Logit, ByLogitOnly>
+      <<<static_cast<unsigned>(blocks), threads_per_block, 0, stream>>>(params);
+  return to_status(cudaGetLastError());
+}
+
+template <gating_kind Kind, class Logit, bool ByLogitOnly, class... Tiers>
+status launch_first_fit(tier_list<Tiers...>, const route_params& params,
+                        cudaStream_t stream) noexcept {
+  status result =
+      status::error(status_code::unsupported, "no kernel for num_experts = %d, top_k = %d",
+                    params.model.num_experts, params.model.top_k);
+  const auto fits = [&](int most_experts, int most_top_k) {
+    return params.model.num_experts <= most_experts && params.model.top_k <= most_top_k;
+  };
+  (void)((fits(Tiers::max_experts, Tiers::max_top_k)
+              ? (result = launch_tier<Tiers, Kind, Logit, ByLogitOnly>(params, stream), true)
+              : false) ||
+         ...);
+  return result;
+}
+
+}  // namespace launch_detail
+
+/// Instantiated in kernels/ for each logit type; an engine that compiles its own kernels gets them
+/// from here.
+template <class Logit>
+status launch_plain(const route_params& params, cudaStream_t stream) noexcept {
+  return launch_detail::launch_first_fit<gating_kind::softmax, Logit, true>(plain_tiers{}, params,
+                                                                            stream);
+}
+
+template <gating_kind Kind, class Logit>
+status launch_general(const route_params& params, cudaStream_t stream) noexcept {
+  return launch_detail::launch_first_fit<Kind, Logit, false>(general_tiers{}, params, stream);
+}
+
+#if defined(ADAPTIVE_K_LINKED_KERNELS)
+#define ADAPTIVE_K_KERNELS_FOR(Logit)                                                              \
+  extern template status launch_plain<Logit>(const route_params&, cudaStream_t) noexcept;          \
+  extern template status launch_general<gating_kind::softmax, Logit>(const route_params&,          \
+                                                                     cudaStream_t) noexcept;       \
+  extern template status launch_general<gating_kind::sigmoid, Logit>(const route_params&,          \
+                                                                     cudaStream_t) noexcept;       \
+  extern template status launch_general<gating_kind::sqrt_softplus, Logit>(const route_params&,    \
+                                                                           cudaStream_t) noexcept; \
+  extern template status launch_general<gating_kind::sparsemixer, Logit>(const route_params&,      \
+                                                                         cudaStream_t) noexcept;
+ADAPTIVE_K_KERNELS_FOR(float)
+ADAPTIVE_K_KERNELS_FOR(float16)
+ADAPTIVE_K_KERNELS_FOR(bfloat16)
+#undef ADAPTIVE_K_KERNELS_FOR
+#endif
+
+template <class Logit>
+status launch_route(const route_params& params, cudaStream_t stream) noexcept {
+  if (is_plain(params.model)) return launch_plain<Logit>(params, stream);
+  switch (params.model.kind) {
+    case gating_kind::softmax:
+    case gating_kind::top_k_softmax:
+      return launch_general<gating_kind::softmax, Logit>(params, stream);
+    case gating_kind::sigmoid:
+      return launch_general<gating_kind::sigmoid, Logit>(params, stream);
+    case gating_kind::sqrt_softplus:
+      return launch_general<gating_kind::sqrt_softplus, Logit>(params, stream);
+    case gating_kind::sparsemixer:
+      return launch_general<gating_kind::sparsemixer, Logit>(params, stream);
+  }
+  return status::error(status_code::invalid_argument, "kind is %d, expected a gating_kind",
+                       static_cast<int>(params.model.kind));
+}
+
+/// Elements a load may take: a power of two that address, stride and length all allow.
+template <class Logit>
+int load_width(const Logit* data, std::int64_t row_stride, int num_experts) noexcept {
+  int width = 16 / static_cast<int>(sizeof(Logit));
+  const auto address = reinterpret_cast<std::uintptr_t>(data);
+  while (width > 1 && (address % (static_cast<std::size_t>(width) * sizeof(Logit)) != 0 ||
+                       row_stride % width != 0 || num_experts % width != 0))
+    width /= 2;
+  return width;
+}
+
+template <class Id>
+constexpr id_type id_type_of() noexcept {
+  if (std::is_same_v<Id, std::int64_t>) return id_type::int64;
+  if (std::is_same_v<Id, std::int16_t>) return id_type::int16;
+  if (std::is_same_v<Id, std::uint16_t>) return id_type::uint16;
+  return id_type::int32;
+}
+
+template <class Weight>
+constexpr float_type float_type_of() noexcept {
+  if (std::is_same_v<Weight, float16>) return float_type::float16;
+  if (std::is_same_v<Weight, bfloat16>) return float_type::bfloat16;
+  return float_type::float32;
+}
+
+/// The router on the device: the same decision as `host`, bit for bit, with every pointer in device
+/// memory. Trivially copyable; owns nothing.
+class device_router {
+ public:
+  /// `plans`: device memory, a copy of `host.plans()`, [num_layers] or one for all. It may be
+  /// rewritten between launches, also under a captured graph.
+  device_router(const router& host, const detail::k_plan* plans) noexcept
+      : validity_(host.validity()),
+        model_(host.model()),
+        options_(host.options()),
+        plans_(plans),
+        num_layers_(host.num_layers()) {
+    model_.renormalize = detail::renormalizes(model_);
+  }
+
+  /// Enqueues one kernel on `stream`. No allocation, no synchronisation; per-token k limits are not
+  /// read here, so the caller vouches for 1 <= k_min <= k_max <= K0.
+  template <class Logit, class Id = std::int32_t, class Weight = float>
+  status route(int layer, const logits_view<Logit>& logits,
+               const routing_output<Id, Weight>& output, device_metrics* metrics,
+               const routing_extras& extras, cudaStream_t stream) const noexcept {
+    const status refusal =
+        detail::check_call(validity_, model_, num_layers_, layer, logits,
+                           output.topk_ids != nullptr, output.topk_weights != nullptr, extras);
+    if (!refusal) return refusal;
+    if (plans_ == nullptr) return status::error(status_code::invalid_argument, "plans is null");
+    if (logits.num_tokens == 0) return {};
+    route_params params = {};
+    params.logits = logits.data;
+    params.num_tokens = logits.num_tokens;
+    params.row_stride = logits.row_stride != 0 ? logits.row_stride : logits.num_experts;
+    params.load_width = load_width(logits.data, params.row_stride, logits.num_experts);
+    params.model = model_;
+    params.plan = plans_ + (num_layers_ == 0 ? 0 : layer);
+    params.routing_bias = extras.routing_bias;
+    params.padding_mask = extras.padding_mask;
+    params.k_min = extras.k_min;
+    params.k_max = extras.k_max;
+    params.topk_ids = output.topk_ids;
+    params.topk_weights = output.topk_weights;
+    params.topk_counts = output.topk_counts;
+    params.chosen_counts = output.chosen_counts;
+    params.signal = output.signal;
+    params.metrics = metrics;
+    params.ids = id_type_of<Id>();
+    params.weights = float_type_of<Weight>();
+    params.fill = options_.fill;
+    return launch_route<Logit>(params, stream);
+  }
+
+ private:
+  status validity_;
+  gating model_;
+  router_options options_;
+  const detail::k_plan* plans_;
+  int num_layers_;
+};
+
+}  // namespace cuda
+
+ADAPTIVE_K_NAMESPACE_END

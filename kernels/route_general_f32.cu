@@ -1,0 +1,16 @@
+#include "adaptive_k/cuda/launch.cuh"
+
+ADAPTIVE_K_NAMESPACE_BEGIN
+namespace cuda {
+
+template status launch_general<gating_kind::softmax, float>(const route_params&,
+                                                            cudaStream_t) noexcept;
+template status launch_general<gating_kind::sigmoid, float>(const route_params&,
+                                                            cudaStream_t) noexcept;
+template status launch_general<gating_kind::sqrt_softplus, float>(const route_params&,
+                                                                  cudaStream_t) noexcept;
+template status launch_general<gating_kind::sparsemixer, float>(const route_params&,
+                                                                cudaStream_t) noexcept;
+
+}  // namespace cuda
+ADAPTIVE_K_NAMESPACE_END

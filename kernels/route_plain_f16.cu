@@ -1,0 +1,9 @@
+#include "adaptive_k/cuda/launch.cuh"
+
+ADAPTIVE_K_NAMESPACE_BEGIN
+namespace cuda {
+
+template status launch_plain<float16>(const route_params&, cudaStream_t) noexcept;
+
+}  // namespace cuda
+ADAPTIVE_K_NAMESPACE_END
