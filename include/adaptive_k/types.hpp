@@ -115,6 +115,9 @@ struct routing_output {
   Weight* topk_weights = nullptr;       ///< [num_tokens, top_k]; 0 past k_t
   std::int32_t* topk_counts = nullptr;  ///< [num_tokens], k_t
   float* signal = nullptr;              ///< [num_tokens], unit of the policy's signal
+  /// [num_tokens]. Given, the call is in shadow mode: it routes full K, as the model would, and
+  /// records here the k that the policy would have chosen.
+  std::int32_t* chosen_counts = nullptr;
 };
 
 /// Optional inputs of a routing call; null means absent.

@@ -57,6 +57,13 @@ inline k_plan make_plan(const gating& g, const k_policy& policy) noexcept {
   return plan;
 }
 
+/// A plan's limits within a token's own, which win where the two do not overlap.
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE k_limits narrow_limits(k_limits limits, int k_min,
+                                                       int k_max) noexcept {
+  const auto clamp = [=](int k) { return k < k_min ? k_min : (k > k_max ? k_max : k); };
+  return {clamp(limits.k_min), clamp(limits.k_max)};
+}
+
 /// Shares below this count as this: a biased choice may keep no mass at all.
 inline constexpr float least_share = 7.888609e-31f;  // 2^-100
 
@@ -82,11 +89,11 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE bool is_enough(const k_plan& plan, float signal,
 
 /// Argmin over k in [k_min, k_max] of g d(k) + lambda k; the smaller k on equal cost.
 /// Cost: three logarithms, one or two exponentials and about 20 operations per k.
-template <int MaxTopK>
+template <int MaxTopK, class Ranks>
 ADAPTIVE_K_HD ADAPTIVE_K_INLINE int least_cost_k(const k_plan& plan,
                                                  const ranked_experts<MaxTopK>& ranked,
                                                  float topk_share, int num_experts, int top_k,
-                                                 int ranks, k_limits limits) noexcept {
+                                                 Ranks ranks, k_limits limits) noexcept {
   const distortion_ref& model = plan.distortion;
   const float inverse_mass = math::divide(1.0f, ranked.total);
   float dropped_mass[MaxTopK];     // w_(j+1) + ... + w_K0, summed from the last rank
@@ -139,12 +146,12 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE int least_cost_k(const k_plan& plan,
 }
 
 /// How many experts this token gets, within its limits. `topk_share` is S_K0 as distortion_ref
-/// means it; `ranks` is K0, or MaxTopK where loops are unrolled.
-template <int MaxTopK>
+/// means it; `ranks` is a loop_count of K0.
+template <int MaxTopK, class Ranks>
 ADAPTIVE_K_HD ADAPTIVE_K_INLINE int choose_k(const k_plan& plan, float signal,
                                              const ranked_experts<MaxTopK>& ranked,
                                              float topk_share, int num_experts, int top_k,
-                                             int ranks, k_limits limits) noexcept {
+                                             Ranks ranks, k_limits limits) noexcept {
   if (plan.predicts_distortion)
     return least_cost_k(plan, ranked, topk_share, num_experts, top_k, ranks, limits);
   int k = plan.last_k;

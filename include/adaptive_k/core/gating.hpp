@@ -57,9 +57,9 @@ inline status validate(const gating& g) noexcept {
   if (g.topk_group < 1 || g.topk_group > g.n_group)
     return status::error(invalid, "topk_group is %d, expected 1..n_group = %d", g.topk_group,
                          g.n_group);
-  if (g.n_group > max_top_k)
-    return status::error(status_code::unsupported, "n_group is %d, at most %d are supported",
-                         g.n_group, max_top_k);
+  if (g.n_group > 32)
+    return status::error(status_code::unsupported, "n_group is %d, at most 32 are supported",
+                         g.n_group);
   if (g.topk_group * (g.num_experts / g.n_group) < g.top_k)
     return status::error(invalid,
                          "topk_group is %d: its groups hold %d experts, fewer than top_k = %d",

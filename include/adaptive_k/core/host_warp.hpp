@@ -7,6 +7,7 @@
 //
 // Tile, as the rest of core/ uses it:
 //   lanes, row_width, slots_per_lane  compile-time ints; a row of experts has row_width slots
+//   by_logit_only                  compiled without selection by bias or groups
 //   unrolled                       loops run over all that fits, so that arrays stay in registers
 //   per_lane<T>                    one T in each lane, indexed by lane
 //   for_each_lane(f)               f(lane) in every lane
@@ -36,6 +37,7 @@ struct host_warp {
   static constexpr int row_width = RowWidth;
   static constexpr int slots_per_lane = RowWidth / Lanes;
   static constexpr bool unrolled = false;
+  static constexpr bool by_logit_only = false;
 
   template <class T>
   struct per_lane {
@@ -86,6 +88,18 @@ struct host_warp {
   ADAPTIVE_K_HD static ADAPTIVE_K_INLINE T broadcast(const per_lane<T>& values, int lane) noexcept {
     return values[lane];
   }
+};
+
+/// How often a loop runs: `Max`, known to the compiler, where loops are unrolled, else `count`.
+template <bool Unrolled, int Max>
+struct loop_count {
+  int count;
+  ADAPTIVE_K_HD ADAPTIVE_K_INLINE constexpr operator int() const noexcept { return count; }
+};
+template <int Max>
+struct loop_count<true, Max> {
+  ADAPTIVE_K_HD ADAPTIVE_K_INLINE constexpr loop_count(int) noexcept {}
+  ADAPTIVE_K_HD ADAPTIVE_K_INLINE constexpr operator int() const noexcept { return Max; }
 };
 
 /// One lane's share of a row of experts: its slots, `MaxRows` times. Expert e is in row e / 32.

@@ -22,6 +22,7 @@ namespace detail {
 template <int MaxTopK>
 struct token_route {
   int count;              ///< k_t in 1..K0
+  int chosen;             ///< what the policy chose; differs from `count` in shadow mode only
   int expert[MaxTopK];    ///< K0 ids, best first; those past `count` are what full K would add
   float weight[MaxTopK];  ///< [count]
   float signal;           ///< in the unit of the policy's signal
@@ -44,15 +45,15 @@ struct token_state {
   typename Tile::template per_lane<expert_block<float, MaxRows, slots>> logits;
   expert_keys<Tile, MaxRows> keys;
   int num_experts;
-  int rows;       ///< rows in use; slots past E hold -inf
-  float largest;  ///< of the logits
+  loop_count<Tile::unrolled, MaxRows> rows = {0};  ///< in use; slots past E hold -inf
+  float largest;                                   ///< of the logits
   bool has_finite;
   bool has_nonfinite;
 };
 
 /// f(lane, row, slot, expert) for every slot, those past E included.
-template <class Tile, class F>
-ADAPTIVE_K_HD ADAPTIVE_K_INLINE void for_each_slot(const Tile& tile, int rows, F f) noexcept {
+template <class Tile, class Rows, class F>
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE void for_each_slot(const Tile& tile, Rows rows, F f) noexcept {
   constexpr int slots = Tile::slots_per_lane;
   tile.for_each_lane([&](int lane) {
     ADAPTIVE_K_UNROLL
@@ -93,7 +94,7 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE void load_logits(const Tile& tile,
                                                  LogitAt logit_at) noexcept {
   constexpr int slots = Tile::slots_per_lane;
   token.num_experts = num_experts;
-  token.rows = Tile::unrolled ? MaxRows : (num_experts + Tile::row_width - 1) / Tile::row_width;
+  token.rows = {(num_experts + Tile::row_width - 1) / Tile::row_width};
   fetch_logits<MaxRows>(tile, token, logit_at);
   typename Tile::template per_lane<float> lane_largest;
   typename Tile::template per_lane<int> lane_finite;
@@ -220,11 +221,11 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE float logit_of(const Tile& tile,
 /// Phi-3.5's weights: each chosen expert's softmax over the experts within a relative 2 eps of
 /// it, the first one left out for the second (HuggingFace PhimoeSparseMoeBlock, inference).
 template <class Tile, int MaxRows, int MaxTopK>
-ADAPTIVE_K_HD inline void score_by_masked_softmax(const Tile& tile,
-                                                  token_state<Tile, MaxRows>& token,
-                                                  float jitter_epsilon,
-                                                  ranked_experts<MaxTopK>& ranked,
-                                                  int top_k) noexcept {
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE void score_by_masked_softmax(const Tile& tile,
+                                                             token_state<Tile, MaxRows>& token,
+                                                             float jitter_epsilon,
+                                                             ranked_experts<MaxTopK>& ranked,
+                                                             int top_k) noexcept {
   ADAPTIVE_K_UNROLL
   for (int j = 0; j < MaxTopK; ++j) {
     if (j >= top_k) break;
@@ -245,10 +246,10 @@ ADAPTIVE_K_HD inline void score_by_masked_softmax(const Tile& tile,
 }
 
 /// Selects and scores the top K0. With `by_score` the keys do not tell the logits.
-template <gating_kind Kind, class Tile, int MaxRows, int MaxTopK>
+template <gating_kind Kind, class Tile, int MaxRows, int MaxTopK, class Ranks>
 ADAPTIVE_K_HD ADAPTIVE_K_INLINE void rank_experts(const Tile& tile,
                                                   token_state<Tile, MaxRows>& token,
-                                                  const gating& model, bool by_score, int ranks,
+                                                  const gating& model, bool by_score, Ranks ranks,
                                                   ranked_experts<MaxTopK>& ranked) noexcept {
   keyed_expert best[MaxTopK];
   select_experts<MaxRows>(tile, token.keys, token.rows, model.top_k, best);
@@ -282,18 +283,19 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE float own_factor(const gating& model, float topk
 }
 
 /// Routes one token of a layer, its gating of kind `Kind`. `logit_at(e)` gives logit e as float;
-/// `bias` is [E] where the model selects by bias; `limits` lie within 1..K0. MaxRows * row_width >=
-/// E, MaxTopK >= K0. No allocation.
+/// `bias` is [E] where the model selects by bias; `limits` lie within 1..K0. `shadow` routes full K
+/// and only reports the choice. MaxRows * row_width >= E, MaxTopK >= K0. No allocation.
 template <gating_kind Kind, int MaxRows, int MaxTopK, class Tile, class LogitAt>
 ADAPTIVE_K_HD inline token_route<MaxTopK> route_token(const Tile& tile, const gating& model,
                                                       const k_plan& plan, const float* bias,
-                                                      k_limits limits, LogitAt logit_at) noexcept {
+                                                      k_limits limits, bool shadow,
+                                                      LogitAt logit_at) noexcept {
   const int top_k = model.top_k;
-  const int ranks = Tile::unrolled ? MaxTopK : top_k;
+  const loop_count<Tile::unrolled, MaxTopK> ranks = {top_k};
 
   token_state<Tile, MaxRows> token;
   load_logits(tile, token, model.num_experts, logit_at);
-  const bool by_score = selects_by_score(model) && token.has_finite;
+  const bool by_score = !Tile::by_logit_only && selects_by_score(model) && token.has_finite;
 
   const bool entropy = is_full_entropy(plan.signal);
   const bool needs_total =
@@ -311,7 +313,7 @@ ADAPTIVE_K_HD inline token_route<MaxTopK> route_token(const Tile& tile, const ga
     key_by_score<Kind>(tile, token, model, bias, sums.score);
   else
     key_by_logit(tile, token);
-  if (model.n_group > 1 && token.has_finite)
+  if (!Tile::by_logit_only && model.n_group > 1 && token.has_finite)
     keep_best_groups<Tile, MaxRows>(tile, token.keys, model, token.rows);
   ranked_experts<MaxTopK> ranked;
   rank_experts<Kind>(tile, token, model, by_score, ranks, ranked);
@@ -330,8 +332,9 @@ ADAPTIVE_K_HD inline token_route<MaxTopK> route_token(const Tile& tile, const ga
   token_route<MaxTopK> route;
   route.has_nonfinite = token.has_nonfinite;
   route.signal = signal_value(plan.signal, full_entropy, plan.inverse_log_experts, ranked, ranks);
-  route.count =
+  route.chosen =
       choose_k(plan, route.signal, ranked, topk_share, model.num_experts, top_k, ranks, limits);
+  route.count = shadow ? top_k : route.chosen;
 
   float factor = own_factor<Kind>(model, ranked.total, sums.score);
   if (weightless && !renormalizes(model)) factor = 0.0f;

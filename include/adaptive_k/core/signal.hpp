@@ -46,15 +46,22 @@ struct ranked_experts {
   float total;               ///< the last of them: S_K0
 };
 
+/// Signals are summed in steps of 2^-24, exactly and so in any order.
+inline constexpr double signal_scale = 16777216.0;
+
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE std::int64_t signal_to_fixed(float signal) noexcept {
+  return static_cast<std::int64_t>(signal * 16777216.0f);
+}
+
 /// Entropy in nats of scores with sum `total` and weighted logarithms `sum s ln s`.
 ADAPTIVE_K_HD ADAPTIVE_K_INLINE float entropy_nats(float total, float score_log_score) noexcept {
   const float entropy = math::log(total) - math::divide(score_log_score, total);
   return math::larger(entropy, 0.0f);
 }
 
-template <int MaxTopK>
+template <int MaxTopK, class Ranks>
 ADAPTIVE_K_HD ADAPTIVE_K_INLINE float topk_entropy_nats(const ranked_experts<MaxTopK>& ranked,
-                                                        int ranks) noexcept {
+                                                        Ranks ranks) noexcept {
   float score_log_score = 0.0f;
   ADAPTIVE_K_UNROLL
   for (int j = 0; j < ranks; ++j)
@@ -63,12 +70,12 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE float topk_entropy_nats(const ranked_experts<Max
 }
 
 /// The value reported for a signal; `full_entropy` is -sum p ln p where the kind asks for it.
-/// `ranks` is K0, or MaxTopK where loops are unrolled.
-template <int MaxTopK>
+/// `ranks` is a loop_count of K0.
+template <int MaxTopK, class Ranks>
 ADAPTIVE_K_HD ADAPTIVE_K_INLINE float signal_value(signal_kind kind, float full_entropy,
                                                    float inverse_log_experts,
                                                    const ranked_experts<MaxTopK>& ranked,
-                                                   int ranks) noexcept {
+                                                   Ranks ranks) noexcept {
   const float second = MaxTopK > 1 && ranks > 1 ? ranked.score[MaxTopK > 1 ? 1 : 0] : 0.0f;
   switch (kind) {
     case signal_kind::none:

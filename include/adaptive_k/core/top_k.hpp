@@ -121,16 +121,27 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE void select_experts(
   for (int j = 0; j < top_k; ++j) best[j] = order.next();
 }
 
+inline constexpr int max_groups = 32;
+
+/// f(lane, i, group) for the groups that each lane keeps: group i * lanes + lane.
+template <int Held, class Tile, class F>
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE void for_each_held_group(const Tile& tile, F f) noexcept {
+  tile.for_each_lane([&](int lane) {
+    ADAPTIVE_K_UNROLL
+    for (int i = 0; i < Held; ++i) f(lane, i, i * Tile::lanes + lane);
+  });
+}
+
 /// The two largest keys among experts [first, first + count); `no_expert_key` where there is none.
 struct best_two {
   std::uint32_t first;
   std::uint32_t second;
 };
 
-template <class Tile, int MaxRows>
-ADAPTIVE_K_HD inline best_two best_two_keys(const Tile& tile,
-                                            const expert_keys<Tile, MaxRows>& keys, int first,
-                                            int count) noexcept {
+template <class Tile, int MaxRows, class Rows>
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE best_two best_two_keys(const Tile& tile,
+                                                       const expert_keys<Tile, MaxRows>& keys,
+                                                       Rows rows, int first, int count) noexcept {
   constexpr int slots = Tile::slots_per_lane;
   typename Tile::template per_lane<std::uint32_t> lane_first;
   typename Tile::template per_lane<std::uint32_t> lane_second;
@@ -138,17 +149,21 @@ ADAPTIVE_K_HD inline best_two best_two_keys(const Tile& tile,
   tile.for_each_lane([&](int lane) {
     best_two best = {no_expert_key, no_expert_key};
     int leader = max_experts;
-    for (int row = first / Tile::row_width; row * Tile::row_width < first + count; ++row) {
+    ADAPTIVE_K_UNROLL
+    for (int row = 0; row < rows; ++row) {
+      if (!Tile::unrolled &&
+          ((row + 1) * Tile::row_width <= first || row * Tile::row_width >= first + count))
+        continue;
+      ADAPTIVE_K_UNROLL
       for (int slot = 0; slot < slots; ++slot) {
         const int expert = row * Tile::row_width + lane * slots + slot;
-        if (expert < first || expert >= first + count) continue;
-        const std::uint32_t key = keys[lane].at[row][slot];
-        if (key > best.first) {
-          best = {key, best.first};
-          leader = expert;
-        } else if (key > best.second) {
-          best.second = key;
-        }
+        const bool inside = static_cast<unsigned>(expert - first) < static_cast<unsigned>(count);
+        const std::uint32_t key = inside ? keys[lane].at[row][slot] : no_expert_key;
+        const bool leads = key > best.first;
+        const std::uint32_t loser = leads ? best.first : key;
+        best.first = leads ? key : best.first;
+        best.second = loser > best.second ? loser : best.second;
+        leader = leads ? expert : leader;
       }
     }
     lane_first[lane] = best.first;
@@ -169,33 +184,58 @@ ADAPTIVE_K_HD inline best_two best_two_keys(const Tile& tile,
 
 /// Group-limited selection: empties the keys of all but the topk_group best groups of neighbours.
 /// Equal groups by lower index; a NaN in a group counts as -inf.
-template <class Tile, int MaxRows>
-ADAPTIVE_K_HD inline void keep_best_groups(const Tile& tile, expert_keys<Tile, MaxRows>& keys,
-                                           const gating& g, int rows) noexcept {
+template <class Tile, int MaxRows, class Rows>
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE void keep_best_groups(const Tile& tile,
+                                                      expert_keys<Tile, MaxRows>& keys,
+                                                      const gating& g, Rows rows) noexcept {
   constexpr int slots = Tile::slots_per_lane;
+  constexpr int held =
+      max_groups / Tile::lanes;  // lane l keeps the keys of groups l, l + lanes, ...
   const int group_size = g.num_experts / g.n_group;
-  std::uint32_t group_key[max_top_k] = {};
+  typename Tile::template per_lane<expert_block<std::uint32_t, 1, held>> group_keys;
+  for_each_held_group<held>(
+      tile, [&](int lane, int i, int) { group_keys[lane].at[0][i] = no_expert_key; });
   for (int group = 0; group < g.n_group; ++group) {
-    const best_two best = best_two_keys<Tile, MaxRows>(tile, keys, group * group_size, group_size);
+    const best_two best =
+        best_two_keys<Tile, MaxRows>(tile, keys, rows, group * group_size, group_size);
     float value = key_value(best.first);
     if (g.group_rank == group_score::top2_sum && group_size > 1) value += key_value(best.second);
-    group_key[group] = order_key(value);
+    const std::uint32_t key = order_key(value);
+    for_each_held_group<held>(tile, [&](int lane, int i, int at) {
+      if (at == group) group_keys[lane].at[0][i] = key;
+    });
   }
   std::uint32_t kept = 0;  // one bit a group
   for (int round = 0; round < g.topk_group; ++round) {
-    int best = -1;
-    for (int group = 0; group < g.n_group; ++group)
-      if ((kept >> group & 1u) == 0 && (best < 0 || group_key[group] > group_key[best]))
-        best = group;
+    typename Tile::template per_lane<std::uint32_t> lane_key;
+    tile.for_each_lane([&](int lane) { lane_key[lane] = no_expert_key; });
+    for_each_held_group<held>(tile, [&](int lane, int i, int) {
+      const std::uint32_t key = group_keys[lane].at[0][i];
+      lane_key[lane] = key > lane_key[lane] ? key : lane_key[lane];
+    });
+    const std::uint32_t best_key = tile.reduce_max(lane_key);
+    typename Tile::template per_lane<int> lane_group;
+    tile.for_each_lane([&](int lane) { lane_group[lane] = max_groups; });
+    for_each_held_group<held>(tile, [&](int lane, int i, int at) {
+      const bool lower = group_keys[lane].at[0][i] == best_key && at < lane_group[lane];
+      lane_group[lane] = lower ? at : lane_group[lane];
+    });
+    const int best = tile.reduce_min(lane_group);
     kept |= 1u << best;
+    for_each_held_group<held>(tile, [&](int lane, int i, int at) {
+      if (at == best) group_keys[lane].at[0][i] = no_expert_key;
+    });
   }
   tile.for_each_lane([&](int lane) {
-    for (int row = 0; row < rows; ++row)
+    ADAPTIVE_K_UNROLL
+    for (int row = 0; row < rows; ++row) {
+      ADAPTIVE_K_UNROLL
       for (int slot = 0; slot < slots; ++slot) {
         const int group = (row * Tile::row_width + lane * slots + slot) / group_size;
         if (group >= g.n_group || (kept >> group & 1u) == 0)
           keys[lane].at[row][slot] = no_expert_key;
       }
+    }
   });
 }
 

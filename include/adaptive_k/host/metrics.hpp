@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "adaptive_k/config.hpp"
+#include "adaptive_k/core/signal.hpp"
 
 ADAPTIVE_K_NAMESPACE_BEGIN
 
@@ -26,8 +27,6 @@ struct expert_sizes {
 /// layers, threads and ranks; no result depends on the order. Expert counts of different layers
 /// fall on the same index, so keep one struct per layer where that matters.
 struct routing_metrics {
-  static constexpr double signal_scale = 16777216.0;  ///< 2^24 fixed-point steps per unit
-
   std::uint64_t calls = 0;              ///< routing calls with at least one token
   std::uint64_t tokens = 0;             ///< routed tokens, padding left out
   std::uint64_t padding_tokens = 0;     ///< tokens skipped by the padding mask
@@ -69,9 +68,9 @@ struct routing_metrics {
   double mean_k() const noexcept { return ratio(expert_calls, tokens); }
   /// Mean signal, in its own unit; 0 when nothing was routed.
   double mean_signal() const noexcept {
-    return tokens == 0
-               ? 0.0
-               : static_cast<double>(signal_sum_fixed) / signal_scale / static_cast<double>(tokens);
+    return tokens == 0 ? 0.0
+                       : static_cast<double>(signal_sum_fixed) / detail::signal_scale /
+                             static_cast<double>(tokens);
   }
   /// Mean distinct experts of a call; 0 when nothing was routed.
   double mean_distinct_experts() const noexcept { return ratio(distinct_experts, calls); }

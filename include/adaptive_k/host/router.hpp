@@ -32,6 +32,44 @@ struct routed_batch {
   std::vector<float> signal;              ///< [num_tokens]
 };
 
+namespace detail {
+
+/// What host and device refuse alike. `num_layers` 0: one policy serves all.
+template <class Logit>
+status check_call(const status& validity, const gating& model, int num_layers, int layer,
+                  const logits_view<Logit>& logits, bool has_ids, bool has_weights,
+                  const routing_extras& extras) noexcept {
+  const auto invalid = status_code::invalid_argument;
+  if (!validity) return validity;
+  if (layer < 0) return status::error(invalid, "layer is %d, expected 0 or more", layer);
+  if (num_layers != 0 && layer >= num_layers)
+    return status::error(invalid, "layer is %d, expected 0..%d", layer, num_layers - 1);
+  if (logits.num_experts != model.num_experts)
+    return status::error(status_code::shape_mismatch,
+                         "logits have num_experts = %d, the gating has %d", logits.num_experts,
+                         model.num_experts);
+  if (logits.num_tokens < 0)
+    return status::error(invalid, "logits have num_tokens = %lld, expected 0 or more",
+                         static_cast<long long>(logits.num_tokens));
+  if (logits.row_stride != 0 && logits.row_stride < logits.num_experts)
+    return status::error(status_code::shape_mismatch,
+                         "logits have row_stride = %lld, expected 0 or at least num_experts = %d",
+                         static_cast<long long>(logits.row_stride), logits.num_experts);
+  if (logits.num_tokens == 0) return {};
+  if (logits.data == nullptr) return status::error(invalid, "logits.data is null");
+  if (!has_ids) return status::error(invalid, "output.topk_ids is null");
+  if (!has_weights) return status::error(invalid, "output.topk_weights is null");
+  if (model.selection_bias && extras.routing_bias == nullptr)
+    return status::error(invalid,
+                         "extras.routing_bias is null, but the gating has a selection_bias");
+  if (!model.selection_bias && extras.routing_bias != nullptr)
+    return status::error(invalid,
+                         "extras.routing_bias is given, but the gating has no selection_bias");
+  return {};
+}
+
+}  // namespace detail
+
 /// Routes on the host. Immutable, cheap to copy, safe to share between threads. A router built
 /// from values that do not fit refuses every call with the reason.
 class router {
@@ -53,6 +91,8 @@ class router {
   const router_options& options() const noexcept { return options_; }
   /// The policy of a layer; `layer` is ignored where one policy serves all.
   const k_policy& policy(int layer) const noexcept { return (*policies_)[index(layer)]; }
+  /// The prepared policies, [num_layers] or one for all: what a device_router reads.
+  const std::vector<detail::k_plan>& plans() const noexcept { return *plans_; }
   /// Layers with a policy of their own; 0 where one policy serves all.
   int num_layers() const noexcept { return one_policy_ ? 0 : static_cast<int>(policies_->size()); }
 
@@ -134,33 +174,9 @@ class router {
   template <class Logit>
   status check(int layer, const logits_view<Logit>& logits, bool has_ids, bool has_weights,
                const routing_extras& extras) const noexcept {
-    const auto invalid = status_code::invalid_argument;
-    if (!validity_) return validity_;
-    if (layer < 0 || (!one_policy_ && layer >= num_layers()))
-      return status::error(invalid, "layer is %d, expected 0..%d", layer,
-                           one_policy_ ? 0x7FFFFFFF : num_layers() - 1);
-    if (logits.num_experts != model_.num_experts)
-      return status::error(status_code::shape_mismatch,
-                           "logits have num_experts = %d, the gating has %d", logits.num_experts,
-                           model_.num_experts);
-    if (logits.num_tokens < 0)
-      return status::error(invalid, "logits have num_tokens = %lld, expected 0 or more",
-                           static_cast<long long>(logits.num_tokens));
-    if (logits.row_stride != 0 && logits.row_stride < logits.num_experts)
-      return status::error(status_code::shape_mismatch,
-                           "logits have row_stride = %lld, expected 0 or at least num_experts = %d",
-                           static_cast<long long>(logits.row_stride), logits.num_experts);
-    if (logits.num_tokens == 0) return {};
-    if (logits.data == nullptr) return status::error(invalid, "logits.data is null");
-    if (!has_ids) return status::error(invalid, "output.topk_ids is null");
-    if (!has_weights) return status::error(invalid, "output.topk_weights is null");
-    if (model_.selection_bias && extras.routing_bias == nullptr)
-      return status::error(invalid,
-                           "extras.routing_bias is null, but the gating has a selection_bias");
-    if (!model_.selection_bias && extras.routing_bias != nullptr)
-      return status::error(invalid,
-                           "extras.routing_bias is given, but the gating has no selection_bias");
-    return check_limits(logits.num_tokens, extras);
+    const status refusal = detail::check_call(validity_, model_, num_layers(), layer, logits,
+                                              has_ids, has_weights, extras);
+    return refusal ? check_limits(logits.num_tokens, extras) : refusal;
   }
 
   status check_limits(std::int64_t num_tokens, const routing_extras& extras) const noexcept {
@@ -177,20 +193,11 @@ class router {
     return {};
   }
 
-  /// The token's limits win over the policy's where they do not overlap.
   static detail::k_limits limits_of(const detail::k_plan& plan, const routing_extras& extras,
                                     std::int64_t token) noexcept {
-    detail::k_limits limits = plan.limits;
-    if (extras.k_min != nullptr) {
-      const int low = extras.k_min[token];
-      limits = {limits.k_min < low ? low : limits.k_min, limits.k_max < low ? low : limits.k_max};
-    }
-    if (extras.k_max != nullptr) {
-      const int high = extras.k_max[token];
-      limits = {limits.k_min > high ? high : limits.k_min,
-                limits.k_max > high ? high : limits.k_max};
-    }
-    return limits;
+    if (extras.k_min == nullptr && extras.k_max == nullptr) return plan.limits;
+    return detail::narrow_limits(plan.limits, extras.k_min != nullptr ? extras.k_min[token] : 1,
+                                 extras.k_max != nullptr ? extras.k_max[token] : max_top_k);
   }
 
   template <class Id>
@@ -238,8 +245,7 @@ class call_metrics {
     ++target_->k_histogram[count];
     expert_calls_ += static_cast<std::uint64_t>(count);
     nonfinite_rows_ += has_nonfinite ? 1u : 0u;
-    signal_sum_ +=
-        static_cast<std::int64_t>(static_cast<double>(signal) * routing_metrics::signal_scale);
+    signal_sum_ += signal_to_fixed(signal);
     lowest_ = tokens_ == 0 || signal < lowest_ ? signal : lowest_;
     highest_ = tokens_ == 0 || signal > highest_ ? signal : highest_;
     ++tokens_;
@@ -284,18 +290,20 @@ void router::route_rows(const detail::k_plan& plan, const logits_view<Logit>& lo
   const detail::host_warp<1> tile;
   const int top_k = model_.top_k;
   const std::int64_t stride = logits.row_stride != 0 ? logits.row_stride : logits.num_experts;
+  const bool shadow = output.chosen_counts != nullptr;
   detail::call_metrics counts(metrics);
   for (std::int64_t token = 0; token < logits.num_tokens; ++token) {
     detail::token_route<max_top_k> route;
     if (extras.padding_mask != nullptr && extras.padding_mask[token] != 0) {
       route.count = 0;
+      route.chosen = 0;
       route.expert[0] = 0;
       route.signal = 0.0f;
       counts.add_padding();
     } else {
       const Logit* row = logits.data + token * stride;
       route = detail::route_token<Kind, max_rows, max_top_k>(
-          tile, model_, plan, extras.routing_bias, limits_of(plan, extras, token),
+          tile, model_, plan, extras.routing_bias, limits_of(plan, extras, token), shadow,
           detail::logit_row<Logit>{row});
       counts.add_token(route.expert, route.count, route.signal, route.has_nonfinite);
     }
@@ -307,6 +315,7 @@ void router::route_rows(const detail::k_plan& plan, const logits_view<Logit>& lo
       weights[j] = from_float<Weight>(j < route.count ? route.weight[j] : 0.0f);
     }
     if (output.topk_counts != nullptr) output.topk_counts[token] = route.count;
+    if (shadow) output.chosen_counts[token] = route.chosen;
     if (output.signal != nullptr) output.signal[token] = route.signal;
   }
   counts.finish(top_k);
