@@ -4,7 +4,7 @@
 #include <cstdint>
 
 #include "adaptive_k/core/math.hpp"
-#include "adaptive_k/host/metrics.hpp"
+#include "adaptive_k/core/signal.hpp"
 
 ADAPTIVE_K_NAMESPACE_BEGIN
 
@@ -29,9 +29,10 @@ struct device_metrics {
   unsigned long long expert_counts[max_experts];
 };
 
-/// The same as the host's struct; `counters` was copied back after the stream was synchronised.
-inline routing_metrics to_metrics(const device_metrics& counters) noexcept {
-  routing_metrics metrics;
+/// As the host's routing_metrics (host/metrics.hpp); `counters` was copied back from the device.
+template <class Metrics>
+Metrics to_metrics(const device_metrics& counters) noexcept {
+  Metrics metrics;
   metrics.calls = counters.calls;
   metrics.tokens = counters.tokens;
   metrics.padding_tokens = counters.padding_tokens;

@@ -6,12 +6,12 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "adaptive_k/core/check_call.hpp"
 #include "adaptive_k/core/choose_k.hpp"
 #include "adaptive_k/core/gating.hpp"
 #include "adaptive_k/cuda/device_metrics.cuh"
 #include "adaptive_k/cuda/route_kernel.cuh"
 #include "adaptive_k/cuda/tuning.cuh"
-#include "adaptive_k/host/router.hpp"
 #include "adaptive_k/status.hpp"
 #include "adaptive_k/types.hpp"
 
@@ -137,18 +137,19 @@ constexpr float_type float_type_of() noexcept {
   return float_type::float32;
 }
 
-/// The router on the device: the same decision as `host`, bit for bit, with every pointer in device
-/// memory. Trivially copyable; owns nothing.
+/// The router on the device: the same decision as host/router.hpp, bit for bit, with every pointer
+/// in device memory. Trivially copyable; owns nothing.
 class device_router {
  public:
-  /// `plans`: device memory, a copy of `host.plans()`, [num_layers] or one for all. It may be
-  /// rewritten between launches, also under a captured graph.
-  device_router(const router& host, const detail::k_plan* plans) noexcept
-      : validity_(host.validity()),
-        model_(host.model()),
-        options_(host.options()),
+  /// `plans`: device memory, [num_layers], or one for every layer where `num_layers` is 0: a copy
+  /// of a host router's plans(). It may be rewritten between launches, also under a captured graph.
+  device_router(const gating& model, const detail::k_plan* plans, int num_layers = 0,
+                fill_id fill = fill_id::minus_one) noexcept
+      : validity_(validate(model)),
+        model_(model),
+        fill_(fill),
         plans_(plans),
-        num_layers_(host.num_layers()) {
+        num_layers_(num_layers) {
     model_.renormalize = detail::renormalizes(model_);
   }
 
@@ -183,14 +184,14 @@ class device_router {
     params.metrics = metrics;
     params.ids = id_type_of<Id>();
     params.weights = float_type_of<Weight>();
-    params.fill = options_.fill;
+    params.fill = fill_;
     return launch_route<Logit>(params, stream);
   }
 
  private:
   status validity_;
   gating model_;
-  router_options options_;
+  fill_id fill_;
   const detail::k_plan* plans_;
   int num_layers_;
 };

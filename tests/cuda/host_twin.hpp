@@ -1,0 +1,167 @@
+// Routes a batch on the device and on the host, and compares every output bit for bit.
+#pragma once
+
+#include <cuda_runtime_api.h>
+#include <gtest/gtest.h>
+
+#include <cstdint>
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "adaptive_k/adaptive_k.hpp"
+#include "adaptive_k/cuda/launch.cuh"
+#include "device_buffer.hpp"
+#include "inputs.hpp"
+
+namespace twin {
+
+using namespace adaptive_k;  // NOLINT(google-build-using-namespace): a test helper
+
+/// How many values were compared, over the whole program: printed at its end.
+inline long& comparisons() {
+  static long count = 0;
+  return count;
+}
+
+template <class Logit>
+struct batch {
+  gating model;
+  k_policy policy;
+  fill_id fill = fill_id::minus_one;
+  std::int64_t num_tokens = 0;
+  std::int64_t row_stride = 0;
+  std::vector<Logit> logits;                             ///< [num_tokens, row_stride]
+  std::vector<float> bias;                               ///< [E] or empty
+  std::vector<std::uint8_t> padding_mask, k_min, k_max;  ///< [num_tokens] or empty
+  bool shadow = false;
+};
+
+template <class T>
+const T* data_or_null(const std::vector<T>& values) {
+  return values.empty() ? nullptr : values.data();
+}
+
+template <class T>
+void expect_same_bits(const char* what, const std::vector<T>& device, const std::vector<T>& host,
+                      std::int64_t per_token) {
+  ASSERT_EQ(device.size(), host.size());
+  for (std::size_t i = 0; i < host.size(); ++i) {
+    ++comparisons();
+    ASSERT_EQ(std::memcmp(&device[i], &host[i], sizeof(T)), 0)
+        << what << " of token " << static_cast<std::int64_t>(i) / per_token << ", slot "
+        << static_cast<std::int64_t>(i) % per_token;
+  }
+}
+
+inline void expect_same_metrics(const routing_metrics& device, const routing_metrics& host) {
+  EXPECT_EQ(device.calls, host.calls);
+  EXPECT_EQ(device.tokens, host.tokens);
+  EXPECT_EQ(device.padding_tokens, host.padding_tokens);
+  EXPECT_EQ(device.expert_calls, host.expert_calls);
+  EXPECT_EQ(device.full_expert_calls, host.full_expert_calls);
+  EXPECT_EQ(device.nonfinite_rows, host.nonfinite_rows);
+  EXPECT_EQ(device.distinct_experts, host.distinct_experts);
+  EXPECT_EQ(device.signal_sum_fixed, host.signal_sum_fixed);
+  EXPECT_EQ(device.signal_lowest, host.signal_lowest);
+  EXPECT_EQ(device.signal_highest, host.signal_highest);
+  for (int k = 0; k <= max_top_k; ++k) ASSERT_EQ(device.k_histogram[k], host.k_histogram[k]) << k;
+  for (int e = 0; e < max_experts; ++e)
+    ASSERT_EQ(device.expert_counts[e], host.expert_counts[e]) << e;
+  comparisons() += 10 + max_top_k + 1 + max_experts;
+}
+
+/// Optional device copy of a host vector: null where the vector is empty.
+template <class T>
+class optional_buffer {
+ public:
+  explicit optional_buffer(const std::vector<T>& values) : values_(values), buffer_(values) {}
+  const T* get() const { return values_.empty() ? nullptr : buffer_.get(); }
+
+ private:
+  const std::vector<T>& values_;
+  device::buffer<T> buffer_;
+};
+
+/// Distortion tables of `policy` in device memory; null pointers stay null.
+struct device_tables {
+  device_tables(const k_policy& policy, const gating& g)
+      : coefficients(copy(policy.distortion.coefficients,
+                          static_cast<std::size_t>(g.top_k - 1) * distortion_ref::num_features)),
+        first_expert(
+            copy(policy.distortion.first_expert,
+                 static_cast<std::size_t>(g.top_k - 1) * static_cast<std::size_t>(g.num_experts))),
+        next_expert(
+            copy(policy.distortion.next_expert,
+                 static_cast<std::size_t>(g.top_k - 1) * static_cast<std::size_t>(g.num_experts))),
+        device_coefficients(coefficients),
+        device_first(first_expert),
+        device_next(next_expert) {}
+
+  static std::vector<float> copy(const float* from, std::size_t count) {
+    return from == nullptr ? std::vector<float>() : std::vector<float>(from, from + count);
+  }
+
+  std::vector<float> coefficients, first_expert, next_expert;
+  optional_buffer<float> device_coefficients, device_first, device_next;
+};
+
+/// Routes `input` both ways with ids of type Id and weights of type Weight.
+template <class Id, class Weight, class Logit>
+void expect_equal(const batch<Logit>& input) {
+  const router host(input.model, input.policy, {input.fill});
+  ASSERT_TRUE(host.validity()) << host.validity().message();
+  const auto tokens = static_cast<std::size_t>(input.num_tokens);
+  const auto slots = tokens * static_cast<std::size_t>(input.model.top_k);
+  const logits_view<Logit> host_logits = {input.logits.data(), input.num_tokens,
+                                          input.model.num_experts, input.row_stride};
+  const routing_extras host_extras = {data_or_null(input.bias), data_or_null(input.padding_mask),
+                                      data_or_null(input.k_min), data_or_null(input.k_max)};
+  std::vector<Id> ids(slots);
+  std::vector<Weight> weights(slots);
+  std::vector<std::int32_t> counts(tokens), chosen(tokens);
+  std::vector<float> signal(tokens);
+  routing_metrics metrics;
+  routing_output<Id, Weight> host_output = {ids.data(), weights.data(), counts.data(),
+                                            signal.data(), input.shadow ? chosen.data() : nullptr};
+  const status host_result = host.route(0, host_logits, host_output, &metrics, host_extras);
+  ASSERT_TRUE(host_result) << host_result.message();
+
+  const device_tables tables(input.policy, input.model);
+  std::vector<detail::k_plan> plans = host.plans();
+  plans[0].distortion.coefficients = tables.device_coefficients.get();
+  plans[0].distortion.first_expert = tables.device_first.get();
+  plans[0].distortion.next_expert = tables.device_next.get();
+  const device::buffer<detail::k_plan> device_plans(plans);
+  const device::buffer<Logit> logits(input.logits);
+  const optional_buffer<float> bias(input.bias);
+  const optional_buffer<std::uint8_t> padding_mask(input.padding_mask), k_min(input.k_min),
+      k_max(input.k_max);
+  device::buffer<Id> device_ids(slots);
+  device::buffer<Weight> device_weights(slots);
+  device::buffer<std::int32_t> device_counts(tokens), device_chosen(tokens);
+  device::buffer<float> device_signal(tokens);
+  device::buffer<cuda::device_metrics> device_metrics(1);
+  device_metrics.clear();
+  const cuda::device_router device_router(input.model, device_plans.get(), 0, input.fill);
+  const logits_view<Logit> device_logits = {logits.get(), input.num_tokens, input.model.num_experts,
+                                            input.row_stride};
+  const routing_output<Id, Weight> device_output = {device_ids.get(), device_weights.get(),
+                                                    device_counts.get(), device_signal.get(),
+                                                    input.shadow ? device_chosen.get() : nullptr};
+  const status result =
+      device_router.route(0, device_logits, device_output, device_metrics.get(),
+                          {bias.get(), padding_mask.get(), k_min.get(), k_max.get()}, nullptr);
+  ASSERT_TRUE(result) << result.message();
+  ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess) << cudaGetErrorString(cudaGetLastError());
+
+  const std::int64_t top_k = input.model.top_k;
+  expect_same_bits("id", device_ids.read(), ids, top_k);
+  expect_same_bits("weight", device_weights.read(), weights, top_k);
+  expect_same_bits("count", device_counts.read(), counts, 1);
+  expect_same_bits("signal", device_signal.read(), signal, 1);
+  if (input.shadow) expect_same_bits("chosen k", device_chosen.read(), chosen, 1);
+  expect_same_metrics(cuda::to_metrics<routing_metrics>(device_metrics.read()[0]), metrics);
+}
+
+}  // namespace twin
