@@ -82,7 +82,7 @@ __device__ ADAPTIVE_K_INLINE detail::k_limits limits_of(const route_params& para
 }
 
 template <class Tier, gating_kind Kind, class Logit, bool ByLogitOnly>
-__global__ void __launch_bounds__(threads_per_block, Tier::blocks_per_sm)
+__global__ void __launch_bounds__(threads_per_block, blocks_per_sm<Tier>(ByLogitOnly))
     route_kernel(route_params params) {
   using tile_type = device_tile<Tier::lanes, Tier::row_width, ByLogitOnly, sizeof(Logit) == 2>;
   constexpr int lanes = Tier::lanes;

@@ -16,7 +16,6 @@ struct tier {
   static constexpr int lanes = Lanes;  ///< lanes of a warp that share a token
   static constexpr int row_width = MaxExperts < 32 ? MaxExperts : 32;
   static constexpr int rows = MaxExperts / row_width;
-  static constexpr int blocks_per_sm = MaxTopK > 8 ? 2 : 4;  ///< bounds the registers of a thread
 };
 
 template <class... Tiers>
@@ -34,6 +33,12 @@ using general_tiers =
     tier_list<tier<64, 8, 8>, tier<256, 8, 8>, tier<512, 16, 16>, tier<1024, 32, 32>>;
 
 inline constexpr int threads_per_block = 128;
+
+/// Blocks that must fit a multiprocessor: bounds a thread's registers, found by compiling.
+template <class Tier>
+constexpr int blocks_per_sm(bool plain) {
+  return Tier::max_top_k > 8 || !plain ? 2 : 4;
+}
 
 }  // namespace cuda
 
