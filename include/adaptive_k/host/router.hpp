@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -192,6 +193,17 @@ class router {
 
 namespace detail {
 
+/// A row of logits as floats: itself, or a copy in `buffer`. One type keeps compile times down.
+template <class Logit>
+const float* as_floats(const Logit* row, int num_experts, float* buffer) noexcept {
+  if constexpr (std::is_same_v<Logit, float>) {
+    return row;
+  } else {
+    for (int e = 0; e < num_experts; ++e) buffer[e] = to_float(row[e]);
+    return buffer;
+  }
+}
+
 /// Gathers one call's counts without touching the caller's struct until the end.
 class call_metrics {
  public:
@@ -254,6 +266,7 @@ void router::route_rows(const detail::k_plan& plan, const logits_view<Logit>& lo
   const int top_k = model_.top_k;
   const std::int64_t stride = logits.row_stride != 0 ? logits.row_stride : logits.num_experts;
   const bool shadow = output.chosen_counts != nullptr;
+  float floats[max_experts];
   detail::call_metrics counts(metrics);
   for (std::int64_t token = 0; token < logits.num_tokens; ++token) {
     detail::token_route<max_top_k> route;
@@ -264,10 +277,11 @@ void router::route_rows(const detail::k_plan& plan, const logits_view<Logit>& lo
       route.signal = 0.0f;
       counts.add_padding();
     } else {
-      const Logit* row = logits.data + token * stride;
+      const float* row =
+          detail::as_floats(logits.data + token * stride, model_.num_experts, floats);
       route = detail::route_token<Kind, max_rows, max_top_k>(
           tile, model_, plan, extras.routing_bias, limits_of(plan, extras, token), shadow,
-          detail::logit_row<Logit>{row});
+          detail::logit_row<float>{row});
       counts.add_token(route.expert, route.count, route.signal, route.has_nonfinite);
     }
     Id* ids = output.topk_ids + token * top_k;
