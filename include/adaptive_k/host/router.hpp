@@ -3,10 +3,12 @@
 
 #include <cstdint>
 #include <memory>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
 #include "adaptive_k/config.hpp"
+#include "adaptive_k/core/check_call.hpp"
 #include "adaptive_k/core/gating.hpp"
 #include "adaptive_k/core/host_warp.hpp"
 #include "adaptive_k/core/k_policy.hpp"
@@ -31,44 +33,6 @@ struct routed_batch {
   std::vector<std::int32_t> topk_counts;  ///< [num_tokens]
   std::vector<float> signal;              ///< [num_tokens]
 };
-
-namespace detail {
-
-/// What host and device refuse alike. `num_layers` 0: one policy serves all.
-template <class Logit>
-status check_call(const status& validity, const gating& model, int num_layers, int layer,
-                  const logits_view<Logit>& logits, bool has_ids, bool has_weights,
-                  const routing_extras& extras) noexcept {
-  const auto invalid = status_code::invalid_argument;
-  if (!validity) return validity;
-  if (layer < 0) return status::error(invalid, "layer is %d, expected 0 or more", layer);
-  if (num_layers != 0 && layer >= num_layers)
-    return status::error(invalid, "layer is %d, expected 0..%d", layer, num_layers - 1);
-  if (logits.num_experts != model.num_experts)
-    return status::error(status_code::shape_mismatch,
-                         "logits have num_experts = %d, the gating has %d", logits.num_experts,
-                         model.num_experts);
-  if (logits.num_tokens < 0)
-    return status::error(invalid, "logits have num_tokens = %lld, expected 0 or more",
-                         static_cast<long long>(logits.num_tokens));
-  if (logits.row_stride != 0 && logits.row_stride < logits.num_experts)
-    return status::error(status_code::shape_mismatch,
-                         "logits have row_stride = %lld, expected 0 or at least num_experts = %d",
-                         static_cast<long long>(logits.row_stride), logits.num_experts);
-  if (logits.num_tokens == 0) return {};
-  if (logits.data == nullptr) return status::error(invalid, "logits.data is null");
-  if (!has_ids) return status::error(invalid, "output.topk_ids is null");
-  if (!has_weights) return status::error(invalid, "output.topk_weights is null");
-  if (model.selection_bias && extras.routing_bias == nullptr)
-    return status::error(invalid,
-                         "extras.routing_bias is null, but the gating has a selection_bias");
-  if (!model.selection_bias && extras.routing_bias != nullptr)
-    return status::error(invalid,
-                         "extras.routing_bias is given, but the gating has no selection_bias");
-  return {};
-}
-
-}  // namespace detail
 
 /// Routes on the host. Immutable, cheap to copy, safe to share between threads. A router built
 /// from values that do not fit refuses every call with the reason.
@@ -229,6 +193,17 @@ class router {
 
 namespace detail {
 
+/// A row of logits as floats: itself, or a copy in `buffer`. One type keeps compile times down.
+template <class Logit>
+const float* as_floats(const Logit* row, int num_experts, float* buffer) noexcept {
+  if constexpr (std::is_same_v<Logit, float>) {
+    return row;
+  } else {
+    for (int e = 0; e < num_experts; ++e) buffer[e] = to_float(row[e]);
+    return buffer;
+  }
+}
+
 /// Gathers one call's counts without touching the caller's struct until the end.
 class call_metrics {
  public:
@@ -291,6 +266,7 @@ void router::route_rows(const detail::k_plan& plan, const logits_view<Logit>& lo
   const int top_k = model_.top_k;
   const std::int64_t stride = logits.row_stride != 0 ? logits.row_stride : logits.num_experts;
   const bool shadow = output.chosen_counts != nullptr;
+  float floats[max_experts];
   detail::call_metrics counts(metrics);
   for (std::int64_t token = 0; token < logits.num_tokens; ++token) {
     detail::token_route<max_top_k> route;
@@ -301,10 +277,11 @@ void router::route_rows(const detail::k_plan& plan, const logits_view<Logit>& lo
       route.signal = 0.0f;
       counts.add_padding();
     } else {
-      const Logit* row = logits.data + token * stride;
+      const float* row =
+          detail::as_floats(logits.data + token * stride, model_.num_experts, floats);
       route = detail::route_token<Kind, max_rows, max_top_k>(
           tile, model_, plan, extras.routing_bias, limits_of(plan, extras, token), shadow,
-          detail::logit_row<Logit>{row});
+          detail::logit_row<float>{row});
       counts.add_token(route.expert, route.count, route.signal, route.has_nonfinite);
     }
     Id* ids = output.topk_ids + token * top_k;
