@@ -119,8 +119,8 @@ def main() -> None:
     parser.add_argument("texts", type=Path, nargs="*", help="text files; the held-out ones by default")
     parser.add_argument("--model", type=Path, default=HERE, help="folder of model.safetensors and config.json")
     parser.add_argument("--window", type=int, default=256, help="bytes a window")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--record", action="store_true", help="write expected_loss.json and reference_logits.safetensors")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--record", action="store_true", help="write the recorded figures")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     if args.record:

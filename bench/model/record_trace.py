@@ -50,7 +50,9 @@ SOFTMAX = {
     "mixtral", "minimax", "qwen2_moe", "qwen3_moe", "qwen3_next", "qwen3_5_moe", "olmoe", "flex_olmo", "deepseek_v2",
     "jamba", "dbrx", "hunyuan_v1_moe",
 }
-ALWAYS_RENORMALIZED = {"mixtral", "minimax", "minimax_m2", "deepseek_v4", "qwen3_5_moe", "hunyuan_v1_moe"} | TOP_K_SOFTMAX
+ALWAYS_RENORMALIZED = TOP_K_SOFTMAX | {
+    "mixtral", "minimax", "minimax_m2", "deepseek_v4", "qwen3_5_moe", "hunyuan_v1_moe",
+}
 NEVER_RENORMALIZED = {"jamba", "deepseek_v2"}
 SCORING = {"softmax": "softmax", "sigmoid": "sigmoid", "sqrtsoftplus": "sqrt_softplus"}
 BIAS_NAMES = ("e_score_correction_bias", "expert_bias", "moe_statics.e_score_correction_bias")
@@ -198,7 +200,7 @@ def arguments() -> argparse.Namespace:
     p.add_argument("--bytes", action="store_true", help="feed bytes even when there is a tokenizer")
     p.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16", "auto"))
     p.add_argument("--device", default="cpu")
-    p.add_argument("--threads", type=int, default=2)
+    p.add_argument("--threads", type=int, default=1)
     p.add_argument("--gating", choices=GATINGS, help="override what the model type is known to do")
     p.add_argument("--renormalize", choices=("true", "false"), help="likewise")
     return p.parse_args()

@@ -7,7 +7,8 @@ The learning rate falls along a cosine whose progress is the share of ``--steps`
 ``--minutes``, of the minutes used.  Progress is sampled at the start of every block of 20 steps and
 logged, so that ``--replay training_log.jsonl`` repeats a timed run's schedule step for step.
 Batches depend only on the seed and the step.  Every worker process takes its share of each batch and
-they average their gradients once a step, which loses little on a busy machine.  A run continues from its checkpoint when there is one.
+they average their gradients once a step, which loses little on a busy machine.  A run continues
+from its checkpoint when there is one.
 """
 
 from __future__ import annotations
