@@ -3,6 +3,9 @@
 
 repository_root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 
+# Threads that wait must not burn the cores of a machine that others use too.
+export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-passive}"
+
 say() { printf '%s\n' "$*" >&2; }
 
 # Debian packages that the build uses; what is missing among them and cannot be installed,

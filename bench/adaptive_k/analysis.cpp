@@ -80,6 +80,7 @@ fixed_at_mean_k interpolate_fixed(const std::vector<const evaluated*>& by_k, dou
       mix(by_k[bracket.low]->result, by_k[bracket.high]->result, fixed.share_of_high);
   fixed.quality = summarize(by_k.back()->result, mixed);
   fixed.kl_of_windows = window_kl(mixed);
+  fixed.nll_of_windows = window_nll(mixed);
   fixed.distinct_experts = distinct_at(routings, bracket);
   return fixed;
 }
@@ -103,6 +104,7 @@ comparison_with_fixed compare_with_fixed(const evaluated& policy, const fixed_at
   const double mean_k = policy.routing.total().mean_k();
   comparison_with_fixed result;
   result.delta_mean_kl = paired_difference(window_kl(policy.result), fixed.kl_of_windows);
+  result.delta_perplexity = perplexity_difference(window_nll(policy.result), fixed.nll_of_windows);
   const double delta = result.delta_mean_kl.value;
   const double se = result.delta_mean_kl.se;
   if (mean_k == static_cast<double>(top_k)) {
@@ -116,8 +118,10 @@ comparison_with_fixed compare_with_fixed(const evaluated& policy, const fixed_at
     return result;
   }
   const std::string figures = fmt::format(
-      "mean KL {:.3g} against {:.3g} nats at mean K {:.2f}, difference {:+.2g} +- {:.2g}",
-      mean(window_kl(policy.result)), mean(fixed.kl_of_windows), mean_k, delta, se);
+      "mean KL {:.5f} against {:.5f} nats at mean K {:.2f}, difference {:+.5f} +- {:.5f}; "
+      "perplexity {:+.4f} +- {:.4f}",
+      mean(window_kl(policy.result)), mean(fixed.kl_of_windows), mean_k, delta, se,
+      result.delta_perplexity.value, result.delta_perplexity.se);
   if (std::isnan(se)) {
     result.outcome = verdict::cannot_tell;
     result.sentence =
@@ -138,8 +142,12 @@ comparison_with_fixed compare_with_fixed(const evaluated& policy, const fixed_at
   return result;
 }
 
-speed_ratio speed_against(const evaluated& full, const evaluated& routing) {
-  return {median_ratio(full.moe_seconds, routing.moe_seconds),
+batch_times compare_times(const evaluated& full, const evaluated& routing) {
+  return {median(full.moe_seconds),
+          median(full.total_seconds),
+          median(routing.moe_seconds),
+          median(routing.total_seconds),
+          median_ratio(full.moe_seconds, routing.moe_seconds),
           median_ratio(full.total_seconds, routing.total_seconds)};
 }
 

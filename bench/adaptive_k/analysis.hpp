@@ -46,6 +46,7 @@ struct fixed_at_mean_k {
   double mean_k = 0.0;
   quality_summary quality;  ///< without kl_p99 and agreement, which do not mix
   std::vector<double> kl_of_windows;
+  std::vector<double> nll_of_windows;
   distinct_means distinct_experts;
 };
 
@@ -56,7 +57,8 @@ enum class verdict { beats, does_not_beat, cannot_tell, nothing_to_compare };
 const char* to_string(verdict v);
 
 struct comparison_with_fixed {
-  estimate delta_mean_kl;  ///< policy - fixed K at equal mean K, nats; negative is better
+  estimate delta_mean_kl;     ///< policy - fixed K at equal mean K, nats; negative is better
+  estimate delta_perplexity;  ///< likewise; what the verdict does not rest on, but must not hide
   verdict outcome = verdict::cannot_tell;
   std::string sentence;
 };
@@ -65,12 +67,16 @@ struct comparison_with_fixed {
 comparison_with_fixed compare_with_fixed(const evaluated& policy, const fixed_at_mean_k& fixed,
                                          int top_k, bool is_adaptive);
 
-/// Medians over batches of full's time / routing's time.
-struct speed_ratio {
-  double moe = 1.0;
-  double total = 1.0;
+/// Medians over batches of windows, which outliers do not move.
+struct batch_times {
+  double full_moe_seconds = 0.0;
+  double full_total_seconds = 0.0;
+  double moe_seconds = 0.0;
+  double total_seconds = 0.0;
+  double moe_speedup = 1.0;  ///< full's time / the routing's
+  double total_speedup = 1.0;
 };
 
-speed_ratio speed_against(const evaluated& full, const evaluated& routing);
+batch_times compare_times(const evaluated& full, const evaluated& routing);
 
 }  // namespace bench

@@ -157,8 +157,8 @@ nlohmann::ordered_json to_json(const benchmark_result& result) {
   json policy = policy_part(result.policy, model);
   add_figures(policy, result.adaptive, model);
   policy["k_histogram"] = histogram_json(sum_of(result.policy.metrics), model.gating.top_k);
-  policy["moe_speedup"] = result.speed.moe;
-  policy["total_speedup"] = result.speed.total;
+  policy["moe_speedup"] = result.times.moe_speedup;
+  policy["total_speedup"] = result.times.total_speedup;
   report["policy"] = std::move(policy);
   report["layers"] = layers_json(result.policy, model);
 
@@ -183,6 +183,8 @@ nlohmann::ordered_json to_json(const benchmark_result& result) {
   report["controls"]["random_mix"]["seed"] = result.random_seed;
   report["beats_fixed_k"] = {{"delta_mean_kl", result.comparison.delta_mean_kl.value},
                              {"se", result.comparison.delta_mean_kl.se},
+                             {"delta_perplexity", result.comparison.delta_perplexity.value},
+                             {"delta_perplexity_se", result.comparison.delta_perplexity.se},
                              {"verdict", to_string(result.comparison.outcome)},
                              {"sentence", result.comparison.sentence}};
   return report;

@@ -140,14 +140,14 @@ void print_distinct(const distinct_means& full, const distinct_means& policy,
 }
 
 void print_times(const benchmark_result& r) {
-  fmt::print("\nTime, interleaved by batch of windows (medians of full K / policy)\n");
+  const batch_times& t = r.times;
+  fmt::print("\nTime of a batch of windows, interleaved, medians\n");
   text_table table({"<", "full K", "policy", "full K / policy"});
-  table.add_row({"MoE layers", fmt::format("{:.2f} s", r.full.moe_seconds),
-                 fmt::format("{:.2f} s", r.adaptive.moe_seconds),
-                 fmt::format("{:.2f}", r.speed.moe)});
-  table.add_row({"whole model", fmt::format("{:.2f} s", r.full.total_seconds),
-                 fmt::format("{:.2f} s", r.adaptive.total_seconds),
-                 fmt::format("{:.2f}", r.speed.total)});
+  const auto milliseconds = [](double s) { return fmt::format("{:.1f} ms", 1e3 * s); };
+  table.add_row({"MoE layers", milliseconds(t.full_moe_seconds), milliseconds(t.moe_seconds),
+                 fmt::format("{:.2f}", t.moe_speedup)});
+  table.add_row({"whole model", milliseconds(t.full_total_seconds), milliseconds(t.total_seconds),
+                 fmt::format("{:.2f}", t.total_speedup)});
   fmt::print("{}", table.text());
   constexpr double small_model = 1e9;
   const double bytes =

@@ -56,7 +56,7 @@ struct benchmark_result {
   routing_figures random_mix;
   routing_figures inverted;
   comparison_with_fixed comparison;
-  speed_ratio speed;
+  batch_times times;
   std::uint64_t random_seed = 0;
 };
 

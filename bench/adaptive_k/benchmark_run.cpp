@@ -122,7 +122,7 @@ benchmark_result run_benchmark(const benchmark_options& options) {
   result.fixed_at_equal_mean_k = interpolate_fixed(by_k, result.adaptive.mean_k);
   result.comparison = compare_with_fixed(adaptive, result.fixed_at_equal_mean_k,
                                          config.gating.top_k, !is_one_k(policy));
-  result.speed = speed_against(full, adaptive);
+  result.times = compare_times(full, adaptive);
   return result;
 }
 

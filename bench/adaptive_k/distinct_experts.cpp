@@ -7,7 +7,6 @@ namespace bench {
 
 distinct_experts::distinct_experts(int batch, int num_layers, int num_experts, int length)
     : batch_(batch),
-      num_layers_(num_layers),
       length_(length),
       words_((static_cast<std::size_t>(num_experts) + 63) / 64),
       touched_(static_cast<std::size_t>(num_layers) * static_cast<std::size_t>(length) * words_),

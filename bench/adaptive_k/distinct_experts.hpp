@@ -24,7 +24,6 @@ class distinct_experts {
 
  private:
   int batch_;
-  int num_layers_;
   int length_;
   std::size_t words_;                   // of 64 experts
   std::vector<std::uint64_t> touched_;  // [num_layers, length, words_] of the unfinished batch

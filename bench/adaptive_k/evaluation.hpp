@@ -2,6 +2,7 @@
 #pragma once
 
 #include <moe_engine/engine.hpp>
+#include <utility>
 #include <vector>
 
 #include "bench/adaptive_k/dataset.hpp"

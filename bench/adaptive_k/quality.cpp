@@ -76,6 +76,15 @@ estimate paired_difference(const std::vector<double>& a, const std::vector<doubl
   return {mean(differences), standard_error(differences)};
 }
 
+estimate perplexity_difference(const std::vector<double>& a, const std::vector<double>& b) {
+  const double perplexity_a = std::exp(mean(a));
+  const double perplexity_b = std::exp(mean(b));
+  // To first order exp(mean a) - exp(mean b) moves by exp(mean a) da - exp(mean b) db.
+  std::vector<double> moved(a.size());
+  for (std::size_t w = 0; w < a.size(); ++w) moved[w] = perplexity_a * a[w] - perplexity_b * b[w];
+  return {perplexity_a - perplexity_b, standard_error(moved)};
+}
+
 quality_summary summarize(const quality& full, const quality& variant) {
   // Every window has the same number of predictions, so means of window means are means.
   const std::vector<double> full_nll = window_nll(full);
@@ -88,14 +97,8 @@ quality_summary summarize(const quality& full, const quality& variant) {
   for (const window_quality& window : variant.windows) summary.predictions += window.predictions;
   summary.mean_nll = mean(nll);
   summary.perplexity = std::exp(summary.mean_nll);
-  const double full_perplexity = std::exp(mean(full_nll));
-
-  // Delta method: to first order exp(mean a) - exp(mean b) moves by exp(mean a) da - exp(mean b)
-  // db, and exp(mean(a - b)) by itself times d(a - b).
-  std::vector<double> moved(nll.size());
-  for (std::size_t w = 0; w < nll.size(); ++w)
-    moved[w] = summary.perplexity * nll[w] - full_perplexity * full_nll[w];
-  summary.perplexity_difference = {summary.perplexity - full_perplexity, standard_error(moved)};
+  summary.perplexity_difference = perplexity_difference(nll, full_nll);
+  // exp(mean(a - b)) moves by itself times d(a - b), to first order.
   const estimate nll_difference = paired_difference(nll, full_nll);
   const double ratio = std::exp(nll_difference.value);
   summary.perplexity_ratio = {ratio, ratio * nll_difference.se};

@@ -57,6 +57,9 @@ std::vector<double> window_kl(const quality& q);
 /// per-prediction KL is left empty.
 quality mix(const quality& low, const quality& high, double share);
 
+/// exp(mean a) - exp(mean b) of window means of -ln p, with its standard error (delta method).
+estimate perplexity_difference(const std::vector<double>& a, const std::vector<double>& b);
+
 /// Mean of a - b and its standard error, paired by window.
 estimate paired_difference(const std::vector<double>& a, const std::vector<double>& b);
 

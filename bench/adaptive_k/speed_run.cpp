@@ -181,7 +181,7 @@ std::vector<int> compared_shares(int top_k) {
   return shares;
 }
 
-quartiles quartiles_of(std::vector<double> values) {
+quartiles quartiles_of(const std::vector<double>& values) {
   return {quantile(values, 0.25), median(values), quantile(values, 0.75)};
 }
 

@@ -68,7 +68,7 @@ struct speed_result {
 /// experts.
 std::vector<int> compared_shares(int top_k);
 
-quartiles quartiles_of(std::vector<double> values);
+quartiles quartiles_of(const std::vector<double>& values);
 
 /// Throws failure when the weights would not fit in the memory that is free.
 speed_result run_speed(const speed_options& options);

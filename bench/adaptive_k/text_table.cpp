@@ -32,6 +32,7 @@ std::string text_table::text(int indent) const {
   for (const auto& row : rows_) {
     std::string line(static_cast<std::size_t>(indent), ' ');
     for (std::size_t c = 0; c < row.size(); ++c) {
+      if (widths[c] == 0) continue;  // a column without heading and content
       if (c > 0) line += "  ";
       line += left_[c] ? fmt::format("{:<{}}", row[c], widths[c])
                        : fmt::format("{:>{}}", row[c], widths[c]);

@@ -10,7 +10,7 @@ namespace bench {
 class text_table {
  public:
   /// A heading that starts with '<' makes its column flush left.
-  explicit text_table(std::initializer_list<const char*> headings);
+  text_table(std::initializer_list<const char*> headings);
 
   void add_row(std::vector<std::string> cells);
   std::string text(int indent = 2) const;

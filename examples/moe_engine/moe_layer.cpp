@@ -15,6 +15,10 @@ constexpr int gate_up_slice = 256;  // intermediate units of a task; twice as ma
 constexpr int down_slice = 512;     // hidden units of a task
 constexpr std::int64_t row_block = 64;
 
+constexpr std::int64_t num_slices(int size, int slice) {
+  return (size + slice - 1) / slice;
+}
+
 using float_array = Eigen::Map<Eigen::ArrayXf>;
 using const_float_array = Eigen::Map<const Eigen::ArrayXf>;
 
@@ -79,7 +83,7 @@ void moe_layer::set_router(const float* weight) {
 }
 
 void moe_layer::set_expert(int index, const float* w1, const float* w3, const float* w2) {
-  expert& target = experts_.at(static_cast<std::size_t>(index));
+  expert_weights& target = experts_.at(static_cast<std::size_t>(index));
   target = {};
   std::vector<float> both;
   for (int begin = 0; begin < intermediate_size_; begin += gate_up_slice) {
@@ -156,6 +160,10 @@ void moe_layer::group_by_expert(int layer, std::int64_t num_tokens, moe_workspac
     offsets[e + 1] += offsets[e];
   }
   work.tokens.resize(static_cast<std::size_t>(offsets[gating_.num_experts]));
+  // Large tasks first, so that no core ends with one while the others wait.
+  std::stable_sort(work.active.begin(), work.active.end(), [&](int a, int b) {
+    return offsets[a + 1] - offsets[a] > offsets[b + 1] - offsets[b];
+  });
   for (std::int64_t t = 0; t < num_tokens; ++t) {
     const int count = work.counts[static_cast<std::size_t>(t)];
     for (std::int64_t slot = t * top_k; slot < t * top_k + count; ++slot) {
@@ -169,60 +177,72 @@ void moe_layer::group_by_expert(int layer, std::int64_t num_tokens, moe_workspac
   offsets[0] = 0;
 }
 
+// Few experts are cut into slices that all cores share; many are left whole, so that a core finds
+// an expert's rows in its own cache from the first product to the last. The products are the same.
 void moe_layer::run_experts(const float* x, moe_workspace& work) const {
-  const auto num_rows = static_cast<std::int64_t>(work.tokens.size());
   const auto num_active = static_cast<std::int64_t>(work.active.size());
-  const auto hidden = static_cast<std::size_t>(hidden_size_);
-  work.inputs.resize(work.tokens.size() * hidden);
-  work.activations.resize(work.tokens.size() * static_cast<std::size_t>(intermediate_size_));
-  work.outputs.resize(work.tokens.size() * hidden);
+  const std::size_t num_rows = work.tokens.size();
+  work.inputs.resize(num_rows * static_cast<std::size_t>(hidden_size_));
+  work.activations.resize(num_rows * static_cast<std::size_t>(intermediate_size_));
+  work.outputs.resize(num_rows * static_cast<std::size_t>(hidden_size_));
+  const std::int64_t gate_up_slices = num_slices(intermediate_size_, gate_up_slice);
+  const std::int64_t down_slices = num_slices(hidden_size_, down_slice);
+  const auto expert_at = [&](std::int64_t i) { return work.active[static_cast<std::size_t>(i)]; };
+  if (num_active >= 4 * num_threads()) {
+    parallel_for(num_active, [&](std::int64_t i) {
+      gather(expert_at(i), x, work);
+      for (std::int64_t slice = 0; slice < gate_up_slices; ++slice)
+        run_gate_up(expert_at(i), slice, work);
+      for (std::int64_t slice = 0; slice < down_slices; ++slice)
+        run_down(expert_at(i), slice, work);
+    });
+  } else {
+    parallel_for(num_active, [&](std::int64_t i) { gather(expert_at(i), x, work); });
+    parallel_for(num_active * gate_up_slices, [&](std::int64_t task) {
+      run_gate_up(expert_at(task / gate_up_slices), task % gate_up_slices, work);
+    });
+    parallel_for(num_active * down_slices, [&](std::int64_t task) {
+      run_down(expert_at(task / down_slices), task % down_slices, work);
+    });
+  }
+}
 
-  const auto gather = [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t row = begin; row < end; ++row)
-      std::copy_n(x + work.tokens[static_cast<std::size_t>(row)] * hidden_size_, hidden_size_,
-                  work.inputs.data() + row * hidden_size_);
-  };
-  if (num_rows <= row_block)
-    gather(0, num_rows);  // sooner done than threads woken
-  else
-    parallel_ranges(num_rows, row_block, gather);
+void moe_layer::gather(int expert, const float* x, moe_workspace& work) const {
+  const auto e = static_cast<std::size_t>(expert);
+  for (std::int64_t row = work.offsets[e]; row < work.offsets[e + 1]; ++row)
+    std::copy_n(x + work.tokens[static_cast<std::size_t>(row)] * hidden_size_, hidden_size_,
+                work.inputs.data() + row * hidden_size_);
+}
 
-  const std::int64_t gate_up_slices = (intermediate_size_ + gate_up_slice - 1) / gate_up_slice;
-  parallel_for(num_active * gate_up_slices, [&](std::int64_t task) {
-    const int id = work.active[static_cast<std::size_t>(task / gate_up_slices)];
-    const std::int64_t slice = task % gate_up_slices;
-    const dense& weight =
-        experts_[static_cast<std::size_t>(id)].gate_up[static_cast<std::size_t>(slice)];
-    const std::int64_t begin = work.offsets[static_cast<std::size_t>(id)];
-    const std::int64_t rows = work.offsets[static_cast<std::size_t>(id) + 1] - begin;
-    const int size = weight.outputs() / 2;
-    thread_local std::vector<float> gate_up;  // [rows, 2 * size]
-    gate_up.resize(std::max(gate_up.size(), static_cast<std::size_t>(rows * 2 * size)));
-    weight.multiply(work.inputs.data() + begin * hidden_size_, rows, gate_up.data());
-    for (std::int64_t row = 0; row < rows; ++row) {
-      const float* gate = gate_up.data() + row * 2 * size;
-      swiglu(gate, gate + size, size,
-             work.activations.data() + (begin + row) * intermediate_size_ + slice * gate_up_slice);
-    }
-  });
+void moe_layer::run_gate_up(int expert, std::int64_t slice, moe_workspace& work) const {
+  const auto e = static_cast<std::size_t>(expert);
+  const dense& weight = experts_[e].gate_up[static_cast<std::size_t>(slice)];
+  const std::int64_t begin = work.offsets[e];
+  const std::int64_t rows = work.offsets[e + 1] - begin;
+  const int size = weight.outputs() / 2;
+  thread_local std::vector<float> gate_up;  // [rows, 2 * size]
+  gate_up.resize(std::max(gate_up.size(), static_cast<std::size_t>(rows * 2 * size)));
+  weight.multiply(work.inputs.data() + begin * hidden_size_, rows, gate_up.data());
+  for (std::int64_t row = 0; row < rows; ++row) {
+    const float* gate = gate_up.data() + row * 2 * size;
+    swiglu(gate, gate + size, size,
+           work.activations.data() + (begin + row) * intermediate_size_ + slice * gate_up_slice);
+  }
+}
 
-  const std::int64_t down_slices = (hidden_size_ + down_slice - 1) / down_slice;
-  parallel_for(num_active * down_slices, [&](std::int64_t task) {
-    const int id = work.active[static_cast<std::size_t>(task / down_slices)];
-    const std::int64_t slice = task % down_slices;
-    const dense& weight =
-        experts_[static_cast<std::size_t>(id)].down[static_cast<std::size_t>(slice)];
-    const std::int64_t begin = work.offsets[static_cast<std::size_t>(id)];
-    const std::int64_t rows = work.offsets[static_cast<std::size_t>(id) + 1] - begin;
-    weight.multiply(work.activations.data() + begin * intermediate_size_, rows,
-                    work.outputs.data() + slice * down_slice * num_rows + begin * weight.outputs());
-  });
+void moe_layer::run_down(int expert, std::int64_t slice, moe_workspace& work) const {
+  const auto e = static_cast<std::size_t>(expert);
+  const dense& weight = experts_[e].down[static_cast<std::size_t>(slice)];
+  const std::int64_t begin = work.offsets[e];
+  const auto num_rows = static_cast<std::int64_t>(work.tokens.size());
+  weight.multiply(work.activations.data() + begin * intermediate_size_, work.offsets[e + 1] - begin,
+                  work.outputs.data() + slice * down_slice * num_rows + begin * weight.outputs());
 }
 
 // Each token adds up its own rows in the order of its slots: the same bits for any thread count.
 void moe_layer::combine(std::int64_t num_tokens, const moe_workspace& work, float* output) const {
   const auto num_rows = static_cast<std::int64_t>(work.tokens.size());
-  const auto add_up = [&](std::int64_t first, std::int64_t last) {
+  parallel_ranges(num_tokens, row_block, [&](std::int64_t first, std::int64_t last) {
     for (std::int64_t t = first; t < last; ++t) {
       const std::int64_t slots = t * gating_.top_k;
       const int count = work.counts[static_cast<std::size_t>(t)];
@@ -236,11 +256,7 @@ void moe_layer::combine(std::int64_t num_tokens, const moe_workspace& work, floa
                  const_float_array(slice + work.rows[static_cast<std::size_t>(slot)] * size, size);
       }
     }
-  };
-  if (num_rows <= row_block)
-    add_up(0, num_tokens);
-  else
-    parallel_ranges(num_tokens, row_block, add_up);
+  });
 }
 
 }  // namespace moe_engine

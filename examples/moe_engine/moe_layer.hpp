@@ -34,7 +34,7 @@ struct moe_workspace {
   std::vector<std::int64_t> offsets;  // [E + 1], where each expert's rows begin
   std::vector<std::int64_t> tokens;   // [R], the token of each row, expert by expert
   std::vector<std::int64_t> rows;     // [T, K0], the row of each token's slot
-  std::vector<std::int32_t> active;   // experts with at least one row
+  std::vector<std::int32_t> active;   // experts with rows, most rows first
   std::vector<float> inputs;          // [R, H]
   std::vector<float> activations;     // [R, F]
   std::vector<float> outputs;         // R * H floats, slice by slice
@@ -70,7 +70,7 @@ class moe_layer {
  private:
   // Every matrix is cut into slices of its outputs, so that a single token's few experts keep all
   // cores busy.
-  struct expert {
+  struct expert_weights {
     std::vector<dense> gate_up;  // a slice of w1 over the same slice of w3
     std::vector<dense> down;     // a slice of w2
   };
@@ -79,13 +79,16 @@ class moe_layer {
               moe_workspace& work) const;
   void group_by_expert(int layer, std::int64_t num_tokens, moe_workspace& work) const;
   void run_experts(const float* x, moe_workspace& work) const;
+  void gather(int expert, const float* x, moe_workspace& work) const;
+  void run_gate_up(int expert, std::int64_t slice, moe_workspace& work) const;
+  void run_down(int expert, std::int64_t slice, moe_workspace& work) const;
   void combine(std::int64_t num_tokens, const moe_workspace& work, float* output) const;
 
   int hidden_size_;
   int intermediate_size_;
   adaptive_k::gating gating_;
   dense router_;
-  std::vector<expert> experts_;
+  std::vector<expert_weights> experts_;
 };
 
 }  // namespace moe_engine

@@ -4,7 +4,9 @@
 #include <cstdint>
 #include <exception>
 
-#ifndef _OPENMP
+#ifdef _OPENMP
+#include <omp.h>
+#else
 #include <algorithm>
 #include <atomic>
 #include <mutex>
@@ -13,6 +15,15 @@
 #endif
 
 namespace moe_engine {
+
+/// How many threads `parallel_for` uses.
+inline int num_threads() {
+#ifdef _OPENMP
+  return omp_get_max_threads();
+#else
+  return std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+#endif
+}
 
 /// body(i) for i in 0..count-1, in any order, each in one thread. The next free thread takes the
 /// next task, so put large tasks first or keep them small. Rethrows the first exception.
@@ -43,9 +54,9 @@ void parallel_for(std::int64_t count, const Body& body) {
       }
     }
   };
-  const auto cores = std::max<std::int64_t>(1, std::thread::hardware_concurrency());
   std::vector<std::thread> helpers;
-  for (std::int64_t i = 1; i < std::min(cores, count); ++i) helpers.emplace_back(work);
+  for (std::int64_t i = 1; i < std::min<std::int64_t>(num_threads(), count); ++i)
+    helpers.emplace_back(work);
   work();
   for (std::thread& helper : helpers) helper.join();
 #endif

@@ -70,6 +70,7 @@ const known_model models[] = {
   {"dbrx",                    softmax,   16, 4, true,  false, 1,     1, 1, 40, 6144, 10752, 3, 0, 0,     "databricks/dbrx-base"},
   {"granite-3.1-3b-a800m",    selected,  40, 8, true,  false, 1,     1, 1, 32, 1536, 512,   3, 0, 0,     "ibm-granite/granite-3.1-3b-a800m-base"},
   {"granite-3.1-1b-a400m",    selected,  32, 8, true,  false, 1,     1, 1, 24, 1024, 512,   3, 0, 0,     "ibm-granite/granite-3.1-1b-a400m-base"},
+  {"reference-32x8",          softmax,   32, 8, true,  false, 1,     1, 1, 4,  160,  96,    3, 0, 0,     "adaptive-k-reference"},
   {"jamba-1.5-mini",          softmax,   16, 2, false, false, 1,     1, 1, 16, 4096, 14336, 3, 0, 0,     "ai21labs/AI21-Jamba-1.5-Mini"},
   {"minimax-m2",              sigmoid,  256, 8, true,  true,  1,     1, 1, 62, 3072, 1536,  3, 0, 0,     "MiniMaxAI/MiniMax-M2"},
   {"hunyuan-a13b",            softmax,   64, 8, true,  false, 1,     1, 1, 32, 4096, 3072,  3, 1, 3072,  "tencent/Hunyuan-A13B-Instruct"},
@@ -147,6 +148,11 @@ TEST(ShippedFiles, DefaultToFullKWhereNothingIsPublished) {
     const adaptive_k::k_policy& full = file.policy("full").layers.at(0);
     EXPECT_EQ(full.rule, adaptive_k::k_rule::full);
     EXPECT_EQ(full.k_max, adaptive_k::max_top_k);
+    if (file.name == "reference-32x8") {  // the one that this project has measured
+      EXPECT_EQ(file.policy().provenance, "measured");
+      EXPECT_LT(*file.policy().measured->mean_kl, *file.policy().measured->fixed_k_mean_kl);
+      continue;
+    }
     EXPECT_EQ(file.default_policy, published.count(file.name) != 0 ? "published" : "full");
     for (const adaptive_k::preset_policy& policy : file.policies)
       EXPECT_EQ(policy.provenance,

@@ -78,7 +78,8 @@ TEST(Benchmark, ReportHasEveryKey) {
     EXPECT_EQ(fixed["k"], k);
     EXPECT_EQ(fixed["mean_k"], k);
   }
-  expect_keys(report["beats_fixed_k"], {"delta_mean_kl", "se", "verdict", "sentence"});
+  expect_keys(report["beats_fixed_k"], {"delta_mean_kl", "se", "delta_perplexity",
+                                        "delta_perplexity_se", "verdict", "sentence"});
 }
 
 TEST(Benchmark, FiguresHangTogether) {
@@ -118,6 +119,8 @@ TEST(Benchmark, FiguresHangTogether) {
       report["beats_fixed_k"]["delta_mean_kl"],
       policy["mean_kl"].get<double>() - controls["fixed_at_equal_mean_k"]["mean_kl"].get<double>(),
       1e-12);
+  EXPECT_NEAR(report["beats_fixed_k"]["delta_perplexity"],
+              perplexity - controls["fixed_at_equal_mean_k"]["perplexity"].get<double>(), 1e-9);
   // Their K's come from logits that their own errors have moved: near the policy's, not equal.
   EXPECT_NEAR(controls["random_mix"]["mean_k"], mean_k, 0.3);
   EXPECT_NEAR(controls["inverted"]["mean_k"], mean_k, 0.5);

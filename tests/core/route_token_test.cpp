@@ -137,7 +137,7 @@ void route_with_any_lanes(std::uint64_t seed) {
     // Neither does the room set aside for experts matter, nor narrower rows for few of them.
     if constexpr (Kind == gating_kind::softmax) {
       if (g.num_experts <= 64) expect_same_bits(routed, route<Kind, 8, 32, 2>(r), g.top_k, 8);
-      if (g.num_experts <= 8) expect_same_bits(routed, route<Kind, 4, 8, 1>(r), g.top_k, 4);
+      if (g.num_experts <= 8) expect_same_bits(routed, route<Kind, 4, 8, 2>(r), g.top_k, 4);
     }
   }
   EXPECT_GT(fewer, 50);

@@ -33,7 +33,8 @@ struct tally {
 /// all E by one for each term of a slot and level of the tree, a sum over the top K0 by one a term.
 inline double weight_bound(const gating& g, bool restored) {
   const double score = 11.0;
-  const double all_sum = g.num_experts / 32 + 1 + 5;
+  const int slot_terms = g.num_experts / 32 + 1;
+  const double all_sum = slot_terms + 5;
   const double top_sum = g.top_k;
   const bool renormalized = g.renormalize || g.kind == gating_kind::top_k_softmax;
   double bound = score + 3.0 + (renormalized ? score + top_sum : score + all_sum);

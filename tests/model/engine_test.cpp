@@ -9,9 +9,8 @@
 
 #include "model/naive_forward.hpp"
 
+namespace small_model {
 namespace {
-
-using namespace small_model;
 
 moe_engine::route_function fixed_k(const moe_engine::model_config& config, int k) {
   return moe_engine::route_with(adaptive_k::router(config.gating, adaptive_k::k_policy::fixed(k)));
@@ -186,7 +185,7 @@ class wide_layer : public ::testing::Test {
 
   wide_layer() : layer(hidden, intermediate, gating()) {
     std::uint64_t state = 99;
-    const auto size = static_cast<std::size_t>(hidden * intermediate);
+    const std::size_t size = std::size_t{hidden} * intermediate;
     router = random_values(experts * hidden, state, 0.2f);
     layer.set_router(router.data());
     for (int e = 0; e < experts; ++e) {
@@ -195,7 +194,7 @@ class wide_layer : public ::testing::Test {
       w2.push_back(random_values(size, state, 0.2f));
       set_expert(e);
     }
-    x = random_values(static_cast<std::size_t>(150 * hidden), state);
+    x = random_values(std::size_t{150} * hidden, state);
     output.resize(x.size());
   }
 
@@ -332,3 +331,4 @@ TEST(random_layer, depends_on_the_seed_alone) {
 }
 
 }  // namespace
+}  // namespace small_model

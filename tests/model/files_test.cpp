@@ -5,9 +5,9 @@
 
 #include "model/small_model.hpp"
 
+namespace small_model {
 namespace {
 
-using namespace small_model;
 using nlohmann::json;
 
 /// What loading `folder` says; empty where it succeeds.
@@ -241,3 +241,4 @@ TEST(safetensors, reads_every_kind_of_value_exactly) {
 }
 
 }  // namespace
+}  // namespace small_model

@@ -55,10 +55,11 @@ inline std::vector<row> naive_forward(const shape& s, const tensors& all,
       values.push_back(times(weight(p + "self_attn.v_proj.weight"), in));
       row attended;
       for (int head = 0; head < s.kv_heads; ++head)
-        rotate(keys.back(), static_cast<std::size_t>(head * s.head_dim), s.head_dim, position,
-               1000.0);
+        rotate(keys.back(), static_cast<std::size_t>(head) * static_cast<std::size_t>(s.head_dim),
+               s.head_dim, position, 1000.0);
       for (int head = 0; head < s.heads; ++head) {
-        rotate(q, static_cast<std::size_t>(head * s.head_dim), s.head_dim, position, 1000.0);
+        rotate(q, static_cast<std::size_t>(head) * static_cast<std::size_t>(s.head_dim), s.head_dim,
+               position, 1000.0);
         const row one = attend(q, keys, values, s, head, position);
         attended.insert(attended.end(), one.begin(), one.end());
       }

@@ -100,9 +100,10 @@ inline tensors weights_of(const shape& s, std::uint64_t seed) {
 
 /// `value` as it comes back from storage of `dtype` (F32, F16 or BF16).
 inline float rounded(float value, const std::string& dtype) {
-  using namespace adaptive_k;
-  if (dtype == "F16") return to_float(from_float<float16>(value));
-  if (dtype == "BF16") return to_float(from_float<bfloat16>(value));
+  if (dtype == "F16")
+    return adaptive_k::to_float(adaptive_k::from_float<adaptive_k::float16>(value));
+  if (dtype == "BF16")
+    return adaptive_k::to_float(adaptive_k::from_float<adaptive_k::bfloat16>(value));
   return value;
 }
 
