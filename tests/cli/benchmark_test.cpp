@@ -146,7 +146,7 @@ TEST(Benchmark, AnotherDataSetOrPolicyChangesTheFigures) {
   EXPECT_EQ(entropy["baseline"]["perplexity"], report["baseline"]["perplexity"]);
   EXPECT_NE(entropy["policy"]["mean_k"], report["policy"]["mean_k"]);
   EXPECT_NE(entropy["policy"]["mean_kl"], report["policy"]["mean_kl"]);
-  EXPECT_NE(entropy["layers"][0]["mean_signal"], report["layers"][0]["mean_signal"]);
+  EXPECT_NE(entropy["layers"][0]["mean_k"], report["layers"][0]["mean_k"]);
 }
 
 TEST(Benchmark, AnotherSeedChangesOnlyTheRandomControl) {
@@ -191,6 +191,26 @@ TEST(Benchmark, MassExponentReachesPolicyAndControls) {
   EXPECT_NE(half["policy"]["mean_kl"], one["policy"]["mean_kl"]);
   EXPECT_NE(half["controls"]["fixed_k"][1]["mean_kl"], one["controls"]["fixed_k"][1]["mean_kl"]);
   EXPECT_EQ(half["controls"]["fixed_k"][3]["mean_kl"], half["policy"]["mean_kl"]);
+}
+
+TEST(Benchmark, DistortionPolicyFromAFile) {
+  // d(k) = 1 - r_k for every k: the dropped share of the top-K0 mass.
+  std::string rows;
+  for (int k = 1; k < top_k; ++k) rows += std::string(k == 1 ? "" : ", ") + "[0, 1, 0, 0, 0]";
+  const scratch_folder folder;
+  const auto file = folder.write("policy.json",
+                                 R"({"name": "mass", "provenance": "hand-set", "rule": "distortion",
+                         "mass_exponent": 0.5,
+                         "distortion": {"lambda": 0.05, "coefficients": [)" +
+                                     rows + "]}}");
+  const json report = benchmark_report({"--policy", file.string()});
+  EXPECT_EQ(report["policy"]["layers"][0]["rule"], "distortion");
+  EXPECT_NEAR(report["policy"]["layers"][3]["lambda"], 0.05, 1e-7);
+  EXPECT_LT(report["policy"]["mean_k"].get<double>(), top_k);
+  EXPECT_GT(report["policy"]["mean_kl"].get<double>(), 0.0);
+  const json dearer = benchmark_report({"--policy", file.string() + ",lambda=0.1"});
+  EXPECT_LT(dearer["policy"]["mean_k"].get<double>(), report["policy"]["mean_k"].get<double>());
+  EXPECT_GT(dearer["policy"]["mean_kl"].get<double>(), report["policy"]["mean_kl"].get<double>());
 }
 
 TEST(Benchmark, LayersHoldTheOthersAtFullK) {
