@@ -45,9 +45,9 @@
   ADAPTIVE_K_PRECISE_END
 
 #if defined(__GNUC__)
-#define ADAPTIVE_K_PRINTF(format, arguments) __attribute__((format(printf, format, arguments)))
+#define ADAPTIVE_K_PRINTF(text, arguments) __attribute__((format(printf, text, arguments)))
 #else
-#define ADAPTIVE_K_PRINTF(format, arguments)
+#define ADAPTIVE_K_PRINTF(text, arguments)
 #endif
 
 #if defined(__CUDACC__)
