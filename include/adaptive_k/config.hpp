@@ -25,13 +25,30 @@
 #error "adaptive_k needs float arithmetic in float: use -mfpmath=sse, not x87"
 #endif
 
+// clang says nothing of -funsafe-math-optimizations alone, but can be told to do without it here.
+#if defined(__clang__) && !defined(__CUDACC__)
+#define ADAPTIVE_K_PRECISE_BEGIN _Pragma("float_control(precise, on, push)")
+#define ADAPTIVE_K_PRECISE_END _Pragma("float_control(pop)")
+#else
+#define ADAPTIVE_K_PRECISE_BEGIN
+#define ADAPTIVE_K_PRECISE_END
+#endif
+
 // Launcher templates are weak symbols: two versions in one process must not be merged.
 #define ADAPTIVE_K_NAMESPACE_BEGIN \
+  ADAPTIVE_K_PRECISE_BEGIN         \
   namespace adaptive_k {           \
   inline namespace v0_1 {
 #define ADAPTIVE_K_NAMESPACE_END \
   }                              \
-  }
+  }                              \
+  ADAPTIVE_K_PRECISE_END
+
+#if defined(__GNUC__)
+#define ADAPTIVE_K_PRINTF(text, arguments) __attribute__((format(printf, text, arguments)))
+#else
+#define ADAPTIVE_K_PRINTF(text, arguments)
+#endif
 
 #if defined(__CUDACC__)
 #define ADAPTIVE_K_HD __host__ __device__

@@ -23,11 +23,8 @@ class status {
   status() noexcept { message_[0] = '\0'; }
 
   /// printf-style reason, cut at 223 characters.
-#if defined(__GNUC__)
-  __attribute__((format(printf, 2, 3)))
-#endif
-  static status
-  error(status_code code, const char* format, ...) noexcept {
+  ADAPTIVE_K_PRINTF(2, 3)
+  static status error(status_code code, const char* format, ...) noexcept {
     status result;
     result.code_ = code;
     std::va_list arguments;
@@ -37,18 +34,10 @@ class status {
     return result;
   }
 
-  bool ok() const noexcept {
-    return code_ == status_code::ok;
-  }
-  explicit operator bool() const noexcept {
-    return ok();
-  }
-  status_code code() const noexcept {
-    return code_;
-  }
-  const char* message() const noexcept {
-    return message_;
-  }
+  bool ok() const noexcept { return code_ == status_code::ok; }
+  explicit operator bool() const noexcept { return ok(); }
+  status_code code() const noexcept { return code_; }
+  const char* message() const noexcept { return message_; }
 
  private:
   status_code code_ = status_code::ok;

@@ -87,7 +87,7 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE bool is_enough(const k_plan& plan, float signal,
   return high_is_sure(plan.signal) ? signal >= threshold : signal < threshold;
 }
 
-/// Argmin over k in [k_min, k_max] of g d(k) + lambda k; the smaller k on equal cost.
+/// Argmin over k in [k_min, k_max] of g d(k) + lambda k; the larger k on equal cost.
 /// Cost: three logarithms, one or two exponentials and about 20 operations per k.
 template <int MaxTopK, class Ranks>
 ADAPTIVE_K_HD ADAPTIVE_K_INLINE int least_cost_k(const k_plan& plan,
@@ -137,7 +137,7 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE int least_cost_k(const k_plan& plan,
       if (model.next_expert != nullptr) log_d += model.next_expert[row + ranked.expert[j + 1]];
       cost = math::fma(model.sensitivity, math::exp(math::smaller(log_d, 80.0f)), cost);
     }
-    if (cost < best_cost) {
+    if (cost <= best_cost) {
       best_cost = cost;
       best_k = k;
     }

@@ -42,6 +42,11 @@ struct gating {
 /// Refuses values outside the ranges above; the message names the field, its value and the range.
 inline status validate(const gating& g) noexcept {
   const auto invalid = status_code::invalid_argument;
+  if (g.kind > gating_kind::sparsemixer)
+    return status::error(invalid, "kind is %d, expected a gating_kind", static_cast<int>(g.kind));
+  if (g.group_rank > group_score::maximum)
+    return status::error(invalid, "group_rank is %d, expected a group_score",
+                         static_cast<int>(g.group_rank));
   if (g.num_experts < 1 || g.num_experts > max_experts)
     return status::error(invalid, "num_experts is %d, expected 1..%d", g.num_experts, max_experts);
   const int most = g.num_experts < max_top_k ? g.num_experts : max_top_k;

@@ -91,14 +91,18 @@ struct host_warp {
 };
 
 /// How often a loop runs: `Max`, known to the compiler, where loops are unrolled, else `count`.
+/// Stands in for an int.
 template <bool Unrolled, int Max>
 struct loop_count {
   int count;
+  // NOLINTNEXTLINE(google-explicit-constructor)
   ADAPTIVE_K_HD ADAPTIVE_K_INLINE constexpr operator int() const noexcept { return count; }
 };
 template <int Max>
 struct loop_count<true, Max> {
+  // NOLINTNEXTLINE(google-explicit-constructor)
   ADAPTIVE_K_HD ADAPTIVE_K_INLINE constexpr loop_count(int) noexcept {}
+  // NOLINTNEXTLINE(google-explicit-constructor)
   ADAPTIVE_K_HD ADAPTIVE_K_INLINE constexpr operator int() const noexcept { return Max; }
 };
 

@@ -22,7 +22,8 @@ enum class k_rule : std::uint8_t {
 ///   ln d(k) = c_k . (1, ln(1 - r_k), ln psi_k, ln w_1, ln S_K0) + first_k[e_1] + next_k[e_(k+1)]
 /// with w the renormalised top-K0 weights, r_k = w_1 + ... + w_k, a the mass_exponent,
 /// psi_k = (r_k^-a - 1)^2 sum_{j<=k} w_j^2 + sum_{j>k} w_j^2, and S_K0 the scores' sum over the
-/// top K0 (a share of all E for softmax). Logarithms are natural, of values floored at 2^-100.
+/// top K0 (of softmax kinds: their share of all E). Logarithms are natural, of values floored at
+/// 2^-100.
 struct distortion_ref {
   static constexpr int num_features = 5;
   const float* coefficients = nullptr;  ///< [K0 - 1, 5]
@@ -175,6 +176,9 @@ inline status validate(const k_policy& policy, const gating& g) noexcept {
   if (a != k_policy::mass_exponent_of_model && !(a >= 0.0f && a <= 1.0f))
     return status::error(invalid, "mass_exponent is %g, expected 0..1, or -1 for the model's own",
                          static_cast<double>(a));
+  if (policy.signal > signal_kind::margin)
+    return status::error(invalid, "signal is %d, expected a signal_kind",
+                         static_cast<int>(policy.signal));
   switch (policy.rule) {
     case k_rule::full:
       return {};

@@ -114,13 +114,14 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE float log(float x) noexcept {
       (bits - 0x3F2AAAABu) & 0xFF800000u;  // x = m * 2^n, m in [2/3, 4/3)
   const float n = static_cast<float>(static_cast<std::int32_t>(exponent)) * 1.1920929e-7f;  // 2^-23
   const float f = detail::bit_cast<float>(bits - exponent) - 1.0f;
-  float q = 0.13822135f;  // minimax for (ln(1 + f) - f + f^2 / 2) / f^3, relative error 3.8e-8
-  q = fma(q, f, -0.15123989f);
-  q = fma(q, f, 0.14041984f);
-  q = fma(q, f, -0.1647207f);
-  q = fma(q, f, 0.20007935f);
-  q = fma(q, f, -0.25004247f);
-  q = fma(q, f, 0.33333266f);
+  float q = -0.128858328f;  // minimax for (ln(1 + f) - f + f^2 / 2) / f^3, relative error 4.6e-9
+  q = fma(q, f, 0.139867067f);
+  q = fma(q, f, -0.121856809f);
+  q = fma(q, f, 0.140053406f);
+  q = fma(q, f, -0.166803777f);
+  q = fma(q, f, 0.200104445f);
+  q = fma(q, f, -0.249998003f);
+  q = fma(q, f, 0.333332151f);
   q = fma(q, f, -0.5f);
   const float log_m = fma(f * f, q, f);
   return fma(n, 0.693147182f, log_m);

@@ -237,8 +237,10 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE void score_by_masked_softmax(const Tile& tile,
       return !(largest - logit > tolerance * scale);
     };
     const score_sums sums = sum_scores<gating_kind::softmax, false>(tile, token, largest, counts);
-    ranked.score[j] = math::divide(1.0f, math::larger(sums.score, 1.0f));
-    ranked.log_score[j] = math::log(ranked.score[j]);
+    const bool weighs = largest > -math::infinity;  // neither -inf nor NaN
+    const float share = math::divide(1.0f, math::larger(sums.score, 1.0f));
+    ranked.score[j] = weighs ? share : 0.0f;
+    ranked.log_score[j] = weighs ? math::log(share) : -100.0f;
     for_each_slot(tile, token.rows, [&](int lane, int row, int slot, int at) {
       if (at == expert) token.logits[lane].at[row][slot] = -math::infinity;
     });
@@ -306,8 +308,10 @@ ADAPTIVE_K_HD inline token_route<MaxTopK> route_token(const Tile& tile, const ga
     sums = sum_scores<Kind, true>(tile, token, token.largest, all);
   else if (needs_total)
     sums = sum_scores<Kind, false>(tile, token, token.largest, all);
-  const float full_entropy =
-      entropy && sums.score > 0.0f ? entropy_nats(sums.score, sums.score_log_score) : 0.0f;
+  float full_entropy = 0.0f;
+  if (entropy)  // scores that all underflowed say nothing: as unsure as can be
+    full_entropy = sums.score > 0.0f ? entropy_nats(sums.score, sums.score_log_score)
+                                     : math::log(static_cast<float>(model.num_experts));
 
   if (by_score)
     key_by_score<Kind>(tile, token, model, bias, sums.score);
@@ -328,7 +332,9 @@ ADAPTIVE_K_HD inline token_route<MaxTopK> route_token(const Tile& tile, const ga
     ranked.total = static_cast<float>(top_k);
   }
 
-  const float topk_share = is_softmax(Kind) ? math::divide(ranked.total, sums.score) : ranked.total;
+  // Sparsemixer's scores are shares already.
+  const bool relative = is_softmax(Kind) && Kind != gating_kind::sparsemixer;
+  const float topk_share = relative ? math::divide(ranked.total, sums.score) : ranked.total;
   token_route<MaxTopK> route;
   route.has_nonfinite = token.has_nonfinite;
   route.signal = signal_value(plan.signal, full_entropy, plan.inverse_log_experts, ranked, ranks);

@@ -53,7 +53,7 @@ class router {
   const status& validity() const noexcept { return validity_; }
   const gating& model() const noexcept { return model_; }
   const router_options& options() const noexcept { return options_; }
-  /// The policy of a layer; `layer` is ignored where one policy serves all.
+  /// The policy of a layer in 0..num_layers()-1; `layer` is ignored where one policy serves all.
   const k_policy& policy(int layer) const noexcept { return (*policies_)[index(layer)]; }
   /// The prepared policies, [num_layers] or one for all: what a device_router reads.
   const std::vector<detail::k_plan>& plans() const noexcept { return *plans_; }

@@ -1,0 +1,75 @@
+# Shared by bench/run, tests/run and .ci/run (which source it): packages, configure, build.
+# Everything said here goes to stderr, so that a program's own output stays clean.
+
+repository_root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+
+# Threads that wait must not burn the cores of a machine that others use too.
+export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-passive}"
+
+say() { printf '%s\n' "$*" >&2; }
+
+# Debian packages that the build uses; what is missing among them and cannot be installed,
+# CMake fetches as source, except the first line.
+tool_packages=(cmake g++ make)
+library_packages=(libgtest-dev libbenchmark-dev nlohmann-json3-dev libcli11-dev libfmt-dev
+                  libeigen3-dev libdnnl-dev libssl-dev)
+check_packages=(clang clang-format clang-tidy git ninja-build)
+
+# need_packages name...: installs those that are missing, where that is allowed.
+need_packages() {
+  command -v dpkg-query > /dev/null || return 0
+  local missing=() package as_root=()
+  for package in "$@"; do
+    [ "$(dpkg-query -W -f='${db:Status-Abbrev}' "$package" 2> /dev/null)" = "ii " ] ||
+      missing+=("$package")
+  done
+  [ ${#missing[@]} -eq 0 ] && return 0
+  if [ "$(id -u)" -ne 0 ]; then
+    if ! sudo -n true 2> /dev/null; then
+      say "Not installed: ${missing[*]}"
+      say "No right to install them; CMake downloads the sources of the libraries it needs" \
+          "(about 15 MB)."
+      return 0
+    fi
+    as_root=(sudo -n)
+  fi
+  say "Installing: ${missing[*]}"
+  local install=("${as_root[@]}" env DEBIAN_FRONTEND=noninteractive
+                 apt-get install -y -qq --no-install-recommends "${missing[@]}")
+  # The package index may be missing or old: fetch it, and try again, only then.
+  if ! "${install[@]}" > /dev/null 2>&1 < /dev/null; then
+    "${as_root[@]}" apt-get update -qq >&2 < /dev/null || true
+    "${install[@]}" > /dev/null < /dev/null ||
+      say "apt-get could not install them all; going on with what is there."
+  fi
+}
+
+# One job a core, but no more than memory allows: a test file can take 1.5 GB to compile.
+build_jobs() {
+  local cores memory
+  cores="$(nproc 2> /dev/null || echo 2)"
+  memory="$(awk '/^MemAvailable/ { print int($2 / 1500000) }' /proc/meminfo 2> /dev/null)"
+  memory="${memory:-$cores}"
+  [ "$memory" -lt 1 ] && memory=1
+  [ "$memory" -lt "$cores" ] && cores="$memory"
+  echo "$cores"
+}
+
+# configure_and_build preset [target...]: leaves the result in build/<preset>.
+configure_and_build() {
+  local preset="$1" log
+  shift
+  for tool in cmake c++; do
+    command -v "$tool" > /dev/null || { say "error: $tool is not installed"; return 2; }
+  done
+  command -v ninja > /dev/null && export CMAKE_GENERATOR="${CMAKE_GENERATOR:-Ninja}"
+  say "Configuring build/$preset"
+  if ! log="$(cd "$repository_root" && cmake --preset "$preset" 2>&1 < /dev/null)"; then
+    say "$log"
+    return 1
+  fi
+  grep -E '^-- adaptive_k: ' <<< "$log" | sed 's/^-- //' >&2 || true
+  say "Building build/$preset"
+  cmake --build "$repository_root/build/$preset" --parallel "$(build_jobs)" \
+    ${1:+--target "$@"} >&2 < /dev/null
+}

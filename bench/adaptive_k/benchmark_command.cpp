@@ -1,0 +1,59 @@
+#include <CLI/CLI.hpp>
+#include <memory>
+
+#include "bench/adaptive_k/benchmark_run.hpp"
+#include "bench/adaptive_k/commands.hpp"
+
+namespace bench {
+namespace {
+
+template <class Result>
+void report(const Result& result, const std::string& json) {
+  if (json != "-") print(result);
+  if (!json.empty()) write_json(json, to_json(result));
+}
+
+void run(const benchmark_options& options) {
+  check_writable("--json", options.json);
+  if (options.trace.empty()) {
+    report(run_benchmark(options), options.json);
+  } else {
+    report(run_trace_benchmark(options), options.json);
+  }
+}
+
+}  // namespace
+
+void add_benchmark_command(CLI::App& app) {
+  auto options = std::make_shared<benchmark_options>();
+  CLI::App* command = app.add_subcommand(
+      "benchmark", "What a policy saves on a model and what it costs, next to its controls");
+  CLI::Option* model =
+      command->add_option("--model", options->model,
+                          "Folder with config.json and model.safetensors (default: the "
+                          "project's own reference model)");
+  CLI::Option* data = command->add_option("--dataset", options->dataset,
+                                          "Text to read (default: the model's heldout_test.txt)");
+  command->add_option("--policy", options->policy,
+                      "full, fixed:4, top_p:0.9, entropy:4,6,8@2.5,3.2, ..., a policy of the "
+                      "model's preset, or a .json file (default: the preset's own)");
+  CLI::Option* context = command
+                             ->add_option("--context", options->context,
+                                          "Tokens of a window (default: the model's own context)")
+                             ->check(CLI::PositiveNumber);
+  command->add_option("--layers", options->layers,
+                      "Layers with adaptive K, such as 0,2-3 (default: all); the others stay full");
+  command->add_option("--windows", options->windows, "Stop after this many windows (default: all)")
+      ->check(CLI::PositiveNumber);
+  command->add_option("--seed", options->seed, "Of the random control (default: 1)");
+  command->add_option("--json", options->json, "Write the report here ('-': stdout, and no table)");
+  command
+      ->add_option("--trace", options->trace,
+                   "Recorded router logits in place of a model: savings only, quality unknown")
+      ->excludes(model)
+      ->excludes(data)
+      ->excludes(context);
+  command->callback([options] { run(*options); });
+}
+
+}  // namespace bench

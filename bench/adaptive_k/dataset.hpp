@@ -1,0 +1,38 @@
+// The text that a model reads: a file of bytes, or of token ids.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <string>
+#include <vector>
+
+namespace bench {
+
+struct dataset {
+  std::string path;    ///< as given
+  std::string sha256;  ///< of the file
+  std::string unit;    ///< "bytes" or "token ids"
+  std::vector<std::int32_t> tokens;
+};
+
+/// The whole file. Throws failure naming it when it cannot be read.
+std::string read_file(const std::filesystem::path& file);
+
+/// A model of 256 tokens reads the file's bytes. Any other reads token ids: `.json`, an array of
+/// integers, or `.bin`, little-endian int32. Ids outside 0..vocab_size-1 are refused.
+dataset read_dataset(const std::filesystem::path& file, int vocab_size);
+
+/// The same of a text typed on the command line; its path is "--text".
+dataset dataset_of_text(const std::string& text, int vocab_size);
+
+/// Non-overlapping windows of `length` tokens from the start; what does not fill one is left out.
+struct window_plan {
+  int length = 0;
+  std::int64_t count = 0;
+  std::int64_t unused_tokens = 0;  ///< behind the last window
+};
+
+/// `most` of 0 means all. Throws failure when there is not one whole window.
+window_plan plan_windows(const dataset& data, int length, std::int64_t most);
+
+}  // namespace bench

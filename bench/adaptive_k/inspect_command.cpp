@@ -1,0 +1,150 @@
+// `adaptive-k inspect`: token by token, layer by layer, how sure the router is and what it gets.
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstdlib>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "bench/adaptive_k/benchmark_run.hpp"
+#include "bench/adaptive_k/commands.hpp"
+#include "bench/adaptive_k/controls.hpp"
+#include "bench/adaptive_k/failure.hpp"
+#include "bench/adaptive_k/model.hpp"
+#include "bench/adaptive_k/signal_text.hpp"
+#include "bench/adaptive_k/text_table.hpp"
+#include "bench/adaptive_k/variant.hpp"
+
+namespace bench {
+namespace {
+
+struct inspect_options {
+  std::string model;
+  std::string text;
+  std::string dataset;
+  std::string policy;
+  std::int64_t offset = 0;
+  std::int64_t tokens = 12;
+};
+
+bool wants_color() {
+  const char* no_color = std::getenv("NO_COLOR");
+  return isatty(STDOUT_FILENO) != 0 && (no_color == nullptr || *no_color == '\0');
+}
+
+std::string token_text(std::int32_t token, int vocab_size) {
+  if (vocab_size != 256) return fmt::format("{}", token);
+  if (token == '\n') return "'\\n'";
+  if (token < 32 || token > 126) return fmt::format("0x{:02x}", token);
+  return fmt::format("'{}'", static_cast<char>(token));
+}
+
+/// The tokens to look at.
+std::vector<std::int32_t> choose_tokens(const inspect_options& options, const loaded_model& model) {
+  const moe_engine::model_config& config = model.engine.config();
+  const bool is_text = !options.text.empty();
+  const dataset data = is_text
+                           ? dataset_of_text(options.text, config.vocab_size)
+                           : dataset_for(options.dataset, model.folder.string(), config.vocab_size);
+  const auto total = static_cast<std::int64_t>(data.tokens.size());
+  const std::int64_t count = is_text ? total : std::min(options.tokens, total - options.offset);
+  if (count < 1)
+    throw failure(
+        fmt::format("--offset: {}, but {} has {} {}", options.offset, data.path, total, data.unit));
+  if (count > config.max_positions)
+    throw failure(fmt::format("{}: {} tokens, the model's context is {}",
+                              is_text ? "--text" : "--tokens", count, config.max_positions));
+  const auto first = data.tokens.begin() + options.offset;
+  return {first, first + count};
+}
+
+void print_tokens(const std::vector<std::int32_t>& tokens, const variant& routing, int num_layers,
+                  int vocab_size) {
+  const bool color = wants_color();
+  const adaptive_k::gating& gating = routing.router().model();
+  for (std::size_t t = 0; t < tokens.size(); ++t) {
+    fmt::print("\nToken {} {}\n", t, token_text(tokens[t], vocab_size));
+    for (int layer = 0; layer < num_layers; ++layer) {
+      const adaptive_k::signal_kind kind = routing.router().policy(layer).signal;
+      fmt::print("{}\n", inspect_line(layer, kind, routing.signal(layer)[t],
+                                      routing.counts(layer)[t], gating, color));
+    }
+  }
+}
+
+void print_summary(const variant& routing, int num_layers) {
+  text_table table({"layer", "mean K", "saving", "mean signal", "min", "max", "<"});
+  for (int layer = 0; layer < num_layers; ++layer) {
+    const adaptive_k::routing_metrics& m = routing.layers()[static_cast<std::size_t>(layer)];
+    table.add_row({std::to_string(layer), fmt::format("{:.2f}", m.mean_k()),
+                   fmt::format("{:.1f}%", 100.0 * m.expert_savings()),
+                   fmt::format("{:.3f}", m.mean_signal()),
+                   fmt::format("{:.3f}", static_cast<double>(m.signal_lowest)),
+                   fmt::format("{:.3f}", static_cast<double>(m.signal_highest)),
+                   adaptive_k::to_string(routing.router().policy(layer).signal)});
+  }
+  fmt::print("\nBy layer\n{}", table.text());
+}
+
+void run(const inspect_options& options) {
+  loaded_model model = load_model(options.model);
+  const moe_engine::model_config& config = model.engine.config();
+  const policy_choice choice =
+      choose_policy(options.policy, config.gating, config.num_layers, model.preset);
+  const std::vector<adaptive_k::k_policy> policies =
+      layer_policies(choice.policy, config.num_layers);
+  const std::vector<std::int32_t> tokens = choose_tokens(options, model);
+  const auto length = static_cast<int>(tokens.size());
+
+  variant routing("policy", adaptive_k::router(config.gating, policies, {}, choice.policy.tables),
+                  adaptive_k::router(config.gating, full_like(policies)));
+  routing.prepare(config.num_layers, length);
+  std::vector<float> logits(tokens.size() * static_cast<std::size_t>(config.vocab_size));
+  model.engine.forward(
+      tokens.data(), 1, length,
+      [&](int layer, const adaptive_k::logits_view<float>& router_logits,
+          const adaptive_k::routing_output<>& output) {
+        return routing.route(layer, router_logits, output);
+      },
+      logits.data());
+
+  fmt::print("Model    {}: {} layers, {} experts of which {}\nPolicy   {} ({})\nSignal   {}\n",
+             model.name, config.num_layers, config.gating.num_experts, config.gating.top_k,
+             choice.policy.name, choice.origin,
+             describe_signal(policies.front().signal, config.gating));
+  print_tokens(tokens, routing, config.num_layers, config.vocab_size);
+  print_summary(routing, config.num_layers);
+  const adaptive_k::routing_metrics total = routing.total();
+  fmt::print(
+      "\nMean K {:.2f} of {}, {:.1f}% of expert calls saved; what that costs, `adaptive-k "
+      "benchmark` measures.\n",
+      total.mean_k(), config.gating.top_k, 100.0 * total.expert_savings());
+}
+
+}  // namespace
+
+void add_inspect_command(CLI::App& app) {
+  auto options = std::make_shared<inspect_options>();
+  CLI::App* command =
+      app.add_subcommand("inspect", "Signal and K of single tokens, layer by layer, as bars");
+  command->add_option("--model", options->model, "Folder of the model (default: the reference)");
+  CLI::Option* text = command->add_option("--text", options->text, "Text to look at");
+  CLI::Option* data = command->add_option(
+      "--dataset", options->dataset, "Take it from here (default: the model's heldout_test.txt)");
+  CLI::Option* offset = command->add_option("--offset", options->offset, "First token (default: 0)")
+                            ->check(CLI::NonNegativeNumber);
+  CLI::Option* tokens = command->add_option("--tokens", options->tokens, "How many (default: 12)")
+                            ->check(CLI::PositiveNumber);
+  text->excludes(data)->excludes(offset)->excludes(tokens);
+  command->add_option("--policy", options->policy, "As in `benchmark`");
+  command->callback([options] { run(*options); });
+}
+
+}  // namespace bench

@@ -1,0 +1,50 @@
+// adaptive-k: what does adaptive K save on a model, what does it cost, against which controls.
+#include <CLI/CLI.hpp>
+#include <adaptive_k/config.hpp>
+#include <cstdio>
+#include <exception>
+#include <new>
+
+#include "bench/adaptive_k/commands.hpp"
+#include "bench/adaptive_k/version.hpp"
+
+namespace {
+
+constexpr int status_of_a_mistake = 2;
+
+int run(int argc, char** argv) {
+  CLI::App app("Mixture-of-Experts routing with fewer experts per token: what it saves and costs.",
+               "adaptive-k");
+  app.set_version_flag("--version", bench::version());
+  app.require_subcommand(0, 1);  // none is refused below: then an unknown one is named first
+  app.set_help_all_flag("--help-all", "Help of every command");
+  bench::add_benchmark_command(app);
+  bench::add_speed_command(app);
+  bench::add_inspect_command(app);
+  bench::add_presets_command(app);
+  bench::add_record_command(app);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    // Help and version also come this way, with status 0.
+    return app.exit(error) == 0 ? 0 : status_of_a_mistake;
+  }
+  if (app.get_subcommands().empty()) {
+    std::fputs("A command is required.\nRun with --help for more information.\n", stderr);
+    return status_of_a_mistake;
+  }
+  return 0;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  try {
+    return run(argc, argv);
+  } catch (const std::bad_alloc&) {
+    std::fprintf(stderr, "adaptive-k: not enough memory\n");
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "adaptive-k: %s\n", error.what());
+  }
+  return status_of_a_mistake;
+}

@@ -1,0 +1,104 @@
+#include "bench/adaptive_k/model.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
+#include <utility>
+#include <vector>
+
+#include "bench/adaptive_k/dataset.hpp"
+#include "bench/adaptive_k/failure.hpp"
+#include "bench/adaptive_k/policy_choice.hpp"
+#include "bench/adaptive_k/safetensors.hpp"
+
+namespace bench {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr const char* reference_name = "reference";
+constexpr const char* reference_preset = "reference-32x8";
+
+bool is_reference(const fs::path& folder) {
+  std::error_code error;
+  return fs::equivalent(folder, reference_folder(), error);
+}
+
+/// The name that config.json gives the model; "" where it gives none.
+std::string declared_name(const fs::path& folder) {
+  const auto config = nlohmann::json::parse(read_file(folder / "config.json"), nullptr, false);
+  return config.is_object() ? config.value("_name_or_path", std::string()) : std::string();
+}
+
+/// The type that the model's file stores its experts in.
+std::string expert_dtype(const fs::path& folder) {
+  std::vector<fs::path> files;
+  for (const auto& entry : fs::directory_iterator(folder))
+    if (entry.path().extension() == ".safetensors") files.push_back(entry.path());
+  std::sort(files.begin(), files.end());
+  for (const fs::path& file : files) {
+    const safetensors_file opened = safetensors_file::open(file);
+    for (const auto& [name, tensor] : opened.tensors())
+      if (name.find(".experts.") != std::string::npos) return tensor.dtype;
+  }
+  throw failure(
+      fmt::format("{}: no tensor of an expert in its safetensors files", folder.string()));
+}
+
+double bytes_of(const std::string& dtype) {
+  if (dtype == "F64") return 8.0;
+  if (dtype == "F32") return 4.0;
+  if (dtype == "F16" || dtype == "BF16") return 2.0;
+  return 1.0;  // the 8-bit types
+}
+
+fs::path folder_of(const std::string& name) {
+  if (name.empty() || name == reference_name || name == reference_preset) return reference_folder();
+  std::error_code error;
+  if (fs::is_directory(name, error)) return name;
+  std::string known;
+  try {
+    known = adaptive_k::load_preset(name).name;
+  } catch (const adaptive_k::preset_error&) {
+    throw failure(
+        fmt::format("--model: '{}', expected a folder with config.json and "
+                    "model.safetensors, or '{}'",
+                    name, reference_name));
+  }
+  throw failure(
+      fmt::format("--model: '{}' is a preset, and presets have no weights: give the "
+                  "model's folder. `adaptive-k speed --shape {}` measures its shape",
+                  name, known));
+}
+
+}  // namespace
+
+fs::path reference_folder() {
+  return ADAPTIVE_K_REFERENCE_MODEL_DIR;
+}
+
+loaded_model load_model(const std::string& name_or_folder) {
+  const fs::path folder = folder_of(name_or_folder);
+  moe_engine::engine engine = moe_engine::engine::load(folder);
+  loaded_model model{"", folder, std::move(engine), expert_dtype(folder), {}, {}, {}};
+  const moe_engine::model_config& config = model.engine.config();
+  model.name = config.name;
+  const std::string declared = declared_name(folder);
+  std::vector<std::string> names = {declared, fs::path(declared).filename().string()};
+  if (is_reference(folder)) {
+    names.emplace_back(reference_preset);
+    model.name = reference_preset;
+  } else {
+    names.push_back(config.name);
+  }
+  if (!declared.empty()) model.name = declared;
+  names.erase(std::unique(names.begin(), names.end()), names.end());
+  model.sizes.hidden = config.hidden_size;
+  model.sizes.intermediate = config.intermediate_size;
+  model.sizes.bytes_per_weight = bytes_of(model.weight_dtype);
+  model.preset = find_preset(names, config.gating, model.preset_note);
+  return model;
+}
+
+}  // namespace bench

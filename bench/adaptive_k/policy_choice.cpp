@@ -1,0 +1,136 @@
+#include "bench/adaptive_k/policy_choice.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cstddef>
+
+#include "bench/adaptive_k/controls.hpp"
+#include "bench/adaptive_k/failure.hpp"
+
+namespace bench {
+namespace {
+
+/// Null when no preset has that name; a file of that name that is bad still throws.
+std::optional<adaptive_k::preset> preset_named(const std::string& name) {
+  try {
+    return adaptive_k::load_preset(name);
+  } catch (const adaptive_k::preset_error& error) {
+    if (error.file() == "preset '" + name + "'") return std::nullopt;
+    throw;
+  }
+}
+
+bool is_same_router(const adaptive_k::gating& a, const adaptive_k::gating& b) {
+  return a.kind == b.kind && a.num_experts == b.num_experts && a.top_k == b.top_k &&
+         a.renormalize == b.renormalize && a.selection_bias == b.selection_bias;
+}
+
+nlohmann::ordered_json layer_json(const adaptive_k::k_policy& policy,
+                                  const adaptive_k::gating& model) {
+  nlohmann::ordered_json json = {
+      {"rule", adaptive_k::to_string(policy.rule)},
+      {"spec", adaptive_k::to_spec(policy)},
+      {"signal", adaptive_k::to_string(policy.signal)},
+      {"k_min", policy.k_min},
+      {"k_max", std::min<int>(policy.k_max, model.top_k)},
+      {"mass_exponent", resolved_mass_exponent(policy, model)},
+  };
+  if (policy.rule == adaptive_k::k_rule::distortion) {
+    const auto count =
+        static_cast<std::ptrdiff_t>(model.top_k - 1) * adaptive_k::distortion_ref::num_features;
+    json["lambda"] = policy.distortion.lambda;
+    json["sensitivity"] = policy.distortion.sensitivity;
+    json["coefficients"] =
+        std::vector<float>(policy.distortion.coefficients, policy.distortion.coefficients + count);
+    json["first_expert_table"] = policy.distortion.first_expert != nullptr;
+    json["next_expert_table"] = policy.distortion.next_expert != nullptr;
+  }
+  return json;
+}
+
+}  // namespace
+
+std::optional<adaptive_k::preset> find_preset(const std::vector<std::string>& names,
+                                              const adaptive_k::gating& model, std::string& note) {
+  std::string tried;
+  for (const std::string& name : names) {
+    if (name.empty()) continue;
+    auto found = preset_named(name);
+    if (!found) {
+      tried += (tried.empty() ? "'" : ", '") + name + "'";
+      continue;
+    }
+    if (is_same_router(found->model, model)) return found;
+    note = fmt::format("the preset {} is of another router ({} experts of which {}, {}): not used",
+                       found->name, found->model.num_experts, found->model.top_k,
+                       adaptive_k::to_string(found->model.kind));
+    return std::nullopt;
+  }
+  note = fmt::format("no preset is called {}", tried);
+  return std::nullopt;
+}
+
+policy_choice choose_policy(const std::string& spec, const adaptive_k::gating& model,
+                            int num_layers, const std::optional<adaptive_k::preset>& known) {
+  policy_choice choice;
+  if (spec.empty() && !known) {
+    choice.policy = adaptive_k::parse_policy(stand_in_policy, model, num_layers);
+    choice.origin = "hand-set, not calibrated";
+    return choice;
+  }
+  const std::vector<adaptive_k::preset_policy> none;
+  choice.policy = adaptive_k::parse_policy(spec.empty() ? known->default_policy : spec, model,
+                                           num_layers, known ? known->policies : none);
+  choice.origin = choice.policy.provenance;
+  if (spec.empty()) choice.origin += fmt::format(", the default of the preset {}", known->name);
+  return choice;
+}
+
+std::vector<adaptive_k::k_policy> layer_policies(const adaptive_k::preset_policy& policy,
+                                                 int num_layers) {
+  if (policy.layers.size() == 1)
+    return std::vector<adaptive_k::k_policy>(static_cast<std::size_t>(num_layers),
+                                             policy.layers.front());
+  if (policy.layers.size() != static_cast<std::size_t>(num_layers))
+    throw failure(fmt::format("policy '{}': has {} layers, the model {}", policy.name,
+                              policy.layers.size(), num_layers));
+  return policy.layers;
+}
+
+std::vector<bool> parse_layers(const std::string& text, int num_layers) {
+  if (text.empty()) return std::vector<bool>(static_cast<std::size_t>(num_layers), true);
+  std::vector<bool> mask(static_cast<std::size_t>(num_layers), false);
+  const auto layer_of = [&](const std::string& digits) {
+    const bool is_number = !digits.empty() && digits.size() <= 5 &&
+                           digits.find_first_not_of("0123456789") == std::string::npos;
+    const int layer = is_number ? std::stoi(digits) : num_layers;
+    if (layer >= num_layers)
+      throw failure(fmt::format("--layers: '{}' in '{}', expected layers in 0..{}, such as 0,2-3",
+                                digits, text, num_layers - 1));
+    return layer;
+  };
+  for (const std::string& part : adaptive_k::detail::split(text, ',')) {
+    const std::size_t dash = part.find('-');
+    const int first = layer_of(part.substr(0, dash));
+    const int last = dash == std::string::npos ? first : layer_of(part.substr(dash + 1));
+    if (last < first)
+      throw failure(fmt::format("--layers: '{}' goes backwards, expected first-last", part));
+    for (int layer = first; layer <= last; ++layer) mask[static_cast<std::size_t>(layer)] = true;
+  }
+  return mask;
+}
+
+nlohmann::ordered_json policy_json(const policy_choice& choice,
+                                   const std::vector<adaptive_k::k_policy>& layers,
+                                   const adaptive_k::gating& model) {
+  nlohmann::ordered_json json = {{"name", choice.policy.name},
+                                 {"origin", choice.origin},
+                                 {"provenance", choice.policy.provenance}};
+  if (!choice.policy.source.empty()) json["source"] = choice.policy.source;
+  for (const adaptive_k::k_policy& layer : layers)
+    json["layers"].push_back(layer_json(layer, model));
+  return json;
+}
+
+}  // namespace bench

@@ -1,0 +1,42 @@
+// Which policy to measure: asked for, or the model's preset's, or a stated stand-in.
+#pragma once
+
+#include <adaptive_k/calibration/preset.hpp>
+#include <adaptive_k/host/router.hpp>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace bench {
+
+inline constexpr const char* stand_in_policy = "top_p:0.9";
+
+struct policy_choice {
+  adaptive_k::preset_policy policy;
+  std::string origin;  ///< a few words for people: where it comes from
+};
+
+/// The preset whose name or alias is one of `names`, the first that is known. None where there is
+/// none, or where it is of another router than `model`; `note` then says so.
+std::optional<adaptive_k::preset> find_preset(const std::vector<std::string>& names,
+                                              const adaptive_k::gating& model, std::string& note);
+
+/// `spec` as adaptive_k::parse_policy reads it; "" is the preset's default policy, or, where there
+/// is no preset, the stand-in.
+policy_choice choose_policy(const std::string& spec, const adaptive_k::gating& model,
+                            int num_layers, const std::optional<adaptive_k::preset>& known);
+
+/// One policy a layer.
+std::vector<adaptive_k::k_policy> layer_policies(const adaptive_k::preset_policy& policy,
+                                                 int num_layers);
+
+/// Layers "0,2-3" as a mask; "" is all of them. Throws failure.
+std::vector<bool> parse_layers(const std::string& text, int num_layers);
+
+/// Everything that tells this policy from another, but for the tables of experts.
+nlohmann::ordered_json policy_json(const policy_choice& choice,
+                                   const std::vector<adaptive_k::k_policy>& layers,
+                                   const adaptive_k::gating& model);
+
+}  // namespace bench

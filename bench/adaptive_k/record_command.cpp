@@ -1,0 +1,105 @@
+// `adaptive-k record`: the router logits of a run under the model's own routing, as a trace.
+#include <fmt/format.h>
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "bench/adaptive_k/benchmark_run.hpp"
+#include "bench/adaptive_k/commands.hpp"
+#include "bench/adaptive_k/evaluation.hpp"
+#include "bench/adaptive_k/model.hpp"
+#include "bench/adaptive_k/progress.hpp"
+#include "bench/adaptive_k/text_table.hpp"
+#include "bench/adaptive_k/trace.hpp"
+
+namespace bench {
+namespace {
+
+struct record_options {
+  std::string model;
+  std::string dataset;
+  std::string output;
+  int context = 0;
+  std::int64_t windows = 0;
+};
+
+/// One [T, E] a layer.
+std::vector<std::vector<float>> record_logits(moe_engine::engine& model, const dataset& data,
+                                              const window_plan& plan) {
+  const moe_engine::model_config& config = model.config();
+  const int at_once = windows_at_once(config, plan.length);
+  const auto width = static_cast<std::size_t>(config.gating.num_experts);
+  std::vector<std::vector<float>> recorded(static_cast<std::size_t>(config.num_layers));
+  for (auto& layer : recorded)
+    layer.reserve(static_cast<std::size_t>(plan.count * plan.length) * width);
+
+  const adaptive_k::router router(config.gating, adaptive_k::k_policy::full());
+  const auto route = [&](int layer, const adaptive_k::logits_view<float>& logits,
+                         const adaptive_k::routing_output<>& output) {
+    const std::int64_t stride = logits.row_stride != 0 ? logits.row_stride : logits.num_experts;
+    auto& rows = recorded[static_cast<std::size_t>(layer)];
+    for (std::int64_t t = 0; t < logits.num_tokens; ++t)
+      rows.insert(rows.end(), logits.data + t * stride,
+                  logits.data + t * stride + logits.num_experts);
+    return router.route(layer, logits, output);
+  };
+  std::vector<float> outputs(static_cast<std::size_t>(at_once) *
+                             static_cast<std::size_t>(plan.length) *
+                             static_cast<std::size_t>(config.vocab_size));
+  progress line("record", plan.count);
+  for (std::int64_t first = 0; first < plan.count; first += at_once) {
+    const auto count = static_cast<int>(std::min<std::int64_t>(at_once, plan.count - first));
+    model.forward(data.tokens.data() + first * plan.length, count, plan.length, route,
+                  outputs.data());
+    line.update(first + count);
+  }
+  return recorded;
+}
+
+void run(const record_options& options) {
+  check_writable("--output", options.output);
+  loaded_model model = load_model(options.model);
+  const moe_engine::model_config& config = model.engine.config();
+  const dataset data = dataset_for(options.dataset, model.folder.string(), config.vocab_size);
+  const window_plan plan =
+      plan_windows(data, window_length(options.context, config.max_positions), options.windows);
+
+  trace_info info;
+  info.model = model.name;
+  info.num_layers = config.num_layers;
+  info.gating = config.gating;
+  info.num_tokens = plan.count * plan.length;
+  info.window = plan.length;
+  info.dataset = std::filesystem::path(data.path).filename().string();
+  info.dataset_sha256 = data.sha256;
+  write_trace(options.output, info, record_logits(model.engine, data, plan));
+  fmt::print("{}: {} layers x {} tokens x {} experts, {}\n", options.output, info.num_layers,
+             info.num_tokens, config.gating.num_experts,
+             bytes_text(static_cast<double>(std::filesystem::file_size(options.output))));
+}
+
+}  // namespace
+
+void add_record_command(CLI::App& app) {
+  auto options = std::make_shared<record_options>();
+  CLI::App* command =
+      app.add_subcommand("record", "Record the router logits of a run, for `benchmark --trace`");
+  command->add_option("--model", options->model, "Folder of the model (default: the reference)");
+  command->add_option("--dataset", options->dataset,
+                      "Text to read (default: the model's heldout_test.txt)");
+  command->add_option("--context", options->context, "Tokens of a window (default: the model's)")
+      ->check(CLI::PositiveNumber);
+  command->add_option("--windows", options->windows, "Stop after this many windows (default: all)")
+      ->check(CLI::PositiveNumber);
+  command->add_option("-o,--output", options->output, "The safetensors file to write")->required();
+  command->callback([options] { run(*options); });
+}
+
+}  // namespace bench

@@ -1,0 +1,177 @@
+#include "engine.hpp"
+
+#include <Eigen/Core>
+#include <chrono>
+#include <cmath>
+#include <stdexcept>
+#include <string>
+#include <utility>
+
+#include "attention.hpp"
+#include "parallel.hpp"
+#include "safetensors.hpp"
+
+namespace moe_engine {
+namespace {
+
+using clock_type = std::chrono::steady_clock;
+using vector_map = Eigen::Map<Eigen::VectorXf>;
+using const_vector_map = Eigen::Map<const Eigen::VectorXf>;
+constexpr std::int64_t row_block = 64;
+
+double seconds_since(clock_type::time_point begin) {
+  return std::chrono::duration<double>(clock_type::now() - begin).count();
+}
+
+struct layer {
+  std::vector<float> input_norm;           // [H]
+  std::vector<float> post_attention_norm;  // [H]
+  attention_layer attention;
+  moe_layer moe;
+};
+
+/// y [T, H] = x / sqrt(mean(x^2) + epsilon) * weight, row by row.
+void rms_norm(const float* x, std::int64_t num_tokens, const std::vector<float>& weight,
+              float epsilon, float* y) {
+  const auto size = static_cast<Eigen::Index>(weight.size());
+  const const_vector_map scale(weight.data(), size);
+  parallel_ranges(num_tokens, row_block, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t t = begin; t < end; ++t) {
+      const const_vector_map in(x + t * size, size);
+      const float mean_square = in.squaredNorm() / static_cast<float>(size);
+      vector_map(y + t * size, size) =
+          in.cwiseProduct(scale) * (1.0f / std::sqrt(mean_square + epsilon));
+    }
+  });
+}
+
+void append(std::vector<float>& target, const std::vector<float>& values) {
+  target.insert(target.end(), values.begin(), values.end());
+}
+
+moe_layer load_moe(const checkpoint& weights, const std::string& prefix,
+                   const model_config& config) {
+  const std::int64_t hidden = config.hidden_size;
+  const std::int64_t width = config.intermediate_size;
+  moe_layer moe(config.hidden_size, config.intermediate_size, config.gating);
+  moe.set_router(weights.read(prefix + "gate.weight", {config.gating.num_experts, hidden}).data());
+  parallel_for(config.gating.num_experts, [&](std::int64_t e) {
+    const std::string expert = prefix + "experts." + std::to_string(e) + ".";
+    const auto w1 = weights.read(expert + "w1.weight", {width, hidden});
+    const auto w3 = weights.read(expert + "w3.weight", {width, hidden});
+    const auto w2 = weights.read(expert + "w2.weight", {hidden, width});
+    moe.set_expert(static_cast<int>(e), w1.data(), w3.data(), w2.data());
+  });
+  return moe;
+}
+
+layer load_layer(const checkpoint& weights, const model_config& config, int index) {
+  const std::int64_t hidden = config.hidden_size;
+  const std::int64_t q_width = std::int64_t{config.num_heads} * config.head_dim;
+  const std::int64_t kv_width = std::int64_t{config.num_kv_heads} * config.head_dim;
+  const std::string prefix = "model.layers." + std::to_string(index) + ".";
+  const std::string attention = prefix + "self_attn.";
+  auto qkv = weights.read(attention + "q_proj.weight", {q_width, hidden});
+  append(qkv, weights.read(attention + "k_proj.weight", {kv_width, hidden}));
+  append(qkv, weights.read(attention + "v_proj.weight", {kv_width, hidden}));
+  const auto o = weights.read(attention + "o_proj.weight", {hidden, q_width});
+  return {weights.read(prefix + "input_layernorm.weight", {hidden}),
+          weights.read(prefix + "post_attention_layernorm.weight", {hidden}),
+          attention_layer(config, qkv.data(), o.data()),
+          load_moe(weights, prefix + "block_sparse_moe.", config)};
+}
+
+}  // namespace
+
+struct engine::implementation {
+  model_config config;
+  std::vector<float> embeddings;  // [V, H]
+  std::vector<layer> layers;
+  std::vector<float> norm;  // [H]
+  dense head;               // [V, H]
+
+  // Kept between calls: T tokens of H values each.
+  std::vector<float> residual;
+  std::vector<float> normed;
+  std::vector<float> update;
+  std::vector<float> attention_buffer;
+  moe_workspace workspace;
+};
+
+engine::engine(std::unique_ptr<implementation> parts) : parts_(std::move(parts)) {}
+engine::engine(engine&&) noexcept = default;
+engine& engine::operator=(engine&&) noexcept = default;
+engine::~engine() = default;
+
+const model_config& engine::config() const noexcept {
+  return parts_->config;
+}
+
+engine engine::load(const std::filesystem::path& folder) {
+  auto parts = std::make_unique<implementation>();
+  const model_config& config = parts->config = read_config(folder);
+  const checkpoint weights(folder);
+  const std::int64_t hidden = config.hidden_size;
+  const std::int64_t vocab = config.vocab_size;
+  parts->embeddings = weights.read("model.embed_tokens.weight", {vocab, hidden});
+  for (int i = 0; i < config.num_layers; ++i)
+    parts->layers.push_back(load_layer(weights, config, i));
+  parts->norm = weights.read("model.norm.weight", {hidden});
+  const auto head = config.tie_word_embeddings ? parts->embeddings
+                                               : weights.read("lm_head.weight", {vocab, hidden});
+  parts->head = dense(head.data(), config.vocab_size, config.hidden_size);
+  return engine(std::move(parts));
+}
+
+void engine::forward(const std::int32_t* tokens, int num_sequences, int length,
+                     const route_function& route, float* logits, timing* time) {
+  const auto begin_total = clock_type::now();
+  implementation& p = *parts_;
+  const model_config& config = p.config;
+  if (num_sequences < 0 || length < 0 || length > config.max_positions) {
+    throw std::runtime_error("num_sequences is " + std::to_string(num_sequences) +
+                             " and length is " + std::to_string(length) +
+                             ", expected 0 or more and 0.." + std::to_string(config.max_positions));
+  }
+  const std::int64_t num_tokens = std::int64_t{num_sequences} * length;
+  const std::int64_t hidden = config.hidden_size;
+  const auto size = static_cast<std::size_t>(num_tokens * hidden);
+  p.residual.resize(size);
+  p.normed.resize(size);
+  p.update.resize(size);
+  for (std::int64_t t = 0; t < num_tokens; ++t) {
+    if (tokens[t] < 0 || tokens[t] >= config.vocab_size) {
+      throw std::runtime_error("token " + std::to_string(t) + " is " + std::to_string(tokens[t]) +
+                               ", expected 0.." + std::to_string(config.vocab_size - 1));
+    }
+    std::copy_n(p.embeddings.data() + tokens[t] * hidden, hidden, p.residual.data() + t * hidden);
+  }
+  const rotary_table rotary(config, length);
+  vector_map residual(p.residual.data(), num_tokens * hidden);
+  const const_vector_map update(p.update.data(), num_tokens * hidden);
+  double moe_seconds = 0.0;
+  for (int i = 0; i < config.num_layers; ++i) {
+    const layer& l = p.layers[static_cast<std::size_t>(i)];
+    rms_norm(p.residual.data(), num_tokens, l.input_norm, config.rms_norm_eps, p.normed.data());
+    l.attention.forward(p.normed.data(), num_sequences, length, rotary, p.update.data(),
+                        p.attention_buffer);
+    residual += update;
+    rms_norm(p.residual.data(), num_tokens, l.post_attention_norm, config.rms_norm_eps,
+             p.normed.data());
+    const auto begin_moe = clock_type::now();
+    l.moe.forward(i, p.normed.data(), num_tokens, route, p.update.data(), p.workspace);
+    moe_seconds += seconds_since(begin_moe);
+    residual += update;
+  }
+  rms_norm(p.residual.data(), num_tokens, p.norm, config.rms_norm_eps, p.normed.data());
+  parallel_ranges(num_tokens, row_block, [&](std::int64_t begin, std::int64_t end) {
+    p.head.multiply(p.normed.data() + begin * hidden, end - begin,
+                    logits + begin * config.vocab_size);
+  });
+  if (time != nullptr) {
+    time->moe_seconds += moe_seconds;
+    time->total_seconds += seconds_since(begin_total);
+  }
+}
+
+}  // namespace moe_engine

@@ -1,0 +1,94 @@
+// One mixture-of-experts layer: router logits, the routing call, and only the experts it asks for.
+#pragma once
+
+#include <adaptive_k/core/gating.hpp>
+#include <adaptive_k/host/router.hpp>
+#include <cstdint>
+#include <functional>
+#include <vector>
+
+#include "dense.hpp"
+
+namespace moe_engine {
+
+/// Chooses experts: called once per MoE layer and forward pass, with the layer's router logits
+/// [T, E]; must fill `topk_ids` [T, K0], `topk_weights` [T, K0] and `topk_counts` [T] (`signal` is
+/// null). Slots past k_t are not read. A refusal ends the forward pass with an exception that
+/// holds its message.
+using route_function =
+    std::function<adaptive_k::status(int layer, const adaptive_k::logits_view<float>& logits,
+                                     const adaptive_k::routing_output<>& output)>;
+
+/// The usual choice: `router.route`, adding to `metrics` where given, which must outlive the
+/// result.
+route_function route_with(const adaptive_k::router& router,
+                          adaptive_k::routing_metrics* metrics = nullptr);
+
+/// Buffers of a layer call, kept from call to call so that the long run allocates nothing. One per
+/// thread that calls `moe_layer::forward`; any layer may use it. R is the sum of k_t.
+struct moe_workspace {
+  std::vector<float> logits;          // [T, E]
+  std::vector<std::int32_t> ids;      // [T, K0]
+  std::vector<float> weights;         // [T, K0]
+  std::vector<std::int32_t> counts;   // [T], k_t
+  std::vector<std::int64_t> offsets;  // [E + 1], where each expert's rows begin
+  std::vector<std::int64_t> tokens;   // [R], the token of each row, expert by expert
+  std::vector<std::int64_t> rows;     // [T, K0], the row of each token's slot
+  std::vector<std::int32_t> active;   // experts with rows, most rows first
+  std::vector<float> inputs;          // [R, H]
+  std::vector<float> activations;     // [R, F]
+  std::vector<float> outputs;         // R * H floats, slice by slice
+};
+
+class moe_layer {
+ public:
+  /// Random weights of a real model's shape, for timing only; the same for the same seed.
+  static moe_layer random(int hidden_size, int intermediate_size, const adaptive_k::gating& gating,
+                          std::uint64_t seed);
+
+  /// A layer without weights: give it a router and every expert before the first `forward`.
+  moe_layer(int hidden_size, int intermediate_size, const adaptive_k::gating& gating);
+
+  void set_router(const float* weight /* [E, H] */);
+  /// HuggingFace's w1 (gate), w3 (up) [F, H] and w2 (down) [H, F]. Threads may set different
+  /// experts at the same time.
+  void set_expert(int expert, const float* w1, const float* w3, const float* w2);
+
+  int hidden_size() const noexcept { return hidden_size_; }
+  int intermediate_size() const noexcept { return intermediate_size_; }
+  const adaptive_k::gating& gating() const noexcept { return gating_; }
+  /// Bytes of one expert's weights as they are stored here.
+  std::int64_t expert_bytes() const noexcept {
+    return std::int64_t{12} * hidden_size_ * intermediate_size_;
+  }
+
+  /// output [T, H] = MoE(x [T, H]); the residual is not added. x and output must not overlap.
+  /// `layer` is only passed on to `route`.
+  void forward(int layer, const float* x, std::int64_t num_tokens, const route_function& route,
+               float* output, moe_workspace& workspace) const;
+
+ private:
+  // Every matrix is cut into slices of its outputs, so that a single token's few experts keep all
+  // cores busy.
+  struct expert_weights {
+    std::vector<dense> gate_up;  // a slice of w1 over the same slice of w3
+    std::vector<dense> down;     // a slice of w2
+  };
+
+  void choose(int layer, const float* x, std::int64_t num_tokens, const route_function& route,
+              moe_workspace& work) const;
+  void group_by_expert(int layer, std::int64_t num_tokens, moe_workspace& work) const;
+  void run_experts(const float* x, moe_workspace& work) const;
+  void gather(int expert, const float* x, moe_workspace& work) const;
+  void run_gate_up(int expert, std::int64_t slice, moe_workspace& work) const;
+  void run_down(int expert, std::int64_t slice, moe_workspace& work) const;
+  void combine(std::int64_t num_tokens, const moe_workspace& work, float* output) const;
+
+  int hidden_size_;
+  int intermediate_size_;
+  adaptive_k::gating gating_;
+  dense router_;
+  std::vector<expert_weights> experts_;
+};
+
+}  // namespace moe_engine

@@ -1,0 +1,268 @@
+// K policies as calibration files hold them: an entry of `policies`, or a file of its own.
+#pragma once
+
+#include <cstddef>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "adaptive_k/calibration/json_reader.hpp"
+#include "adaptive_k/calibration/provenance.hpp"
+#include "adaptive_k/config.hpp"
+#include "adaptive_k/core/gating.hpp"
+#include "adaptive_k/core/k_policy.hpp"
+#include "adaptive_k/core/signal.hpp"
+#include "adaptive_k/host/router.hpp"
+
+ADAPTIVE_K_NAMESPACE_BEGIN
+
+inline constexpr int calibration_schema_version = 1;
+
+/// A named policy: one entry for every layer, or one for each.
+struct preset_policy : policy_origin {
+  std::string name;
+  std::vector<k_policy> layers;        ///< one entry serves every layer
+  std::shared_ptr<const void> tables;  ///< owns what distortion policies point to
+};
+
+namespace detail {
+
+/// Keys of one layer: its own first, then those that the policy gives to every layer.
+class layered_node {
+ public:
+  layered_node(std::optional<json_node> own, std::optional<json_node> shared)
+      : own_(std::move(own)), shared_(std::move(shared)) {}
+
+  std::optional<json_node> find(const char* key) const {
+    auto found = own_ ? own_->find(key) : std::nullopt;
+    return found || !shared_ ? found : shared_->find(key);
+  }
+
+  json_node at(const char* key, const char* expected) const {
+    const auto found = find(key);
+    return found ? *found : home().at(key, expected);  // the latter throws
+  }
+
+  layered_node child(const char* key) const {
+    return {own_ ? own_->find(key) : std::nullopt, shared_ ? shared_->find(key) : std::nullopt};
+  }
+
+  /// Where a value that is found nowhere would belong.
+  const json_node& home() const { return own_ ? *own_ : *shared_; }
+  bool exists() const { return own_ || shared_; }
+
+ private:
+  std::optional<json_node> own_;
+  std::optional<json_node> shared_;
+};
+
+/// Refuses through `validate`, whose messages read "FIELD is VALUE, expected ...": the field
+/// becomes the path of its key.
+inline void refuse_unless(const status& fits, const layered_node& node) {
+  if (fits) return;
+  const std::string message = fits.message();
+  const std::size_t end = message.find(" is ");
+  std::string field = message.substr(0, end);
+  if (field == "fixed k") field = "k";
+  std::string index;
+  if (const std::size_t bracket = field.find('['); bracket != std::string::npos) {
+    index = field.substr(bracket);
+    field.erase(bracket);
+  }
+  layered_node place = node;
+  if (const std::size_t dot = field.find('.'); dot != std::string::npos) {
+    place = node.child(field.substr(0, dot).c_str());
+    field.erase(0, dot + 1);
+  }
+  auto found = place.find(field.c_str());
+  if (!found && field == "thresholds") found = place.find("thresholds_nats");
+  if (end == std::string::npos || !found)
+    throw preset_error(node.home().file(), node.home().path(), message);
+  throw preset_error(found->file(), found->path() + index, message.substr(end + 4));
+}
+
+/// The numbers that distortion policies point to. Layers that share a table share its storage.
+class policy_tables {
+ public:
+  /// `node` holds [rows, columns] numbers.
+  const float* add(const json_node& node, std::size_t rows, std::size_t columns) {
+    const auto known = known_.find(&node.value());
+    if (known != known_.end()) return known->second;
+    const std::string shape =
+        "[" + std::to_string(rows) + ", " + std::to_string(columns) + "] numbers (top_k - 1 rows)";
+    if (node.expect_array(shape.c_str()) != rows)
+      throw preset_error(node.file(), node.path(),
+                         std::to_string(node.value().size()) + " rows, expected " + shape);
+    std::vector<float> table;
+    table.reserve(rows * columns);
+    for (std::size_t r = 0; r < rows; ++r) {
+      const json_node row = node.at(r);
+      if (row.expect_array(shape.c_str()) != columns)
+        throw preset_error(row.file(), row.path(),
+                           std::to_string(row.value().size()) + " columns, expected " + shape);
+      for (std::size_t c = 0; c < columns; ++c) table.push_back(row.at(c).as_float());
+    }
+    storage_.push_back(std::move(table));
+    return known_[&node.value()] = storage_.back().data();  // outlives moves of the outer vector
+  }
+
+  bool empty() const noexcept { return storage_.empty(); }
+  std::vector<std::vector<float>> take() { return std::move(storage_); }
+
+ private:
+  std::vector<std::vector<float>> storage_;
+  std::map<const json*, const float*> known_;
+};
+
+inline void read_thresholds(const layered_node& node, k_policy& policy) {
+  policy.signal = node.at("signal", "the name of a signal").as_name(signal_kind_names);
+  const bool in_nats = unit_of(policy.signal)[0] != '\0';
+  const char* key = in_nats ? "thresholds_nats" : "thresholds";
+  if (const auto wrong = node.find(in_nats ? "thresholds" : "thresholds_nats"))
+    wrong->refuse(std::string(key) + " for the signal " + to_string(policy.signal));
+
+  const json_node values_node = node.at("k_values", "an array of ascending integers");
+  const json_node limits_node = node.at(key, "an array, one fewer than k_values");
+  std::vector<int> values(values_node.expect_array("an array of integers"));
+  std::vector<float> limits(limits_node.expect_array("an array of numbers"));
+  for (std::size_t i = 0; i < values.size(); ++i)
+    values[i] = values_node.at(i).as_int(1, max_top_k);
+  for (std::size_t i = 0; i < limits.size(); ++i) limits[i] = limits_node.at(i).as_float();
+  if (limits.size() + 1 != values.size())
+    throw preset_error(limits_node.file(), limits_node.path(),
+                       std::to_string(limits.size()) + " thresholds for " +
+                           std::to_string(values.size()) +
+                           " k_values, expected one fewer than k_values");
+  policy.set_thresholds(policy.signal, values.data(), static_cast<int>(values.size()),
+                        limits.data(), static_cast<int>(limits.size()));
+}
+
+inline void read_distortion(const layered_node& node, const gating& model, policy_tables& tables,
+                            k_policy& policy) {
+  const layered_node keys = node.child("distortion");
+  if (!keys.exists()) node.at("distortion", "an object with coefficients and lambda");
+  const auto rows = static_cast<std::size_t>(model.top_k - 1);
+  const auto experts = static_cast<std::size_t>(model.num_experts);
+  distortion_ref ref;
+  ref.coefficients = tables.add(keys.at("coefficients", "an array [top_k - 1, 5]"), rows,
+                                distortion_ref::num_features);
+  if (const auto table = keys.find("first_expert"))
+    ref.first_expert = tables.add(*table, rows, experts);
+  if (const auto table = keys.find("next_expert"))
+    ref.next_expert = tables.add(*table, rows, experts);
+  if (const auto g = keys.find("sensitivity")) ref.sensitivity = g->as_float();
+  ref.lambda = keys.at("lambda", "a number, 0 or more").as_float();
+  policy = k_policy::min_distortion(ref);
+  if (const auto signal = node.find("signal")) policy.signal = signal->as_name(signal_kind_names);
+}
+
+inline k_policy read_k_policy(const layered_node& node, const gating& model,
+                              policy_tables& tables) {
+  k_policy policy;
+  const k_rule rule = node.at("rule", "the name of a rule").as_name(k_rule_names);
+  switch (rule) {
+    case k_rule::full:
+      break;
+    case k_rule::fixed:
+      policy = k_policy::fixed(node.at("k", "an integer, 1..top_k").as_int(1, max_top_k));
+      break;
+    case k_rule::thresholds:
+      read_thresholds(node, policy);
+      break;
+    case k_rule::distortion:
+      read_distortion(node, model, tables, policy);
+      break;
+  }
+  if (const auto k = node.find("k_min"))
+    policy.k_min = static_cast<std::uint8_t>(k->as_int(1, max_top_k));
+  if (const auto k = node.find("k_max"))
+    policy.k_max = static_cast<std::uint8_t>(k->as_int(1, max_top_k));
+  if (const auto a = node.find("mass_exponent")) {
+    policy.mass_exponent = a->as_float();
+    if (policy.mass_exponent == k_policy::mass_exponent_of_model)
+      a->refuse("0..1, or no such key for the model's own");
+  }
+  refuse_unless(validate(policy, model), node);
+  return policy;
+}
+
+/// Refuses keys that the rule of the layer does not read: they would be silently without effect.
+inline void expect_keys_of_rule(const json_node& own, k_rule rule) {
+  const auto refuse_key = [&](const char* key) {
+    if (const auto stray = own.find(key))
+      stray->refuse(std::string("no such key with the rule ") + to_string(rule));
+  };
+  if (rule != k_rule::fixed) refuse_key("k");
+  if (rule != k_rule::distortion) refuse_key("distortion");
+  if (rule != k_rule::thresholds)
+    for (const char* key : {"k_values", "thresholds", "thresholds_nats"}) refuse_key(key);
+  if (rule == k_rule::full || rule == k_rule::fixed) refuse_key("signal");
+}
+
+/// `num_layers` MoE layers; 0 where that is not known.
+inline preset_policy read_policy(const json_node& node, const gating& model, int num_layers) {
+  node.expect_keys({"$schema", "schema_version", "name", "provenance", "source", "notes", "rule",
+                    "k", "signal", "k_values", "thresholds", "thresholds_nats", "distortion",
+                    "mass_exponent", "k_min", "k_max", "layers", "published", "measured"});
+  if (const auto version = node.find("schema_version"))
+    version->as_integer(calibration_schema_version, calibration_schema_version);
+  preset_policy policy;
+  policy.name = node.at("name", "a name").as_string();
+  read_provenance(node, policy);
+
+  policy_tables tables;
+  const auto check_distortion = [](const json_node& own) {
+    if (const auto distortion = own.find("distortion"))
+      distortion->expect_keys(
+          {"coefficients", "first_expert", "next_expert", "sensitivity", "lambda"});
+  };
+  const auto add_layer = [&](const layered_node& keys, const json_node& own) {
+    check_distortion(own);
+    policy.layers.push_back(read_k_policy(keys, model, tables));
+    expect_keys_of_rule(own, policy.layers.back().rule);
+  };
+  const auto layers = node.find("layers");
+  if (!layers) {
+    add_layer({node, std::nullopt}, node);
+  } else {
+    check_distortion(node);
+    const std::size_t count = layers->expect_array("an array with one object a layer");
+    if (count == 0 || (num_layers > 0 && count != static_cast<std::size_t>(num_layers)))
+      throw preset_error(
+          layers->file(), layers->path(),
+          std::to_string(count) + " layers, expected " +
+              (num_layers > 0 ? std::to_string(num_layers) : std::string("1 or more")));
+    for (std::size_t i = 0; i < count; ++i) {
+      const json_node layer = layers->at(i);
+      layer.expect_keys({"rule", "k", "signal", "k_values", "thresholds", "thresholds_nats",
+                         "distortion", "mass_exponent", "k_min", "k_max"});
+      add_layer({layer, node}, layer);
+    }
+  }
+  for (const k_policy& layer : policy.layers)
+    if (policy.provenance == own_routing && layer.rule != k_rule::full)
+      node.at("provenance", "")
+          .refuse(std::string("another provenance for the rule ") + to_string(layer.rule));
+  if (!tables.empty())
+    policy.tables = std::make_shared<const std::vector<std::vector<float>>>(tables.take());
+  return policy;
+}
+
+}  // namespace detail
+
+/// Routes with `policy`. A policy that owns tables is given to each of the model's MoE layers, for
+/// the router to keep the tables alive; hence `num_layers`.
+inline router make_router(const gating& model, const preset_policy& policy, int num_layers,
+                          router_options options = {}) {
+  if (policy.layers.size() == 1 && policy.tables == nullptr)
+    return router(model, policy.layers.front(), options);
+  std::vector<k_policy> layers = policy.layers;
+  if (layers.size() == 1 && num_layers > 1)
+    layers.assign(static_cast<std::size_t>(num_layers), policy.layers.front());
+  return router(model, std::move(layers), options, policy.tables);
+}
+
+ADAPTIVE_K_NAMESPACE_END

@@ -1,0 +1,261 @@
+// Presets: a model's gating, sizes and policies from a calibration file, found by name.
+#pragma once
+
+#include <algorithm>
+#include <cstdlib>
+#include <filesystem>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "adaptive_k/calibration/json_reader.hpp"
+#include "adaptive_k/calibration/policy_file.hpp"
+#include "adaptive_k/calibration/policy_spec.hpp"
+#include "adaptive_k/config.hpp"
+#include "adaptive_k/core/gating.hpp"
+#include "adaptive_k/host/metrics.hpp"
+#include "adaptive_k/host/router.hpp"
+
+ADAPTIVE_K_NAMESPACE_BEGIN
+
+/// Experts that every token runs, whatever the router says.
+struct shared_expert_sizes {
+  int count = 0;
+  std::int64_t intermediate = 0;  ///< width of each
+};
+
+/// One calibration file.
+struct preset {
+  std::string name;
+  std::vector<std::string> aliases;
+  gating model;
+  int num_moe_layers = 0;
+  expert_sizes sizes;
+  shared_expert_sizes shared_experts;
+  std::vector<std::string> sources;     ///< which public configuration the figures come from
+  std::vector<std::string> unverified;  ///< what was not checked against it
+  std::string notes;
+  std::vector<preset_policy> policies;
+  std::string default_policy;
+  std::filesystem::path file;
+
+  /// The policy of that name; "" means the default one. Throws preset_error.
+  const preset_policy& policy(std::string_view policy_name = {}) const {
+    if (policy_name.empty()) policy_name = default_policy;
+    std::string names;
+    for (const preset_policy& candidate : policies) {
+      if (candidate.name == policy_name) return candidate;
+      names += (names.empty() ? "" : ", ") + candidate.name;
+    }
+    throw preset_error(file.string(), "policies",
+                       "no policy '" + std::string(policy_name) + "', expected one of " + names);
+  }
+
+  /// A router with a policy of this preset ("" means the default one) or with any other that
+  /// `parse_policy` reads, such as "top_p:0.9". Throws preset_error.
+  router make_router(std::string_view policy_spec = {}, router_options options = {}) const;
+};
+
+/// `spec` as in policy_spec.hpp, or the name of a policy of `known`, or "" for its default one.
+inline preset_policy parse_policy(std::string_view spec, const preset& known) {
+  return parse_policy(spec.empty() ? std::string_view(known.default_policy) : spec, known.model,
+                      known.num_moe_layers, known.policies);
+}
+
+inline router preset::make_router(std::string_view policy_spec, router_options options) const {
+  return adaptive_k::make_router(model, parse_policy(policy_spec, *this), num_moe_layers, options);
+}
+
+namespace detail {
+
+inline std::string lower_case(std::string_view text) {
+  std::string lower(text);
+  for (char& c : lower)
+    if (c >= 'A' && c <= 'Z') c = static_cast<char>(c - 'A' + 'a');
+  return lower;
+}
+
+inline gating read_gating(const json_node& node) {
+  node.expect_keys({"kind", "num_experts", "top_k", "renormalize", "selection_bias",
+                    "routed_scaling_factor", "n_group", "topk_group", "group_rank",
+                    "jitter_epsilon"});
+  gating model;
+  model.kind = node.at("kind", "the name of a gating").as_name(gating_kind_names);
+  model.num_experts = node.at("num_experts", "an integer").as_int(1, max_experts);
+  model.top_k = node.at("top_k", "an integer").as_int(1, max_top_k);
+  model.renormalize = node.at("renormalize", "true or false").as_bool();
+  model.selection_bias = node.at("selection_bias", "true or false").as_bool();
+  if (const auto v = node.find("routed_scaling_factor"))
+    model.routed_scaling_factor = v->as_float();
+  if (const auto v = node.find("n_group")) model.n_group = v->as_int(1, max_experts);
+  if (const auto v = node.find("topk_group")) model.topk_group = v->as_int(1, max_experts);
+  if (const auto v = node.find("group_rank")) model.group_rank = v->as_name(group_score_names);
+  if (const auto v = node.find("jitter_epsilon")) model.jitter_epsilon = v->as_float();
+  refuse_unless(validate(model), {node, std::nullopt});
+  return model;
+}
+
+inline void read_sizes(const json_node& node, preset& result) {
+  constexpr std::int64_t widest = std::int64_t{1} << 24;
+  node.expect_keys({"num_moe_layers", "hidden", "intermediate", "matrices", "shared_experts"});
+  result.num_moe_layers = node.at("num_moe_layers", "an integer").as_int(1, 10000);
+  result.sizes.hidden = node.at("hidden", "an integer").as_integer(1, widest);
+  result.sizes.intermediate = node.at("intermediate", "an integer").as_integer(1, widest);
+  result.sizes.matrices = node.at("matrices", "2 or 3").as_int(2, 3);
+  const json_node shared = node.at("shared_experts", "an object with count and intermediate");
+  shared.expect_keys({"count", "intermediate"});
+  result.shared_experts.count = shared.at("count", "an integer").as_int(0, max_experts);
+  result.shared_experts.intermediate =
+      shared.at("intermediate", "an integer").as_integer(0, widest);
+}
+
+/// The name first, then the aliases.
+inline void read_names(const json_node& root, preset& result) {
+  result.name = root.at("name", "a name").as_string();
+  const json_node aliases = root.at("aliases", "an array of strings");
+  result.aliases = aliases.as_strings();
+  std::vector<std::string> taken = {lower_case(result.name)};
+  for (std::size_t i = 0; i < result.aliases.size(); ++i) {
+    const std::string alias = lower_case(result.aliases[i]);
+    if (std::find(taken.begin(), taken.end(), alias) != taken.end())
+      aliases.at(i).refuse("a name that the file does not have already (case is ignored)");
+    taken.push_back(alias);
+  }
+}
+
+inline preset read_preset(const json_node& root, std::filesystem::path file) {
+  root.expect_keys({"$schema", "schema_version", "name", "aliases", "gating", "sizes", "sources",
+                    "unverified", "notes", "policies", "default_policy"});
+  root.at("schema_version", "an integer")
+      .as_integer(calibration_schema_version, calibration_schema_version);
+  preset result;
+  result.file = std::move(file);
+  read_names(root, result);
+  result.model = read_gating(root.at("gating", "an object"));
+  read_sizes(root.at("sizes", "an object"), result);
+  result.sources = root.at("sources", "an array of strings").as_strings();
+  if (const auto list = root.find("unverified")) result.unverified = list->as_strings();
+  if (const auto notes = root.find("notes")) result.notes = notes->as_string();
+
+  const json_node policies = root.at("policies", "an array of policies");
+  const std::size_t count = policies.expect_array("an array of policies");
+  for (std::size_t i = 0; i < count; ++i) {
+    const json_node node = policies.at(i);
+    preset_policy policy = read_policy(node, result.model, result.num_moe_layers);
+    for (const preset_policy& before : result.policies)
+      if (before.name == policy.name)
+        node.at("name", "").refuse("a name that no policy before it has");
+    result.policies.push_back(std::move(policy));
+  }
+  const json_node chosen = root.at("default_policy", "the name of one of the policies");
+  result.default_policy = chosen.as_string();
+  std::string names;
+  bool exists = false;
+  for (const preset_policy& policy : result.policies) {
+    exists = exists || policy.name == result.default_policy;
+    names += (names.empty() ? "" : ", ") + policy.name;
+  }
+  if (!exists) chosen.refuse("the name of a policy of this file: " + names);
+  return result;
+}
+
+/// The calibration files of a directory in the order of their names; none where it is missing.
+inline std::vector<std::filesystem::path> calibration_files(const std::filesystem::path& folder) {
+  std::vector<std::filesystem::path> files;
+  std::error_code error;
+  for (std::filesystem::directory_iterator entry(folder, error), end; !error && entry != end;
+       entry.increment(error))
+    if (entry->path().extension() == ".json" && entry->path().filename() != "schema.json" &&
+        entry->is_regular_file(error))
+      files.push_back(entry->path());
+  std::sort(files.begin(), files.end());
+  return files;
+}
+
+inline bool has_name(const preset& candidate, const std::string& lower_name) {
+  if (lower_case(candidate.name) == lower_name) return true;
+  return std::any_of(candidate.aliases.begin(), candidate.aliases.end(),
+                     [&](const std::string& alias) { return lower_case(alias) == lower_name; });
+}
+
+}  // namespace detail
+
+/// Directories with calibration files, in the order they are searched: those of the environment
+/// variable ADAPTIVE_K_CALIBRATIONS (':' between them; ';' on Windows), then the library's own.
+inline std::vector<std::filesystem::path> calibration_path() {
+#if defined(_WIN32)
+  constexpr char separator = ';';
+#else
+  constexpr char separator = ':';
+#endif
+  std::vector<std::filesystem::path> folders;
+  if (const char* list = std::getenv("ADAPTIVE_K_CALIBRATIONS"))
+    for (const std::string& folder : detail::split(list, separator))
+      if (!folder.empty()) folders.emplace_back(folder);
+#if defined(ADAPTIVE_K_CALIBRATION_DIR)
+  folders.emplace_back(ADAPTIVE_K_CALIBRATION_DIR);
+#endif
+  return folders;
+}
+
+/// Reads one calibration file. Throws preset_error.
+inline preset load_preset_file(const std::filesystem::path& file) {
+  return detail::read_preset(detail::read_json_file(file), file);
+}
+
+/// Every preset on the search path, by name; the first directory wins where two have the same
+/// name. Throws preset_error at a bad file.
+inline std::vector<preset> list_presets() {
+  std::vector<preset> presets;
+  for (const std::filesystem::path& folder : calibration_path())
+    for (const std::filesystem::path& file : detail::calibration_files(folder)) {
+      preset candidate = load_preset_file(file);
+      const std::string name = detail::lower_case(candidate.name);
+      const bool is_known = std::any_of(presets.begin(), presets.end(), [&](const preset& p) {
+        return detail::lower_case(p.name) == name;
+      });
+      if (!is_known) presets.push_back(std::move(candidate));
+    }
+  std::sort(presets.begin(), presets.end(),
+            [](const preset& a, const preset& b) { return a.name < b.name; });
+  return presets;
+}
+
+/// The preset with that name or alias (case is ignored), or the one in that .json file. A bad file
+/// elsewhere on the search path does not stand in the way of a good one. Throws preset_error.
+inline preset load_preset(std::string_view name_alias_or_path) {
+  const std::string given(name_alias_or_path);
+  if (std::filesystem::path(given).extension() == ".json") return load_preset_file(given);
+  const std::string name = detail::lower_case(given);
+  std::string known;
+  std::string searched;
+  std::string unusable;
+  for (const std::filesystem::path& folder : calibration_path()) {
+    searched += (searched.empty() ? "" : ", ") + folder.string();
+    for (const std::filesystem::path& file : detail::calibration_files(folder)) {
+      try {
+        preset candidate = load_preset_file(file);
+        if (detail::has_name(candidate, name)) return candidate;
+        known += (known.empty() ? "" : ", ") + candidate.name;
+      } catch (const preset_error& error) {
+        if (detail::lower_case(file.stem().string()) == name) throw;
+        unusable += std::string("; unusable: ") + error.what();
+      }
+    }
+  }
+  throw preset_error("preset '" + given + "'", "",
+                     "unknown, expected one of " + (known.empty() ? "(none found)" : known) +
+                         ", or a path to a .json file; searched: " +
+                         (searched.empty() ? "(no directory)" : searched) + unusable);
+}
+
+/// A router for a model by name, alias or path; `policy` as in preset::make_router. Of the models
+/// that the published package has thresholds for the default policy is that published one; of all
+/// others it is full K, so that quality is never lost unasked. Throws preset_error.
+inline router from_preset(std::string_view name, std::string_view policy = {},
+                          router_options options = {}) {
+  return load_preset(name).make_router(policy, options);
+}
+
+ADAPTIVE_K_NAMESPACE_END

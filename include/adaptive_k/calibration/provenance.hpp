@@ -1,0 +1,122 @@
+// Where a policy comes from: claims carried from elsewhere, or a measurement.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "adaptive_k/calibration/json_reader.hpp"
+#include "adaptive_k/config.hpp"
+
+ADAPTIVE_K_NAMESPACE_BEGIN
+
+/// What the origin of a policy claims for it. Nothing here was measured by this project.
+struct published_claims {
+  std::string unit;                ///< of `thresholds` and `mean_signal`, as published
+  std::vector<double> thresholds;  ///< as published
+  std::optional<double> mean_k;
+  std::optional<double> saving;       ///< of expert calls, as a share of 1
+  std::optional<double> mean_signal;  ///< in `unit`
+  std::string dataset;                ///< of the two perplexities
+  std::optional<double> baseline_perplexity;
+  std::optional<double> adaptive_perplexity;
+  std::vector<std::string> contradictions;
+};
+
+/// How a policy was measured, and what came out.
+struct policy_measurement {
+  std::string model;
+  std::string data;
+  std::int64_t tokens = 0;
+  std::string date;
+  std::string command;
+  std::optional<double> mean_k;
+  std::optional<double> expert_savings;    ///< against the model's own top-k
+  std::optional<double> mean_kl;           ///< nats, to full K
+  std::optional<double> fixed_k_mean_kl;   ///< of the control: fixed K at equal mean K
+  std::optional<double> perplexity_ratio;  ///< adaptive / full
+};
+
+/// Where a policy comes from.
+struct policy_origin {
+  /// "the model's own routing", "published, not reproduced", "measured" or "hand-set".
+  std::string provenance;
+  std::string source;
+  std::string notes;
+  std::optional<published_claims> published;
+  std::optional<policy_measurement> measured;
+};
+
+namespace detail {
+
+inline constexpr const char* own_routing = "the model's own routing";
+inline constexpr const char* published_only = "published, not reproduced";
+inline constexpr const char* measured_here = "measured";
+inline constexpr const char* hand_set = "hand-set";
+
+inline std::optional<double> number_of(const json_node& node, const char* key) {
+  const auto found = node.find(key);
+  return found ? std::optional<double>(found->as_number()) : std::nullopt;
+}
+
+inline published_claims read_claims(const json_node& node) {
+  node.expect_keys(
+      {"unit", "thresholds", "mean_k", "saving", "mean_signal", "perplexity", "contradictions"});
+  published_claims claims;
+  const json_node unit = node.at("unit", "\"nats\" or \"bits\"");
+  claims.unit = unit.as_string();
+  if (claims.unit != "nats" && claims.unit != "bits") unit.refuse("\"nats\" or \"bits\"");
+  claims.thresholds = node.at("thresholds", "an array of numbers").as_numbers();
+  claims.mean_k = number_of(node, "mean_k");
+  claims.saving = number_of(node, "saving");
+  claims.mean_signal = number_of(node, "mean_signal");
+  if (const auto perplexity = node.find("perplexity")) {
+    perplexity->expect_keys({"dataset", "baseline", "adaptive"});
+    claims.dataset = perplexity->at("dataset", "a name").as_string();
+    claims.baseline_perplexity = perplexity->at("baseline", "a number").as_number();
+    claims.adaptive_perplexity = perplexity->at("adaptive", "a number").as_number();
+  }
+  if (const auto list = node.find("contradictions")) claims.contradictions = list->as_strings();
+  return claims;
+}
+
+inline policy_measurement read_measurement(const json_node& node) {
+  node.expect_keys({"model", "data", "tokens", "date", "command", "mean_k", "expert_savings",
+                    "mean_kl", "fixed_k_mean_kl", "perplexity_ratio"});
+  policy_measurement result;
+  result.model = node.at("model", "the model measured").as_string();
+  result.data = node.at("data", "the text measured on").as_string();
+  result.tokens = node.at("tokens", "an integer").as_integer(1, INT64_MAX);
+  result.date = node.at("date", "a date").as_string();
+  result.command = node.at("command", "the command that measured it").as_string();
+  result.mean_k = number_of(node, "mean_k");
+  result.expert_savings = number_of(node, "expert_savings");
+  result.mean_kl = number_of(node, "mean_kl");
+  result.fixed_k_mean_kl = number_of(node, "fixed_k_mean_kl");
+  result.perplexity_ratio = number_of(node, "perplexity_ratio");
+  return result;
+}
+
+/// Provenance and what has to stand beside it.
+inline void read_provenance(const json_node& node, policy_origin& policy) {
+  const json_node provenance = node.at("provenance", "where the numbers come from");
+  policy.provenance = provenance.as_string();
+  if (policy.provenance != own_routing && policy.provenance != published_only &&
+      policy.provenance != measured_here && policy.provenance != hand_set)
+    provenance.refuse(std::string("one of \"") + own_routing + "\", \"" + published_only +
+                      "\", \"" + measured_here + "\", \"" + hand_set + "\"");
+  if (const auto source = node.find("source")) policy.source = source->as_string();
+  if (const auto notes = node.find("notes")) policy.notes = notes->as_string();
+  if (const auto claims = node.find("published")) policy.published = read_claims(*claims);
+  if (const auto measured = node.find("measured")) policy.measured = read_measurement(*measured);
+  if (policy.provenance == published_only) {
+    node.at("source", "where it was published");
+    node.at("published", "the claims as published");
+  }
+  if (policy.provenance == measured_here) node.at("measured", "how it was measured");
+}
+
+}  // namespace detail
+
+ADAPTIVE_K_NAMESPACE_END

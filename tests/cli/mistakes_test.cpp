@@ -1,0 +1,111 @@
+// Every wrong argument or file: exit status 2, a message that names it, and nothing like a trace of
+// the stack.
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include "cli/program.hpp"
+
+namespace {
+
+void expect_refusal(const std::vector<std::string>& arguments,
+                    const std::vector<std::string>& words) {
+  const outcome result = run_program(arguments);
+  std::string command;
+  for (const std::string& argument : arguments) command += argument + " ";
+  EXPECT_EQ(result.status, 2) << command << "\n" << result.err;
+  EXPECT_EQ(result.out, "") << command;
+  for (const std::string& word : words)
+    EXPECT_TRUE(contains(result.err, word))
+        << command << "\nexpected: " << word << "\nsaid: " << result.err;
+  EXPECT_FALSE(contains(result.err, "terminate called")) << command;
+}
+
+TEST(Mistakes, CommandLine) {
+  expect_refusal({}, {"command is required"});
+  expect_refusal({"frobnicate"}, {"frobnicate"});
+  expect_refusal({"benchmark", "--frobnicate"}, {"--frobnicate"});
+  expect_refusal({"benchmark", "--windows"}, {"--windows"});
+  expect_refusal({"benchmark", "--windows", "0"}, {"--windows"});
+  expect_refusal({"benchmark", "--windows", "many"}, {"--windows", "many"});
+  expect_refusal({"benchmark", "--context", "-5"}, {"--context"});
+  expect_refusal({"benchmark", "--trace", "t", "--model", "m"}, {"--trace", "--model"});
+  expect_refusal({"record"}, {"--output"});
+  expect_refusal({"speed"}, {"--shape"});
+  expect_refusal({"inspect", "--text", "a", "--tokens", "3"}, {"--text", "--tokens"});
+}
+
+TEST(Mistakes, Model) {
+  const scratch_folder folder;
+  expect_refusal({"benchmark", "--model", "no-such-model"}, {"--model", "no-such-model"});
+  expect_refusal({"benchmark", "--model", "olmoe-1b-7b"}, {"presets have no weights"});
+  expect_refusal({"benchmark", "--model", folder.path().string()}, {"config.json"});
+  folder.write("config.json", "{ \"vocab_size\": ");
+  expect_refusal({"inspect", "--model", folder.path().string()}, {"config.json"});
+  const std::filesystem::path reference =
+      std::filesystem::path(ADAPTIVE_K_SOURCE_DIR) / "bench" / "model";
+  std::filesystem::copy_file(reference / "config.json", folder.path() / "config.json",
+                             std::filesystem::copy_options::overwrite_existing);
+  expect_refusal({"benchmark", "--model", folder.path().string()}, {"model.safetensors"});
+  folder.write("model.safetensors", content_of(reference / "model.safetensors").substr(0, 5000));
+  expect_refusal({"benchmark", "--model", folder.path().string()}, {"model.safetensors"});
+}
+
+TEST(Mistakes, DataSet) {
+  const scratch_folder folder;
+  const std::string missing = (folder.path() / "none.txt").string();
+  expect_refusal({"benchmark", "--dataset", missing}, {"none.txt", "cannot be read"});
+  expect_refusal({"benchmark", "--dataset", folder.path().string()}, {"is a directory"});
+  const std::string small = folder.write("small.txt", "too short").string();
+  expect_refusal({"benchmark", "--dataset", small},
+                 {"small.txt: 9 bytes, fewer than one window of 256"});
+  expect_refusal({"benchmark", "--context", "257"}, {"--context: 257, expected 2..256"});
+  expect_refusal({"benchmark", "--context", "1"}, {"--context: 1, expected 2..256"});
+  expect_refusal({"inspect", "--dataset", small, "--offset", "9"}, {"--offset: 9", "9 bytes"});
+  expect_refusal({"inspect", "--text", std::string(300, 'x')}, {"--text: 300 tokens"});
+}
+
+TEST(Mistakes, Policy) {
+  const scratch_folder folder;
+  expect_refusal(small_benchmark({"--policy", "best"}), {"'best'", "unknown policy"});
+  expect_refusal(small_benchmark({"--policy", "fixed:9"}), {"fixed:9", "1..top_k = 8"});
+  expect_refusal(small_benchmark({"--policy", "top_p:1.5"}), {"top_p:1.5", "0..1"});
+  expect_refusal(small_benchmark({"--policy", "entropy:2,4@1,2"}), {"2 thresholds for 2"});
+  expect_refusal(small_benchmark({"--policy", "entropy:2,4,8@2,1"}), {"thresholds[1]"});
+  expect_refusal(small_benchmark({"--policy", "none.json"}), {"none.json", "cannot be read"});
+  const std::string bad = folder.write("bad.json", "{\"name\": \"x\",}").string();
+  expect_refusal(small_benchmark({"--policy", bad}), {"bad.json", "line 1"});
+  expect_refusal(small_benchmark({"--layers", "4"}), {"--layers: '4'", "0..3"});
+  expect_refusal(small_benchmark({"--layers", "2-1"}), {"--layers"});
+}
+
+TEST(Mistakes, Output) {
+  expect_refusal(small_benchmark({"--json", "/no/such/folder/x.json"}),
+                 {"--json: /no/such/folder/x.json", "cannot be written"});
+  expect_refusal({"record", "--windows", "1", "-o", "/no/such/folder/t.safetensors"},
+                 {"/no/such/folder/t.safetensors", "cannot be written"});
+}
+
+TEST(Mistakes, Trace) {
+  const scratch_folder folder;
+  expect_refusal({"benchmark", "--trace", "/no/such/trace"}, {"/no/such/trace", "cannot be read"});
+  const std::string text = folder.write("t.safetensors", "not a trace at all").string();
+  expect_refusal({"benchmark", "--trace", text}, {"t.safetensors", "not a safetensors file"});
+  const std::string model = std::string(ADAPTIVE_K_SOURCE_DIR) + "/bench/model/model.safetensors";
+  expect_refusal({"benchmark", "--trace", model}, {"is not a trace"});
+}
+
+TEST(Mistakes, PresetsAndShapes) {
+  expect_refusal({"presets", "no-such-preset"}, {"no-such-preset", "olmoe-1b-7b"});
+  expect_refusal({"presets", "none.json"}, {"none.json"});
+  expect_refusal({"speed", "--shape", "no-such-preset"}, {"no-such-preset"});
+  expect_refusal({"speed", "--shape", "olmoe-1b-7b", "--batch", "0"}, {"--batch"});
+  expect_refusal({"speed", "--shape", "olmoe-1b-7b", "--layers", "17"}, {"--layers: 17", "16"});
+  expect_refusal({"speed", "--shape", "llama-4-scout"}, {"K0 = 1"});
+  // Terabytes.
+  expect_refusal({"speed", "--shape", "kimi-k2", "--layers", "60"}, {"would take", "are free"});
+}
+
+}  // namespace

@@ -1,0 +1,65 @@
+// Runs adaptive-k as a user does: a command line in, two streams and a status out.
+#pragma once
+
+#include <gtest/gtest.h>
+#include <sys/wait.h>
+
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "cli/scratch.hpp"
+
+struct outcome {
+  int status = -1;  ///< exit status; -1 when a signal ended it
+  std::string out;
+  std::string err;
+};
+
+inline std::string content_of(const std::filesystem::path& file) {
+  std::ifstream stream(file, std::ios::binary);
+  return {std::istreambuf_iterator<char>(stream), std::istreambuf_iterator<char>()};
+}
+
+inline std::string quoted(const std::string& word) {
+  std::string text = "'";
+  for (const char c : word) text += c == '\'' ? std::string("'\\''") : std::string(1, c);
+  return text + "'";
+}
+
+/// `environment` stands in front of the command, such as "NO_COLOR=1".
+inline outcome run_program(const std::vector<std::string>& arguments,
+                           const std::string& environment = "") {
+  const scratch_folder folder;
+  // Tests run side by side: threads that spin while they wait would starve one another.
+  std::string command = "OMP_WAIT_POLICY=passive " + environment + " " + quoted(ADAPTIVE_K_PROGRAM);
+  for (const std::string& argument : arguments) command += " " + quoted(argument);
+  command += " > " + quoted((folder.path() / "out").string()) + " 2> " +
+             quoted((folder.path() / "err").string()) + " < /dev/null";
+  const int status = std::system(command.c_str());
+  return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, content_of(folder.path() / "out"),
+          content_of(folder.path() / "err")};
+}
+
+/// The arguments of a benchmark that takes a second: few, short windows.
+inline std::vector<std::string> small_benchmark(std::vector<std::string> more = {}) {
+  std::vector<std::string> arguments = {"benchmark", "--windows", "4", "--context", "64"};
+  arguments.insert(arguments.end(), more.begin(), more.end());
+  return arguments;
+}
+
+/// The report of a small benchmark; null, and a test failure, where there is none.
+inline nlohmann::json benchmark_report(std::vector<std::string> more = {}) {
+  more.insert(more.end(), {"--json", "-"});
+  const outcome result = run_program(small_benchmark(more));
+  EXPECT_EQ(result.status, 0) << result.err;
+  return nlohmann::json::parse(result.out, nullptr, false);
+}
+
+inline bool contains(const std::string& text, const std::string& part) {
+  return text.find(part) != std::string::npos;
+}
