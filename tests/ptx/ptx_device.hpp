@@ -1,9 +1,9 @@
 // What tests see of the interpreter: the CUDA runtime API does the rest.
 //
 // Link the target ptx_device instead of the CUDA runtime, compile kernels with
-// `nvcc -cudart none -gencode arch=compute_XX,code=compute_XX -lineinfo --no-compress`, and launch them
-// as ever. A kernel that faults makes its launch return an error; last_fault() says what happened.
-// Everything here and in the runtime is for one thread at a time.
+// `nvcc -cudart none -gencode arch=compute_XX,code=compute_XX -lineinfo --no-compress`, and launch
+// them as ever. A kernel that faults makes its launch return an error; last_fault() says what
+// happened. Everything here and in the runtime is for one thread at a time.
 #pragma once
 
 #include <cstddef>
@@ -61,7 +61,7 @@ std::size_t live_allocations();
 std::vector<std::string> unknown_instructions();
 
 /// Which PTX of a fat binary runs: the highest target up to `sm` (75, 80, 90); 0 takes the
-/// highest there is. To be set before the first launch.
+/// highest there is. To be set before the first launch; the environment variable PTX_SM does too.
 void set_compute_capability(int sm);
 int compute_capability();
 

@@ -39,19 +39,23 @@ located accessor::locate(int lane) {
   std::uint64_t a = address(lane);
   if (in_->where == space::shared || in_->where == space::local) a &= 0xffffffff;
   if (a % bytes_ != 0)
-    throw kernel_fault(fault_kind::misaligned, lane,
-                       std::string(doing_) + " of " + std::to_string(bytes_) + " bytes at address " +
-                           hex(a));
+    throw kernel_fault(
+        fault_kind::misaligned, lane,
+        std::string(doing_) + " of " + std::to_string(bytes_) + " bytes at address " + hex(a));
   switch (in_->where) {
-    case space::shared: return locate_shared(lane, a);
-    case space::local: return locate_local(lane, a);
-    case space::param: return locate_parameter(lane, a);
+    case space::shared:
+      return locate_shared(lane, a);
+    case space::local:
+      return locate_local(lane, a);
+    case space::param:
+      return locate_parameter(lane, a);
     case space::generic:
       if (a - shared_window < window_span) return locate_shared(lane, a - shared_window);
       if (a - local_window < window_span) return locate_local(lane, a - local_window);
       if (a - param_window < window_span) return locate_parameter(lane, a - param_window);
       return locate_global(lane, a);
-    default: return locate_global(lane, a);
+    default:
+      return locate_global(lane, a);
   }
 }
 
@@ -81,7 +85,8 @@ located accessor::locate_shared(int lane, std::uint64_t offset) {
 
 located accessor::locate_local(int lane, std::uint64_t offset) {
   const region r = warp_->home().local_of(warp_->thread_of(lane));
-  if (!r.holds(offset, bytes_)) out_of_bounds(lane, "local", offset, place_in(r, offset, "local memory"));
+  if (!r.holds(offset, bytes_))
+    out_of_bounds(lane, "local", offset, place_in(r, offset, "local memory"));
   return {nullptr, offset, offset, r.bytes + offset, r.undefined + offset, space::local};
 }
 
@@ -143,12 +148,11 @@ void accessor::record(int lane, const located& at, bool write, bool strong, bool
     who += " of block " + triple(other.block, grid[0], grid[1]);
   }
   const bool shared = at.in == space::shared;
-  throw kernel_fault(shared ? fault_kind::shared_race : fault_kind::global_race, lane,
-                     std::string(write ? "a write" : "a read") + " of " + std::to_string(bytes_) +
-                         " bytes at " +
-                         place_in(*at.where, at.where->base + at.offset,
-                                  shared ? "shared" : "an allocation") +
-                         " is not ordered with a " + (other.write ? "write" : "read") + " by " + who);
+  throw kernel_fault(
+      shared ? fault_kind::shared_race : fault_kind::global_race, lane,
+      std::string(write ? "a write" : "a read") + " of " + std::to_string(bytes_) + " bytes at " +
+          place_in(*at.where, at.where->base + at.offset, shared ? "shared" : "an allocation") +
+          " is not ordered with a " + (other.write ? "write" : "read") + " by " + who);
 }
 
 void accessor::count(kind what, lane_mask lanes) {
@@ -176,8 +180,7 @@ void accessor::count(kind what, lane_mask lanes) {
   std::size_t used = 0;
   for_lanes(lanes, [&](int i) { sectors[used++] = address(i) / 32; });
   if (!std::is_sorted(sectors, sectors + used)) std::sort(sectors, sectors + used);
-  const auto different =
-      static_cast<std::uint64_t>(std::unique(sectors, sectors + used) - sectors);
+  const auto different = static_cast<std::uint64_t>(std::unique(sectors, sectors + used) - sectors);
   ++(what == kind::load    ? c.global_load_requests
      : what == kind::store ? c.global_store_requests
                            : c.global_atomic_requests);

@@ -7,9 +7,9 @@ namespace ptx {
 
 /// The bytes that one lane touches.
 struct located {
-  region* where = nullptr;       ///< nullptr for parameters and local memory
-  std::uint64_t offset = 0;      ///< in the region
-  std::uint64_t key = 0;         ///< the address, unique among spaces and blocks
+  region* where = nullptr;   ///< nullptr for parameters and local memory
+  std::uint64_t offset = 0;  ///< in the region
+  std::uint64_t key = 0;     ///< the address, unique among spaces and blocks
   std::uint8_t* bytes = nullptr;
   std::uint8_t* undefined = nullptr;  ///< nullptr: always defined
   space in = space::global;

@@ -16,26 +16,40 @@ template <class T>
 T apply_integer(operation op, T old, T b, T c) {
   using U = unsigned_of<T>;
   switch (op) {
-    case operation::add: return static_cast<T>(static_cast<U>(old) + static_cast<U>(b));
-    case operation::min: return std::min(old, b);
-    case operation::max: return std::max(old, b);
-    case operation::inc: return old >= b ? T{0} : static_cast<T>(old + 1);
-    case operation::dec: return old == 0 || old > b ? b : static_cast<T>(old - 1);
-    case operation::conj: return static_cast<T>(old & b);
-    case operation::disj: return static_cast<T>(old | b);
-    case operation::excl: return static_cast<T>(old ^ b);
-    case operation::exch: return b;
-    case operation::cas: return old == b ? c : old;
+    case operation::add:
+      return static_cast<T>(static_cast<U>(old) + static_cast<U>(b));
+    case operation::min:
+      return std::min(old, b);
+    case operation::max:
+      return std::max(old, b);
+    case operation::inc:
+      return old >= b ? T{0} : static_cast<T>(old + 1);
+    case operation::dec:
+      return old == 0 || old > b ? b : static_cast<T>(old - 1);
+    case operation::conj:
+      return static_cast<T>(old & b);
+    case operation::disj:
+      return static_cast<T>(old | b);
+    case operation::excl:
+      return static_cast<T>(old ^ b);
+    case operation::exch:
+      return b;
+    case operation::cas:
+      return old == b ? c : old;
   }
   return old;
 }
 
-float quiet(float v) { return v != v ? bits_as<float>(std::uint32_t{0x7fffffff}) : v; }
+float quiet(float v) {
+  return v != v ? bits_as<float>(std::uint32_t{0x7fffffff}) : v;
+}
 
 std::uint64_t add_small(const small_format& format, std::uint64_t a, std::uint64_t b, int parts) {
   std::uint64_t result = 0;
   for (int p = 0; p < parts; ++p) {
-    const auto cut = [&](std::uint64_t v) { return widen(format, static_cast<std::uint16_t>(v >> (16 * p))); };
+    const auto cut = [&](std::uint64_t v) {
+      return widen(format, static_cast<std::uint16_t>(v >> (16 * p)));
+    };
     result |= std::uint64_t{round_to(format, add_to_odd(cut(a), cut(b)), rounding::nearest_even)}
               << (16 * p);
   }
@@ -57,7 +71,8 @@ std::uint64_t apply(const instruction& in, std::uint64_t old, std::uint64_t b, s
       return to_row(apply_integer(op, from_row<std::int32_t>(old), from_row<std::int32_t>(b),
                                   from_row<std::int32_t>(c)));
     case scalar::b64:
-    case scalar::u64: return apply_integer(op, old, b, c);
+    case scalar::u64:
+      return apply_integer(op, old, b, c);
     case scalar::s64:
       return to_row(apply_integer(op, from_row<std::int64_t>(old), from_row<std::int64_t>(b),
                                   from_row<std::int64_t>(c)));
@@ -65,12 +80,18 @@ std::uint64_t apply(const instruction& in, std::uint64_t old, std::uint64_t b, s
       // Devices flush denormals in fp32 atomics on global memory; the sum here keeps them.
       return to_row(quiet(from_row<float>(old) + from_row<float>(b)));
     }
-    case scalar::f64: return to_row(from_row<double>(old) + from_row<double>(b));
-    case scalar::f16: return add_small(half_format, old, b, 1);
-    case scalar::f16x2: return add_small(half_format, old, b, 2);
-    case scalar::bf16: return add_small(bfloat_format, old, b, 1);
-    case scalar::bf16x2: return add_small(bfloat_format, old, b, 2);
-    default: return old;
+    case scalar::f64:
+      return to_row(from_row<double>(old) + from_row<double>(b));
+    case scalar::f16:
+      return add_small(half_format, old, b, 1);
+    case scalar::f16x2:
+      return add_small(half_format, old, b, 2);
+    case scalar::bf16:
+      return add_small(bfloat_format, old, b, 1);
+    case scalar::bf16x2:
+      return add_small(bfloat_format, old, b, 2);
+    default:
+      return old;
   }
 }
 

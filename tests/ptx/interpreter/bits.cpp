@@ -45,7 +45,8 @@ void shift_left(warp& w, const instruction& in, lane_mask lanes) {
   for_lanes(lanes, [&](int i) {
     const auto n = static_cast<std::uint32_t>(b.lane[i]);
     const T value = from_row<T>(a.lane[i]);
-    d.lane[i] = n >= 8 * sizeof(T) ? 0 : to_row(static_cast<T>(static_cast<unsigned_of<T>>(value) << n));
+    d.lane[i] =
+        n >= 8 * sizeof(T) ? 0 : to_row(static_cast<T>(static_cast<unsigned_of<T>>(value) << n));
   });
 }
 
@@ -72,8 +73,7 @@ void funnel(warp& w, const instruction& in, lane_mask lanes) {
     auto n = static_cast<std::uint32_t>(w.in(in.src[2]).lane[i]);
     n = (in.flags & clamp) != 0 ? std::min(n, 32U) : n & 31;
     const std::uint64_t both = (std::uint64_t{high} << 32) | low;
-    w.out(in.dst[0]).lane[i] =
-        right ? (both >> n) & 0xffffffff : ((both << n) >> 32) & 0xffffffff;
+    w.out(in.dst[0]).lane[i] = right ? (both >> n) & 0xffffffff : ((both << n) >> 32) & 0xffffffff;
   });
 }
 
@@ -129,9 +129,7 @@ void extract_field(warp& w, const instruction& in, lane_mask lanes) {
     const T value = from_row<T>(w.in(in.src[0]).lane[i]);
     const auto position = static_cast<unsigned>(w.in(in.src[1]).lane[i] & 0xff);
     const auto length = static_cast<unsigned>(w.in(in.src[2]).lane[i] & 0xff);
-    const auto bit = [&](unsigned k) {
-      return (static_cast<unsigned_of<T>>(value) >> k) & 1U;
-    };
+    const auto bit = [&](unsigned k) { return (static_cast<unsigned_of<T>>(value) >> k) & 1U; };
     const bool sign =
         std::is_signed_v<T> && length != 0 && bit(std::min(position + length - 1, top)) != 0;
     unsigned_of<T> result = 0;
@@ -255,10 +253,18 @@ void combine_predicates(warp& w, const instruction& in, lane_mask lanes) {
   };
   lane_mask result = 0;
   switch (static_cast<predicate_logic>(in.select)) {
-    case predicate_logic::conjunction: result = value(0) & value(1); break;
-    case predicate_logic::disjunction: result = value(0) | value(1); break;
-    case predicate_logic::exclusive: result = value(0) ^ value(1); break;
-    case predicate_logic::negation: result = ~value(0); break;
+    case predicate_logic::conjunction:
+      result = value(0) & value(1);
+      break;
+    case predicate_logic::disjunction:
+      result = value(0) | value(1);
+      break;
+    case predicate_logic::exclusive:
+      result = value(0) ^ value(1);
+      break;
+    case predicate_logic::negation:
+      result = ~value(0);
+      break;
   }
   w.set_predicate(in.pred_dst[0], lanes, result);
 }
@@ -266,11 +272,12 @@ void combine_predicates(warp& w, const instruction& in, lane_mask lanes) {
 bool decode_logic(decoder& d) {
   instruction& in = d.in;
   const std::string_view root = d.root();
-  if (root != "and" && root != "or" && root != "xor" && root != "not" && root != "cnot") return false;
+  if (root != "and" && root != "or" && root != "xor" && root != "not" && root != "cnot")
+    return false;
   const scalar type = d.type();
   const bool unary = root == "not" || root == "cnot";
-  in.undefined = root == "and"  ? spread::conjunction
-                 : root == "or" ? spread::disjunction
+  in.undefined = root == "and"    ? spread::conjunction
+                 : root == "or"   ? spread::disjunction
                  : root == "cnot" ? spread::all
                                   : spread::bytewise;
   if (type == scalar::pred) {
@@ -308,15 +315,28 @@ bool decode_shift(decoder& d) {
     in.undefined = left ? spread::shift_left : spread::shift_right;
     switch (type) {
       case scalar::b16:
-      case scalar::u16: in.run = left ? shift_left<std::uint16_t> : shift_right<std::uint16_t>; break;
-      case scalar::s16: in.run = left ? shift_left<std::int16_t> : shift_right<std::int16_t>; break;
+      case scalar::u16:
+        in.run = left ? shift_left<std::uint16_t> : shift_right<std::uint16_t>;
+        break;
+      case scalar::s16:
+        in.run = left ? shift_left<std::int16_t> : shift_right<std::int16_t>;
+        break;
       case scalar::b32:
-      case scalar::u32: in.run = left ? shift_left<std::uint32_t> : shift_right<std::uint32_t>; break;
-      case scalar::s32: in.run = left ? shift_left<std::int32_t> : shift_right<std::int32_t>; break;
+      case scalar::u32:
+        in.run = left ? shift_left<std::uint32_t> : shift_right<std::uint32_t>;
+        break;
+      case scalar::s32:
+        in.run = left ? shift_left<std::int32_t> : shift_right<std::int32_t>;
+        break;
       case scalar::b64:
-      case scalar::u64: in.run = left ? shift_left<std::uint64_t> : shift_right<std::uint64_t>; break;
-      case scalar::s64: in.run = left ? shift_left<std::int64_t> : shift_right<std::int64_t>; break;
-      default: throw unknown_form("shift of this type");
+      case scalar::u64:
+        in.run = left ? shift_left<std::uint64_t> : shift_right<std::uint64_t>;
+        break;
+      case scalar::s64:
+        in.run = left ? shift_left<std::int64_t> : shift_right<std::int64_t>;
+        break;
+      default:
+        throw unknown_form("shift of this type");
     }
     return true;
   }
@@ -355,7 +375,8 @@ bool decode_bits(decoder& d) {
     in.type = type;
     d.dst(0);
     const bool extracts = root == "bfe";
-    for (std::size_t i = 1; i <= (extracts ? 3U : 4U); ++i) d.src(i, i < (extracts ? 2U : 3U) ? type : scalar::u32);
+    for (std::size_t i = 1; i <= (extracts ? 3U : 4U); ++i)
+      d.src(i, i < (extracts ? 2U : 3U) ? type : scalar::u32);
     in.undefined = extracts ? spread::extract : spread::insert;
     if (extracts) {
       const bool s = is_signed(type);
@@ -369,7 +390,7 @@ bool decode_bits(decoder& d) {
   if (root == "bmsk" || root == "szext") {
     d.simple(scalar::b32, 2);
     if (d.has("clamp")) in.flags |= clamp;
-    in.run = root == "bmsk"                  ? bit_mask
+    in.run = root == "bmsk"        ? bit_mask
              : type == scalar::s32 ? extend_from<std::int32_t>
                                    : extend_from<std::uint32_t>;
     return true;

@@ -11,7 +11,9 @@ extent position_of(const extent& grid, std::uint32_t number) {
   return {number % grid[0], number / grid[0] % grid[1], number / (grid[0] * grid[1])};
 }
 
-unsigned warps_in(unsigned threads) { return (threads + lanes_per_warp - 1) / lanes_per_warp; }
+unsigned warps_in(unsigned threads) {
+  return (threads + lanes_per_warp - 1) / lanes_per_warp;
+}
 
 }  // namespace
 
@@ -79,16 +81,15 @@ void block::arrive(warp& w, const instruction& in, lane_mask lanes) {
   while (lanes != 0) {
     const int first = __builtin_ctz(lanes);
     const auto id = static_cast<unsigned>(w.in(in.src[0]).lane[first]);
-    const auto count =
-        in.src_count > 1 ? static_cast<unsigned>(w.in(in.src[1]).lane[first]) : 0U;
+    const auto count = in.src_count > 1 ? static_cast<unsigned>(w.in(in.src[1]).lane[first]) : 0U;
     lane_mask same = 0;
     for_lanes(lanes, [&](int i) {
       if (static_cast<unsigned>(w.in(in.src[0]).lane[i]) == id) same |= 1U << i;
     });
     lanes &= ~same;
     if (id > 15)
-      throw kernel_fault(fault_kind::bad_launch, first, "barrier " + std::to_string(id) +
-                                                            " does not exist (0 to 15 do)");
+      throw kernel_fault(fault_kind::bad_launch, first,
+                         "barrier " + std::to_string(id) + " does not exist (0 to 15 do)");
     if (count % lanes_per_warp != 0)
       throw kernel_fault(fault_kind::deadlock, first,
                          "barrier count " + std::to_string(count) + " is no multiple of 32");
@@ -120,7 +121,8 @@ void block::complete(unsigned id, barrier& b) {
   std::vector<unsigned> warps;
   for (const arrival& a : b.arrivals) {
     if (a.in->pred_src[0] >= 0) {
-      const lane_mask value = a.who->predicate(a.in->pred_src[0]) ^ (a.in->pred_negated[0] ? ~0U : 0U);
+      const lane_mask value =
+          a.who->predicate(a.in->pred_src[0]) ^ (a.in->pred_negated[0] ? ~0U : 0U);
       sum += static_cast<unsigned>(__builtin_popcount(value & a.lanes));
     }
     threads += static_cast<unsigned>(__builtin_popcount(a.lanes));

@@ -22,13 +22,20 @@ bool holds(const instruction& in, T a, T b) {
     if (nan) return (in.flags & unordered) != 0;
   }
   switch (in.select) {
-    case eq: return a == b;
-    case ne: return a != b;
-    case lt: return a < b;
-    case le: return a <= b;
-    case gt: return a > b;
-    case ge: return a >= b;
-    default: return false;
+    case eq:
+      return a == b;
+    case ne:
+      return a != b;
+    case lt:
+      return a < b;
+    case le:
+      return a <= b;
+    case gt:
+      return a > b;
+    case ge:
+      return a >= b;
+    default:
+      return false;
   }
 }
 
@@ -69,10 +76,14 @@ lane_mask combine(const warp& w, const instruction& in, lane_mask value) {
   if (in.pred_src[0] < 0) return value;
   const lane_mask c = w.predicate(in.pred_src[0]) ^ (in.pred_negated[0] ? ~0U : 0U);
   switch (static_cast<combination>(in.combine)) {
-    case combination::conjunction: return value & c;
-    case combination::disjunction: return value | c;
-    case combination::exclusive: return value ^ c;
-    case combination::none: break;
+    case combination::conjunction:
+      return value & c;
+    case combination::disjunction:
+      return value | c;
+    case combination::exclusive:
+      return value ^ c;
+    case combination::none:
+      break;
   }
   return value;
 }
@@ -95,13 +106,21 @@ void set_values(warp& w, const instruction& in, lane_mask lanes) {
   const lane_mask second = Pair ? combine(w, in, compare<Reader>(w, in, lanes, 1)) : 0;
   std::uint64_t yes = 0xffffffff;
   switch (in.type) {
-    case scalar::f32: yes = 0x3f800000; break;
+    case scalar::f32:
+      yes = 0x3f800000;
+      break;
     case scalar::f16:
-    case scalar::f16x2: yes = 0x3c00; break;
+    case scalar::f16x2:
+      yes = 0x3c00;
+      break;
     case scalar::bf16:
-    case scalar::bf16x2: yes = 0x3f80; break;
+    case scalar::bf16x2:
+      yes = 0x3f80;
+      break;
     case scalar::u16:
-    case scalar::s16: yes = 0xffff; break;
+    case scalar::s16:
+      yes = 0xffff;
+      break;
     default:
       if (Pair) yes = 0xffff;
       break;
@@ -120,7 +139,8 @@ void choose(warp& w, const instruction& in, lane_mask lanes) {
   const lane_mask p = w.predicate(in.pred_src[0]) ^ (in.pred_negated[0] ? ~0U : 0U);
   const std::uint64_t keep =
       size_of(in.type) == 8 ? ~std::uint64_t{0} : (std::uint64_t{1} << (8 * size_of(in.type))) - 1;
-  for_lanes(lanes, [&](int i) { d.lane[i] = (((p >> i) & 1) != 0 ? a.lane[i] : b.lane[i]) & keep; });
+  for_lanes(lanes,
+            [&](int i) { d.lane[i] = (((p >> i) & 1) != 0 ? a.lane[i] : b.lane[i]) & keep; });
 }
 
 template <class T>
@@ -141,12 +161,24 @@ void test_property(warp& w, const instruction& in, lane_mask lanes) {
     const int c = std::fpclassify(a);
     bool yes = false;
     switch (static_cast<property>(in.select)) {
-      case property::finite: yes = c != FP_NAN && c != FP_INFINITE; break;
-      case property::infinite: yes = c == FP_INFINITE; break;
-      case property::number: yes = c != FP_NAN; break;
-      case property::notanumber: yes = c == FP_NAN; break;
-      case property::normal: yes = c == FP_NORMAL || c == FP_ZERO; break;
-      case property::subnormal: yes = c == FP_SUBNORMAL; break;
+      case property::finite:
+        yes = c != FP_NAN && c != FP_INFINITE;
+        break;
+      case property::infinite:
+        yes = c == FP_INFINITE;
+        break;
+      case property::number:
+        yes = c != FP_NAN;
+        break;
+      case property::notanumber:
+        yes = c == FP_NAN;
+        break;
+      case property::normal:
+        yes = c == FP_NORMAL || c == FP_ZERO;
+        break;
+      case property::subnormal:
+        yes = c == FP_SUBNORMAL;
+        break;
     }
     result |= static_cast<lane_mask>(yes) << i;
   });
@@ -157,31 +189,48 @@ template <template <class, bool> class Shape>
 handler by_type(scalar type) {
   switch (type) {
     case scalar::b16:
-    case scalar::u16: return Shape<reader<std::uint16_t>, false>::run;
-    case scalar::s16: return Shape<reader<std::int16_t>, false>::run;
+    case scalar::u16:
+      return Shape<reader<std::uint16_t>, false>::run;
+    case scalar::s16:
+      return Shape<reader<std::int16_t>, false>::run;
     case scalar::b32:
-    case scalar::u32: return Shape<reader<std::uint32_t>, false>::run;
-    case scalar::s32: return Shape<reader<std::int32_t>, false>::run;
+    case scalar::u32:
+      return Shape<reader<std::uint32_t>, false>::run;
+    case scalar::s32:
+      return Shape<reader<std::int32_t>, false>::run;
     case scalar::b64:
-    case scalar::u64: return Shape<reader<std::uint64_t>, false>::run;
-    case scalar::s64: return Shape<reader<std::int64_t>, false>::run;
-    case scalar::f32: return Shape<reader<float>, false>::run;
-    case scalar::f64: return Shape<reader<double>, false>::run;
-    case scalar::f16: return Shape<small_reader<half_format>, false>::run;
-    case scalar::bf16: return Shape<small_reader<bfloat_format>, false>::run;
-    case scalar::f16x2: return Shape<small_reader<half_format>, true>::run;
-    case scalar::bf16x2: return Shape<small_reader<bfloat_format>, true>::run;
-    default: throw unknown_form("comparison of this type");
+    case scalar::u64:
+      return Shape<reader<std::uint64_t>, false>::run;
+    case scalar::s64:
+      return Shape<reader<std::int64_t>, false>::run;
+    case scalar::f32:
+      return Shape<reader<float>, false>::run;
+    case scalar::f64:
+      return Shape<reader<double>, false>::run;
+    case scalar::f16:
+      return Shape<small_reader<half_format>, false>::run;
+    case scalar::bf16:
+      return Shape<small_reader<bfloat_format>, false>::run;
+    case scalar::f16x2:
+      return Shape<small_reader<half_format>, true>::run;
+    case scalar::bf16x2:
+      return Shape<small_reader<bfloat_format>, true>::run;
+    default:
+      throw unknown_form("comparison of this type");
   }
 }
 
 template <class Reader, bool Pair>
 struct as_predicates {
-  static void run(warp& w, const instruction& in, lane_mask m) { set_predicates<Reader, Pair>(w, in, m); }
+  static void run(warp& w, const instruction& in, lane_mask m) {
+    set_predicates<Reader, Pair>(w, in, m);
+  }
 };
 template <class Reader, bool Pair>
 struct as_values {
-  static void run(warp& w, const instruction& in, lane_mask m) { set_values<Reader, Pair>(w, in, m); }
+  static void run(warp& w, const instruction& in, lane_mask m) {
+    set_values<Reader, Pair>(w, in, m);
+  }
 };
 
 void read_relation(decoder& d) {
@@ -191,12 +240,24 @@ void read_relation(decoder& d) {
     bool also_nan;
   };
   static constexpr std::array<named, 18> names = {{
-      {"eq", eq, false},  {"ne", ne, false},  {"lt", lt, false},
-      {"le", le, false},  {"gt", gt, false},  {"ge", ge, false},
-      {"lo", lt, false},  {"ls", le, false},  {"hi", gt, false},
-      {"hs", ge, false},  {"equ", eq, true},  {"neu", ne, true},
-      {"ltu", lt, true},  {"leu", le, true},  {"gtu", gt, true},
-      {"geu", ge, true},  {"num", ordered_numbers, false}, {"nan", not_a_number, false},
+      {"eq", eq, false},
+      {"ne", ne, false},
+      {"lt", lt, false},
+      {"le", le, false},
+      {"gt", gt, false},
+      {"ge", ge, false},
+      {"lo", lt, false},
+      {"ls", le, false},
+      {"hi", gt, false},
+      {"hs", ge, false},
+      {"equ", eq, true},
+      {"neu", ne, true},
+      {"ltu", lt, true},
+      {"leu", le, true},
+      {"gtu", gt, true},
+      {"geu", ge, true},
+      {"num", ordered_numbers, false},
+      {"nan", not_a_number, false},
   }};
   bool found = false;
   for (const named& n : names)
@@ -260,8 +321,8 @@ bool decode_compare(decoder& d) {
     return true;
   }
   if (root == "testp") {
-    static constexpr std::array<std::string_view, 6> names = {"finite",     "infinite", "number",
-                                                              "notanumber", "normal",   "subnormal"};
+    static constexpr std::array<std::string_view, 6> names = {
+        "finite", "infinite", "number", "notanumber", "normal", "subnormal"};
     in.type = d.type();
     d.pred_dst(0);
     d.src(1, in.type);

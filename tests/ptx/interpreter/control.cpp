@@ -58,7 +58,8 @@ bool decode_control(decoder& d) {
   if ((root == "bar" || root == "barrier") && !d.has("cluster")) return decode_barrier(d);
   // Programmatic dependent launch: kernels run one after the other here, so all of it has
   // happened already.
-  if (root == "griddepcontrol" || root == "nanosleep" || root == "pmevent" || root == "setmaxnreg") {
+  if (root == "griddepcontrol" || root == "nanosleep" || root == "pmevent" ||
+      root == "setmaxnreg") {
     in.what = action::access;
     in.run = nothing;
     return true;

@@ -15,9 +15,9 @@ namespace {
 /// A source value: an integer of up to 64 bits or a floating-point number, both exactly.
 struct exact_value {
   bool integer = false;
-  bool negative = false;         // integers: below zero
-  std::uint64_t magnitude = 0;   // integers
-  double number = 0;             // floats
+  bool negative = false;        // integers: below zero
+  std::uint64_t magnitude = 0;  // integers
+  double number = 0;            // floats
 };
 
 exact_value read_value(scalar type, std::uint64_t bits, bool flushes) {
@@ -25,22 +25,37 @@ exact_value read_value(scalar type, std::uint64_t bits, bool flushes) {
   const auto from_signed = [&](std::int64_t value) {
     v.integer = true;
     v.negative = value < 0;
-    v.magnitude = value < 0 ? 0 - static_cast<std::uint64_t>(value) : static_cast<std::uint64_t>(value);
+    v.magnitude =
+        value < 0 ? 0 - static_cast<std::uint64_t>(value) : static_cast<std::uint64_t>(value);
   };
   switch (type) {
-    case scalar::s8: from_signed(from_row<std::int8_t>(bits)); break;
-    case scalar::s16: from_signed(from_row<std::int16_t>(bits)); break;
-    case scalar::s32: from_signed(from_row<std::int32_t>(bits)); break;
-    case scalar::s64: from_signed(from_row<std::int64_t>(bits)); break;
-    case scalar::f16: v.number = widen(half_format, static_cast<std::uint16_t>(bits)); break;
-    case scalar::bf16: v.number = widen(bfloat_format, static_cast<std::uint16_t>(bits)); break;
+    case scalar::s8:
+      from_signed(from_row<std::int8_t>(bits));
+      break;
+    case scalar::s16:
+      from_signed(from_row<std::int16_t>(bits));
+      break;
+    case scalar::s32:
+      from_signed(from_row<std::int32_t>(bits));
+      break;
+    case scalar::s64:
+      from_signed(from_row<std::int64_t>(bits));
+      break;
+    case scalar::f16:
+      v.number = widen(half_format, static_cast<std::uint16_t>(bits));
+      break;
+    case scalar::bf16:
+      v.number = widen(bfloat_format, static_cast<std::uint16_t>(bits));
+      break;
     case scalar::f32: {
       float f = from_row<float>(bits);
       if (flushes && std::fabs(f) < std::numeric_limits<float>::min()) f = std::copysign(0.0F, f);
       v.number = f;
       break;
     }
-    case scalar::f64: v.number = from_row<double>(bits); break;
+    case scalar::f64:
+      v.number = from_row<double>(bits);
+      break;
     default: {
       v.integer = true;
       const unsigned width = 8 * size_of(type);
@@ -95,8 +110,9 @@ std::uint64_t integer_to_integer(const instruction& in, const exact_value& v) {
   }
   const std::uint64_t value = v.negative ? 0 - v.magnitude : v.magnitude;
   // Signed narrow results fill the register: it may be wider than the type.
-  if (s && width < 32) return static_cast<std::uint32_t>(
-      width == 8 ? std::int32_t{static_cast<std::int8_t>(value)} : std::int32_t{static_cast<std::int16_t>(value)});
+  if (s && width < 32)
+    return static_cast<std::uint32_t>(width == 8 ? std::int32_t{static_cast<std::int8_t>(value)}
+                                                 : std::int32_t{static_cast<std::int16_t>(value)});
   return value & ones;
 }
 
@@ -138,7 +154,8 @@ std::uint64_t to_small(const instruction& in, const exact_value& v, const small_
   double value = v.number;
   if (v.integer) {
     std::uint64_t magnitude = v.magnitude;
-    if (magnitude >> 53) magnitude = (magnitude & ~std::uint64_t{0x7ff}) | ((magnitude & 0x7ff) != 0 ? 0x800 : 0);
+    if (magnitude >> 53)
+      magnitude = (magnitude & ~std::uint64_t{0x7ff}) | ((magnitude & 0x7ff) != 0 ? 0x800 : 0);
     value = static_cast<double>(magnitude);
     if (v.negative) value = -value;
   }
@@ -170,7 +187,8 @@ std::uint64_t convert_one(const instruction& in, std::uint64_t bits) {
       if (whole) return to_row(finish_float(in, to_whole(v.number, in.flags)));
       return to_row(finish_float(in, to_float<double>(in, v)));
     }
-    default: return v.integer ? integer_to_integer(in, v) : to_integer(in, v.number);
+    default:
+      return v.integer ? integer_to_integer(in, v) : to_integer(in, v.number);
   }
 }
 
@@ -192,26 +210,40 @@ template <class From>
 handler cast_to(scalar to) {
   switch (to) {
     case scalar::u32:
-    case scalar::s32: return cast<std::int32_t, From>;
+    case scalar::s32:
+      return cast<std::int32_t, From>;
     case scalar::u64:
-    case scalar::s64: return cast<std::int64_t, From>;
-    case scalar::u16: return cast<std::uint16_t, From>;
-    case scalar::u8: return cast<std::uint8_t, From>;
-    default: return nullptr;
+    case scalar::s64:
+      return cast<std::int64_t, From>;
+    case scalar::u16:
+      return cast<std::uint16_t, From>;
+    case scalar::u8:
+      return cast<std::uint8_t, From>;
+    default:
+      return nullptr;
   }
 }
 
 handler fast_path(scalar to, scalar from) {
   switch (from) {
-    case scalar::u8: return cast_to<std::uint8_t>(to);
-    case scalar::s8: return cast_to<std::int8_t>(to);
-    case scalar::u16: return cast_to<std::uint16_t>(to);
-    case scalar::s16: return cast_to<std::int16_t>(to);
-    case scalar::u32: return cast_to<std::uint32_t>(to);
-    case scalar::s32: return cast_to<std::int32_t>(to);
-    case scalar::u64: return cast_to<std::uint64_t>(to);
-    case scalar::s64: return cast_to<std::int64_t>(to);
-    default: return nullptr;
+    case scalar::u8:
+      return cast_to<std::uint8_t>(to);
+    case scalar::s8:
+      return cast_to<std::int8_t>(to);
+    case scalar::u16:
+      return cast_to<std::uint16_t>(to);
+    case scalar::s16:
+      return cast_to<std::int16_t>(to);
+    case scalar::u32:
+      return cast_to<std::uint32_t>(to);
+    case scalar::s32:
+      return cast_to<std::int32_t>(to);
+    case scalar::u64:
+      return cast_to<std::uint64_t>(to);
+    case scalar::s64:
+      return cast_to<std::int64_t>(to);
+    default:
+      return nullptr;
   }
 }
 
@@ -221,7 +253,8 @@ void convert_pair(warp& w, const instruction& in, lane_mask lanes) {
   for_lanes(lanes, [&](int i) {
     std::uint64_t result = 0;
     for (int k = 0; k < 2; ++k) {
-      const exact_value v = read_value(scalar::f32, w.in(in.src[k]).lane[i], (in.flags & flush) != 0);
+      const exact_value v =
+          read_value(scalar::f32, w.in(in.src[k]).lane[i], (in.flags & flush) != 0);
       result |= to_small(in, v, format) << (k == 0 ? 16 : 0);
     }
     w.out(in.dst[0]).lane[i] = result;

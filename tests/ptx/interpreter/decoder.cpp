@@ -89,7 +89,8 @@ void decoder::run(const ptx_function& kernel) {
     // Its address is known only now, after the static variables.
     const auto placeholder = constants_.find(shared_window - 1);
     if (placeholder != constants_.end())
-      for (std::uint64_t& lane : out_.constants[static_cast<std::size_t>(~placeholder->second)].lane)
+      for (std::uint64_t& lane :
+           out_.constants[static_cast<std::size_t>(~placeholder->second)].lane)
         lane = shared_origin + v.offset;
   }
 }
@@ -104,7 +105,9 @@ void decoder::body(const std::vector<statement>& statements) {
   for (const statement& s : statements) {
     statement_ = &s;
     switch (s.shape) {
-      case statement::form::open_scope: scope_ = open_scope(scope_); break;
+      case statement::form::open_scope:
+        scope_ = open_scope(scope_);
+        break;
       case statement::form::close_scope:
         scope_ = scopes_[static_cast<std::size_t>(scope_)].parent;
         break;
@@ -120,8 +123,12 @@ void decoder::body(const std::vector<statement>& statements) {
         for (const operand& o : s.operands) labels.push_back(o.name);
         break;
       }
-      case statement::form::location: locate(s); break;
-      case statement::form::instruction: emit(s); break;
+      case statement::form::location:
+        locate(s);
+        break;
+      case statement::form::instruction:
+        emit(s);
+        break;
     }
   }
 }
@@ -152,16 +159,17 @@ void decoder::locate(const statement& s) {
 
 std::uint32_t decoder::place_text(std::string_view text) {
   std::string clean(text);
-  std::replace_if(clean.begin(), clean.end(), [](char c) { return c == '\t' || c == '\n'; }, ' ');
+  std::replace_if(
+      clean.begin(), clean.end(), [](char c) { return c == '\t' || c == '\n'; }, ' ');
   out_.texts.push_back(std::move(clean));
   return static_cast<std::uint32_t>(out_.texts.size() - 1);
 }
 
 bool decoder::decode_family() {
-  return decode_move(*this) || decode_integer(*this) || decode_bits(*this) ||
-         decode_float(*this) || decode_half(*this) || decode_compare(*this) ||
-         decode_convert(*this) || decode_memory(*this) || decode_atomic(*this) ||
-         decode_warp(*this) || decode_control(*this);
+  return decode_move(*this) || decode_integer(*this) || decode_bits(*this) || decode_float(*this) ||
+         decode_half(*this) || decode_compare(*this) || decode_convert(*this) ||
+         decode_memory(*this) || decode_atomic(*this) || decode_warp(*this) ||
+         decode_control(*this);
 }
 
 void decoder::bind_guard() {
@@ -314,7 +322,8 @@ void decoder::resolve_labels() {
   }
   for (const pending_table& t : pending_tables_) {
     std::vector<std::uint32_t> table;
-    for (int i = t.scope; i >= 0 && table.empty(); i = scopes_[static_cast<std::size_t>(i)].parent) {
+    for (int i = t.scope; i >= 0 && table.empty();
+         i = scopes_[static_cast<std::size_t>(i)].parent) {
       const auto found = branch_targets_.find({i, t.name});
       if (found == branch_targets_.end()) continue;
       for (const std::string_view label : found->second) {

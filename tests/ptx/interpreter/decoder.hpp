@@ -32,9 +32,9 @@ class unknown_form : public std::runtime_error {
 struct symbol {
   enum class kind { row, predicate, local, shared, param, global };
   kind what = kind::row;
-  std::int32_t row = -1;     ///< register row or predicate
+  std::int32_t row = -1;  ///< register row or predicate
   scalar type = scalar::none;
-  std::uint64_t value = 0;   ///< address in its space
+  std::uint64_t value = 0;  ///< address in its space
 };
 
 class decoder {

@@ -39,6 +39,8 @@ struct fault {
   std::array<unsigned, 3> thread{};
 
   std::string text() const;
+  /// Whether the instruction comes from this line, itself or as a caller of inlined code.
+  bool is_at(const std::string& file_name, int source_line) const;
 };
 
 /// Thrown inside the interpreter; the launch turns it into a CUDA error.

@@ -16,7 +16,9 @@ namespace {
 inline float canonical(float value) {
   return value != value ? bits_as<float>(std::uint32_t{0x7fffffff}) : value;
 }
-inline double canonical(double value) { return value; }
+inline double canonical(double value) {
+  return value;
+}
 
 template <class T>
 T flushed(T value) {
@@ -108,9 +110,7 @@ struct tanh_f {
   double operator()(double a) const { return std::tanh(a); }
 };
 struct approximate_division {
-  float operator()(float a, float b) const {
-    return static_cast<float>(double{a} / double{b});
-  }
+  float operator()(float a, float b) const { return static_cast<float>(double{a} / double{b}); }
   double operator()(double a, double b) const { return a / b; }
 };
 
@@ -132,9 +132,8 @@ void float1(warp& w, const instruction& in, lane_mask lanes) {
   const lane_row& a = w.in(in.src[0]);
   lane_row& d = w.out(in.dst[0]);
   const rounding_scope rounding(in.flags);
-  for_lanes(lanes, [&](int i) {
-    d.lane[i] = to_row(finish(in, F{}(operand_of<T>(in, a.lane[i]))));
-  });
+  for_lanes(lanes,
+            [&](int i) { d.lane[i] = to_row(finish(in, F{}(operand_of<T>(in, a.lane[i])))); });
 }
 
 template <class F, class T>
@@ -150,8 +149,7 @@ void float2(warp& w, const instruction& in, lane_mask lanes) {
   }
   const rounding_scope rounding(in.flags);
   for_lanes(lanes, [&](int i) {
-    d.lane[i] =
-        to_row(finish(in, F{}(operand_of<T>(in, a.lane[i]), operand_of<T>(in, b.lane[i]))));
+    d.lane[i] = to_row(finish(in, F{}(operand_of<T>(in, a.lane[i]), operand_of<T>(in, b.lane[i]))));
   });
 }
 
@@ -180,7 +178,8 @@ void extremes(warp& w, const instruction& in, lane_mask lanes) {
       b = std::fabs(b);
     }
     T value = extreme_op<Max>{}(a, b);
-    if ((in.flags & nan_wins) != 0 && (a != a || b != b)) value = std::numeric_limits<T>::quiet_NaN();
+    if ((in.flags & nan_wins) != 0 && (a != a || b != b))
+      value = std::numeric_limits<T>::quiet_NaN();
     if (negative) value = -value;
     w.out(in.dst[0]).lane[i] = to_row(canonical(value));
   });
@@ -200,8 +199,8 @@ void change_sign(warp& w, const instruction& in, lane_mask lanes) {
 template <class T>
 void copy_sign(warp& w, const instruction& in, lane_mask lanes) {
   for_lanes(lanes, [&](int i) {
-    w.out(in.dst[0]).lane[i] = to_row(std::copysign(from_row<T>(w.in(in.src[1]).lane[i]),
-                                                    from_row<T>(w.in(in.src[0]).lane[i])));
+    w.out(in.dst[0]).lane[i] = to_row(
+        std::copysign(from_row<T>(w.in(in.src[1]).lane[i]), from_row<T>(w.in(in.src[0]).lane[i])));
   });
 }
 
@@ -213,7 +212,6 @@ void coarse(warp& w, const instruction& in, lane_mask lanes) {
     w.out(in.dst[0]).lane[i] = to_row(value) & 0xffffffff00000000;
   });
 }
-
 
 #define PTX_FLOAT_HANDLER(map, F, type) \
   ((type) == scalar::f64 ? handler{map<F, double>} : handler{map<F, float>})
@@ -268,8 +266,7 @@ bool decode_float(decoder& d) {
   instruction& in = d.in;
   const std::string_view root = d.root();
   const scalar type = d.type();
-  in.counted =
-      type == scalar::f64 ? instruction_class::float64 : instruction_class::float32;
+  in.counted = type == scalar::f64 ? instruction_class::float64 : instruction_class::float32;
   if (root == "add" || root == "sub" || root == "mul") {
     read_modifiers(d);
     d.simple(type, 2);
@@ -289,8 +286,9 @@ bool decode_float(decoder& d) {
     d.simple(type, 2);
     if (d.has("NaN")) in.flags |= nan_wins;
     if (d.has("abs")) in.flags |= absolute;
-    in.run = type == scalar::f64 ? (root == "min" ? extremes<double, false> : extremes<double, true>)
-                                 : (root == "min" ? extremes<float, false> : extremes<float, true>);
+    in.run = type == scalar::f64
+                 ? (root == "min" ? extremes<double, false> : extremes<double, true>)
+                 : (root == "min" ? extremes<float, false> : extremes<float, true>);
     return true;
   }
   if (root == "neg" || root == "abs") {

@@ -26,7 +26,9 @@ struct fma_op {
 const small_format& format_of(scalar type) {
   return type == scalar::f16 || type == scalar::f16x2 ? half_format : bfloat_format;
 }
-bool is_pair(scalar type) { return type == scalar::f16x2 || type == scalar::bf16x2; }
+bool is_pair(scalar type) {
+  return type == scalar::f16x2 || type == scalar::bf16x2;
+}
 
 std::uint16_t part(std::uint64_t bits, int half) {
   return static_cast<std::uint16_t>(bits >> (16 * half));
@@ -120,7 +122,8 @@ void approximation(warp& w, const instruction& in, lane_mask lanes) {
     std::uint64_t result = 0;
     for (int p = 0; p < parts; ++p) {
       const double a = operand_of(in, format, part(w.in(in.src[0]).lane[i], p));
-      const double value = static_cast<curve>(in.select) == curve::exp2 ? std::exp2(a) : std::tanh(a);
+      const double value =
+          static_cast<curve>(in.select) == curve::exp2 ? std::exp2(a) : std::tanh(a);
       result |= std::uint64_t{finish(in, format, value)} << (16 * p);
     }
     w.out(in.dst[0]).lane[i] = result;

@@ -13,9 +13,10 @@ template <class T>
 using wrapping = std::conditional_t<(sizeof(T) < 4), std::uint32_t, unsigned_of<T>>;
 
 template <class T>
-using wider = std::conditional_t<
-    (sizeof(T) == 8), std::conditional_t<std::is_signed_v<T>, __int128, unsigned __int128>,
-    std::conditional_t<std::is_signed_v<T>, std::int64_t, std::uint64_t>>;
+using wider =
+    std::conditional_t<(sizeof(T) == 8),
+                       std::conditional_t<std::is_signed_v<T>, __int128, unsigned __int128>,
+                       std::conditional_t<std::is_signed_v<T>, std::int64_t, std::uint64_t>>;
 
 template <class T>
 wrapping<T> u(T value) {
@@ -167,9 +168,10 @@ void halves(warp& w, const instruction& in, lane_mask lanes) {
 /// mul.wide and mad.wide: the full product of narrow operands.
 template <class T, bool Add>
 void multiply_wide(warp& w, const instruction& in, lane_mask lanes) {
-  using W = std::conditional_t<
-      sizeof(T) == 4, std::conditional_t<std::is_signed_v<T>, std::int64_t, std::uint64_t>,
-      std::conditional_t<std::is_signed_v<T>, std::int32_t, std::uint32_t>>;
+  using W =
+      std::conditional_t<sizeof(T) == 4,
+                         std::conditional_t<std::is_signed_v<T>, std::int64_t, std::uint64_t>,
+                         std::conditional_t<std::is_signed_v<T>, std::int32_t, std::uint32_t>>;
   const lane_row& a = w.in(in.src[0]);
   const lane_row& b = w.in(in.src[1]);
   const lane_row& c = w.in(in.src[Add ? 2 : 0]);
@@ -177,8 +179,8 @@ void multiply_wide(warp& w, const instruction& in, lane_mask lanes) {
   for_lanes(lanes, [&](int i) {
     W value = static_cast<W>(W{from_row<T>(a.lane[i])} * W{from_row<T>(b.lane[i])});
     if constexpr (Add)
-      value = static_cast<W>(static_cast<unsigned_of<W>>(value) +
-                             from_row<unsigned_of<W>>(c.lane[i]));
+      value =
+          static_cast<W>(static_cast<unsigned_of<W>>(value) + from_row<unsigned_of<W>>(c.lane[i]));
     d.lane[i] = to_row(value);
   });
 }
@@ -186,11 +188,16 @@ void multiply_wide(warp& w, const instruction& in, lane_mask lanes) {
 template <bool Add>
 handler wide_handler(scalar type) {
   switch (type) {
-    case scalar::u16: return multiply_wide<std::uint16_t, Add>;
-    case scalar::s16: return multiply_wide<std::int16_t, Add>;
-    case scalar::u32: return multiply_wide<std::uint32_t, Add>;
-    case scalar::s32: return multiply_wide<std::int32_t, Add>;
-    default: throw unknown_form("wide product of this type");
+    case scalar::u16:
+      return multiply_wide<std::uint16_t, Add>;
+    case scalar::s16:
+      return multiply_wide<std::int16_t, Add>;
+    case scalar::u32:
+      return multiply_wide<std::uint32_t, Add>;
+    case scalar::s32:
+      return multiply_wide<std::int32_t, Add>;
+    default:
+      throw unknown_form("wide product of this type");
   }
 }
 
@@ -233,8 +240,10 @@ void dot4(warp& w, const instruction& in, lane_mask lanes) {
     for (unsigned k = 0; k < 4; ++k) {
       const std::uint64_t a = w.in(in.src[0]).lane[i] >> (8 * k);
       const std::uint64_t b = w.in(in.src[1]).lane[i] >> (8 * k);
-      const int x = (in.select & 1) ? int{from_row<std::int8_t>(a)} : int{from_row<std::uint8_t>(a)};
-      const int y = (in.select & 2) ? int{from_row<std::int8_t>(b)} : int{from_row<std::uint8_t>(b)};
+      const int x =
+          (in.select & 1) ? int{from_row<std::int8_t>(a)} : int{from_row<std::uint8_t>(a)};
+      const int y =
+          (in.select & 2) ? int{from_row<std::int8_t>(b)} : int{from_row<std::uint8_t>(b)};
       sum += static_cast<std::uint64_t>(std::int64_t{x} * y);
     }
     w.out(in.dst[0]).lane[i] = sum & 0xffffffff;
@@ -251,18 +260,27 @@ bool decode_carry(decoder& d) {
   d.simple(d.type(), mad ? 3 : 2);
   in.select = static_cast<std::uint8_t>(root == "sub" || root == "subc" ? carry_kind::sub
                                         : !mad                          ? carry_kind::add
-                                        : d.has("hi") ? carry_kind::mad_high
-                                                      : carry_kind::mad_low);
+                                        : d.has("hi")                   ? carry_kind::mad_high
+                                                                        : carry_kind::mad_low);
   in.combine = takes ? 1 : 0;
   if (d.has("cc")) in.flags |= carry_out;
   switch (d.type()) {
     case scalar::u32:
-    case scalar::b32: in.run = with_carry<std::uint32_t>; break;
-    case scalar::s32: in.run = mad && d.has("hi") ? nullptr : with_carry<std::uint32_t>; break;
+    case scalar::b32:
+      in.run = with_carry<std::uint32_t>;
+      break;
+    case scalar::s32:
+      in.run = mad && d.has("hi") ? nullptr : with_carry<std::uint32_t>;
+      break;
     case scalar::u64:
-    case scalar::b64: in.run = with_carry<std::uint64_t>; break;
-    case scalar::s64: in.run = mad && d.has("hi") ? nullptr : with_carry<std::uint64_t>; break;
-    default: break;
+    case scalar::b64:
+      in.run = with_carry<std::uint64_t>;
+      break;
+    case scalar::s64:
+      in.run = mad && d.has("hi") ? nullptr : with_carry<std::uint64_t>;
+      break;
+    default:
+      break;
   }
   if (in.run == nullptr) throw unknown_form("carry of this type");
   return true;
@@ -280,7 +298,8 @@ bool decode_integer(decoder& d) {
   const std::string_view root = d.root();
   if (d.types.empty() || is_float(d.type()) || is_half(d.type()) || d.type() == scalar::pred)
     return false;
-  if (root == "mov" || root == "cvt" || root == "ld" || root == "st" || root == "atom") return false;
+  if (root == "mov" || root == "cvt" || root == "ld" || root == "st" || root == "atom")
+    return false;
   instruction& in = d.in;
   in.counted = instruction_class::integer;
   const scalar type = d.type();
@@ -297,7 +316,8 @@ bool decode_integer(decoder& d) {
   if (root == "add" || root == "sub") {
     d.simple(type, 2);
     if (d.has("sat")) {
-      in.run = root == "add" ? map2<add_saturated, std::int32_t> : map2<sub_saturated, std::int32_t>;
+      in.run =
+          root == "add" ? map2<add_saturated, std::int32_t> : map2<sub_saturated, std::int32_t>;
       if (type != scalar::s32) throw unknown_form("sat of this type");
       return true;
     }
@@ -324,8 +344,8 @@ bool decode_integer(decoder& d) {
                    : PTX_INTEGER_HANDLER(map2, mul_high, type);
     } else {
       in.undefined = spread::upwards;
-      in.run = mad ? PTX_INTEGER_HANDLER(map3, mad_low, type)
-                   : PTX_INTEGER_HANDLER(map2, mul_low, type);
+      in.run =
+          mad ? PTX_INTEGER_HANDLER(map3, mad_low, type) : PTX_INTEGER_HANDLER(map2, mul_low, type);
     }
     if (d.has("sat")) throw unknown_form("sat of a product");
     return true;
@@ -334,9 +354,8 @@ bool decode_integer(decoder& d) {
     if (!d.has("lo")) throw unknown_form("the high part");
     const bool s = type == scalar::s32;
     d.simple(type, root == "mad24" ? 3 : 2);
-    in.run = root == "mul24"
-                 ? (s ? map2<mul_24, std::int32_t> : map2<mul_24, std::uint32_t>)
-                 : (s ? map3<mad_24, std::int32_t> : map3<mad_24, std::uint32_t>);
+    in.run = root == "mul24" ? (s ? map2<mul_24, std::int32_t> : map2<mul_24, std::uint32_t>)
+                             : (s ? map3<mad_24, std::int32_t> : map3<mad_24, std::uint32_t>);
     return true;
   }
   if (root == "sad") {

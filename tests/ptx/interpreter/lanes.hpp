@@ -57,26 +57,32 @@ void map3(warp& w, const instruction& in, lane_mask lanes) {
   const lane_row& c = w.in(in.src[2]);
   lane_row& d = w.out(in.dst[0]);
   for_lanes(lanes, [&](int i) {
-    d.lane[i] =
-        to_row(F{}(from_row<T>(a.lane[i]), from_row<T>(b.lane[i]), from_row<T>(c.lane[i])));
+    d.lane[i] = to_row(F{}(from_row<T>(a.lane[i]), from_row<T>(b.lane[i]), from_row<T>(c.lane[i])));
   });
 }
 
 /// The handler of F for an integer type; Map is map1, map2 or map3 as a template of <F, T>.
-#define PTX_INTEGER_HANDLER(map, F, type)                                                     \
-  [](scalar t) -> handler {                                                                   \
-    switch (t) {                                                                              \
-      case scalar::u16:                                                                       \
-      case scalar::b16: return map<F, std::uint16_t>;                                         \
-      case scalar::s16: return map<F, std::int16_t>;                                          \
-      case scalar::u32:                                                                       \
-      case scalar::b32: return map<F, std::uint32_t>;                                         \
-      case scalar::s32: return map<F, std::int32_t>;                                          \
-      case scalar::u64:                                                                       \
-      case scalar::b64: return map<F, std::uint64_t>;                                         \
-      case scalar::s64: return map<F, std::int64_t>;                                          \
-      default: throw unknown_form("this type");                                               \
-    }                                                                                         \
+#define PTX_INTEGER_HANDLER(map, F, type) \
+  [](scalar t) -> handler {               \
+    switch (t) {                          \
+      case scalar::u16:                   \
+      case scalar::b16:                   \
+        return map<F, std::uint16_t>;     \
+      case scalar::s16:                   \
+        return map<F, std::int16_t>;      \
+      case scalar::u32:                   \
+      case scalar::b32:                   \
+        return map<F, std::uint32_t>;     \
+      case scalar::s32:                   \
+        return map<F, std::int32_t>;      \
+      case scalar::u64:                   \
+      case scalar::b64:                   \
+        return map<F, std::uint64_t>;     \
+      case scalar::s64:                   \
+        return map<F, std::int64_t>;      \
+      default:                            \
+        throw unknown_form("this type");  \
+    }                                     \
   }(type)
 
 template <class T>

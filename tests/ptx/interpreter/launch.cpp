@@ -10,7 +10,9 @@ namespace {
 
 constexpr std::uint64_t long_turn = 4096;
 
-std::uint32_t as_block_number(std::uint64_t i) { return static_cast<std::uint32_t>(i); }
+std::uint32_t as_block_number(std::uint64_t i) {
+  return static_cast<std::uint32_t>(i);
+}
 
 }  // namespace
 
@@ -50,8 +52,7 @@ void launch::run_blocks() {
     while (running.size() < resident && started < order.size())
       running.push_back(std::make_unique<block>(*this, order[started++]));
     if (turn >= running.size()) turn = 0;
-    const std::size_t which =
-        shaken ? static_cast<std::size_t>(random_() % running.size()) : turn;
+    const std::size_t which = shaken ? static_cast<std::size_t>(random_() % running.size()) : turn;
     block& b = *running[which];
     std::vector<warp>& warps = b.warps();
     // One turn of a block: every warp in plain order, or a few random warps.
@@ -61,15 +62,13 @@ void launch::run_blocks() {
       warp& w = warps[shaken ? random_() % warps.size() : i];
       running_ = &w;
       const std::uint64_t before = w.instructions();
-      const std::uint64_t budget =
-          shaken ? std::uint64_t{1} << (random_() % 12) : long_turn;
+      const std::uint64_t budget = shaken ? std::uint64_t{1} << (random_() % 12) : long_turn;
       w.run(budget, shaken ? &random_ : nullptr);
       moved = moved || w.instructions() != before;
       if (counts_.warp_instructions > request_.order.launch_budget)
         throw kernel_fault(fault_kind::runaway, -1,
                            "the launch used up its budget of " +
-                               std::to_string(request_.order.launch_budget) +
-                               " warp instructions");
+                               std::to_string(request_.order.launch_budget) + " warp instructions");
       if (w.instructions() > request_.order.warp_budget)
         throw kernel_fault(fault_kind::runaway, -1,
                            "a warp used up its budget of " +
@@ -107,10 +106,10 @@ void launch::describe(const kernel_fault& what, warp* w) {
   fault_.call_path = where.call_path;
   fault_.instruction = p.texts[in.text];
   fault_.block = w->home().position();
-  const int lane = what.lane() >= 0      ? what.lane()
-                   : w->group() != 0     ? __builtin_ctz(w->group())
+  const int lane = what.lane() >= 0     ? what.lane()
+                   : w->group() != 0    ? __builtin_ctz(w->group())
                    : w->existing() != 0 ? __builtin_ctz(w->existing())
-                                         : 0;
+                                        : 0;
   const unsigned thread = w->thread_of(lane);
   const extent& size = request_.threads;
   fault_.thread = {thread % size[0], thread / size[0] % size[1], thread / (size[0] * size[1])};

@@ -121,7 +121,7 @@ class warp {
   lane_mask at_barrier_ = 0;          // have arrived at a block barrier
   lane_mask at_partial_barrier_ = 0;  // wait for the rest of the warp at bar.sync
   lane_mask group_ = 0;
-  std::uint32_t pc_ = 0;       // of the group
+  std::uint32_t pc_ = 0;         // of the group
   std::uint32_t next_stop_ = 0;  // where other lanes wait to join
   std::array<std::uint32_t, lanes_per_warp> lane_pc_{};
   std::uint64_t instructions_ = 0;

@@ -9,10 +9,14 @@ namespace {
 /// Sign extension for narrow signed loads; other types come as they are.
 std::uint64_t extend(scalar type, std::uint64_t bits) {
   switch (type) {
-    case scalar::s8: return static_cast<std::uint64_t>(std::int64_t{static_cast<std::int8_t>(bits)});
-    case scalar::s16: return static_cast<std::uint64_t>(std::int64_t{static_cast<std::int16_t>(bits)});
-    case scalar::s32: return static_cast<std::uint64_t>(std::int64_t{static_cast<std::int32_t>(bits)});
-    default: return bits;
+    case scalar::s8:
+      return static_cast<std::uint64_t>(std::int64_t{static_cast<std::int8_t>(bits)});
+    case scalar::s16:
+      return static_cast<std::uint64_t>(std::int64_t{static_cast<std::int16_t>(bits)});
+    case scalar::s32:
+      return static_cast<std::uint64_t>(std::int64_t{static_cast<std::int32_t>(bits)});
+    default:
+      return bits;
   }
 }
 
@@ -52,7 +56,8 @@ void load(warp& w, const instruction& in, lane_mask lanes) {
     lane_row& d = w.out(in.dst[k]);
     for_lanes(lanes, [&](int i) { d.lane[i] = values[k][i]; });
     w.set_defined(in.dst[k], lanes);
-    if (track) for_lanes(any_undefined, [&](int i) { w.set_undefined(in.dst[k], i, undefined[k][i]); });
+    if (track)
+      for_lanes(any_undefined, [&](int i) { w.set_undefined(in.dst[k], i, undefined[k][i]); });
   }
 }
 
@@ -72,10 +77,11 @@ void store(warp& w, const instruction& in, lane_mask lanes) {
       const std::int32_t row = in.src[k + 1];
       std::memcpy(data + k * width, &w.in(row).lane[i], width);
       const unsigned mask = w.undefined_bytes(row, i);
-      for (unsigned b = 0; b < width; ++b) shadow[k * width + b] = ((mask >> b) & 1) != 0 ? 0xff : 0;
+      for (unsigned b = 0; b < width; ++b)
+        shadow[k * width + b] = ((mask >> b) & 1) != 0 ? 0xff : 0;
     }
-    const bool silent = std::memcmp(at.bytes, data, bytes) == 0 &&
-                        std::memcmp(at.undefined, shadow, bytes) == 0;
+    const bool silent =
+        std::memcmp(at.bytes, data, bytes) == 0 && std::memcmp(at.undefined, shadow, bytes) == 0;
     memory.record(i, at, true, is_strong, silent);
     if (is_strong && (order.has_fenced(w.thread_of(i)) || order.any_flag()))
       order.release(w.thread_of(i), at.key, false);

@@ -48,7 +48,7 @@ std::vector<ptx_image> images_of(const void* wrapper) {
   return images;
 }
 
-module::module(std::string_view text, int target) : target_(target) {
+module::module(std::string_view text, int target) :target_(target) {
   scanner in(text);
   bool external = false;
   for (;;) {
@@ -133,7 +133,9 @@ void module::place_variables() {
     const declaration& d = variables_.at(name);
     if (d.space == ".shared") continue;  // laid out kernel by kernel
     if (d.external) continue;
-    addresses_[name] = device_memory().allocate(d.bytes, std::string(name), true);
+    addresses_[name] =
+        d.managed ? reinterpret_cast<std::uint64_t>(device_memory().allocate_host(d.bytes, true))
+                  : device_memory().allocate(d.bytes, std::string(name), true);
   }
   for (const auto& [name, address] : addresses_) initialise(variables_.at(name), address);
 }
@@ -188,8 +190,7 @@ const declaration* module::find_variable(std::string_view name) const {
 
 std::uint64_t module::address_of(std::string_view variable) const {
   const auto found = addresses_.find(variable);
-  if (found == addresses_.end())
-    throw parse_error("no variable named " + std::string(variable));
+  if (found == addresses_.end()) throw parse_error("no variable named " + std::string(variable));
   return found->second;
 }
 

@@ -18,10 +18,10 @@ struct program;
 struct ptx_function {
   std::string name;
   bool entry = false;
-  std::string_view results;     ///< between the parentheses before a .func name
+  std::string_view results;  ///< between the parentheses before a .func name
   std::string_view parameters;
-  std::string_view body;        ///< empty for a declaration
-  unsigned max_threads = 0;     ///< .maxntid or .reqntid; 0 without
+  std::string_view body;     ///< empty for a declaration
+  unsigned max_threads = 0;  ///< .maxntid or .reqntid; 0 without
 };
 
 /// PTX text found in a fat binary.

@@ -15,9 +15,9 @@ void copy(warp& w, const instruction& in, lane_mask lanes) {
 }
 
 void copy_predicate(warp& w, const instruction& in, lane_mask lanes) {
-  const lane_mask value =
-      in.pred_src[0] >= 0 ? w.predicate(in.pred_src[0]) ^ (in.pred_negated[0] ? ~0U : 0U)
-                          : static_cast<lane_mask>(in.offset);
+  const lane_mask value = in.pred_src[0] >= 0
+                              ? w.predicate(in.pred_src[0]) ^ (in.pred_negated[0] ? ~0U : 0U)
+                              : static_cast<lane_mask>(in.offset);
   w.set_predicate(in.pred_dst[0], lanes, value);
 }
 
@@ -27,7 +27,8 @@ void pack(warp& w, const instruction& in, lane_mask lanes) {
   const std::uint64_t keep = (std::uint64_t{1} << part) - 1;
   for_lanes(lanes, [&](int i) {
     std::uint64_t value = 0;
-    for (unsigned k = 0; k < in.src_count; ++k) value |= (w.in(in.src[k]).lane[i] & keep) << (part * k);
+    for (unsigned k = 0; k < in.src_count; ++k)
+      value |= (w.in(in.src[k]).lane[i] & keep) << (part * k);
     w.out(in.dst[0]).lane[i] = value;
   });
 }
@@ -141,8 +142,8 @@ bool decode_move(decoder& d) {
     d.pred_dst(0);
     d.src(1, scalar::u64);
     in.where = d.has("shared") || d.has("shared::cta") ? space::shared
-               : d.has("local")                         ? space::local
-                                                        : space::global;
+               : d.has("local")                        ? space::local
+                                                       : space::global;
     in.run = is_in_space;
     return true;
   }

@@ -148,7 +148,8 @@ const symbol* decoder::find(std::string_view name) {
     if (start == name.size()) continue;
     const auto found = s.ranges.find(prefix);
     if (found == s.ranges.end()) continue;
-    const std::uint64_t number = std::strtoull(std::string(name.substr(start)).c_str(), nullptr, 10);
+    const std::uint64_t number =
+        std::strtoull(std::string(name.substr(start)).c_str(), nullptr, 10);
     if (number >= found->second.count) continue;
     symbol made;
     made.what = found->second.predicate ? symbol::kind::predicate : symbol::kind::row;
@@ -173,7 +174,9 @@ std::int32_t decoder::constant(std::uint64_t value) {
   return constants_[value] = row;
 }
 
-std::int32_t decoder::scratch_row() { return static_cast<std::int32_t>(out_.registers++); }
+std::int32_t decoder::scratch_row() {
+  return static_cast<std::int32_t>(out_.registers++);
+}
 
 std::int32_t decoder::special_row(special s) {
   const auto known = specials_.find(s);
@@ -230,7 +233,9 @@ void decoder::src(std::size_t i, scalar type) {
   in.src[in.src_count++] = row;
 }
 
-void decoder::src_constant(std::uint64_t value) { in.src[in.src_count++] = constant(value); }
+void decoder::src_constant(std::uint64_t value) {
+  in.src[in.src_count++] = constant(value);
+}
 
 void decoder::pred_dst(std::size_t i) {
   const operand& o = operands().at(i);

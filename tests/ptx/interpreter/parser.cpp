@@ -116,8 +116,7 @@ std::uint64_t parse_immediate(std::string_view text, scalar type) {
     return bits;
   }
   if (prefixed && (digits[1] == 'd' || digits[1] == 'D')) {
-    auto bits =
-        std::uint64_t{std::strtoull(std::string(digits.substr(2)).c_str(), nullptr, 16)};
+    auto bits = std::uint64_t{std::strtoull(std::string(digits.substr(2)).c_str(), nullptr, 16)};
     if (negative) bits ^= std::uint64_t{1} << 63;
     if (type == scalar::f32)
       return bits_as<std::uint32_t>(static_cast<float>(bits_as<double>(bits)));
@@ -146,7 +145,7 @@ std::vector<declaration> parse_declaration(scanner& in, std::string_view space) 
       common.align = static_cast<std::uint64_t>(to_integer(in.next()));
     } else if (word == ".attribute") {
       in.expect("(");
-      in.until(')');
+      if (in.until(')').find(".managed") != std::string_view::npos) common.managed = true;
     } else if (const scalar type = parse_scalar(word.substr(1)); type != scalar::none) {
       common.type = type;
     } else if (word != ".ptr" && word != ".global" && word != ".shared" && word != ".const" &&

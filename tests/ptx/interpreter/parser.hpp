@@ -16,10 +16,11 @@ struct declaration {
   std::string_view space;  ///< ".reg", ".local", ".shared", ".param", ".global", ".const"
   scalar type = scalar::none;
   std::string_view name;
-  std::uint64_t count = 0;       ///< of %r<5>; 0 for a single register
-  std::uint64_t align = 0;       ///< 0: that of the type
-  std::uint64_t bytes = 0;       ///< of the whole variable; 0 for name[]
+  std::uint64_t count = 0;  ///< of %r<5>; 0 for a single register
+  std::uint64_t align = 0;  ///< 0: that of the type
+  std::uint64_t bytes = 0;  ///< of the whole variable; 0 for name[]
   bool external = false;
+  bool managed = false;
   std::string_view initialiser;  ///< the text after '='
 };
 

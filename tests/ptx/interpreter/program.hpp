@@ -35,9 +35,9 @@ enum class action : std::uint8_t {
 
 /// How undefined bytes of the sources reach the destination.
 enum class spread : std::uint8_t {
-  all,       ///< any undefined byte makes the whole result undefined
-  upwards,   ///< carries only go up: add, sub, mul.lo
-  bytewise,  ///< byte by byte: mov, xor, not
+  all,          ///< any undefined byte makes the whole result undefined
+  upwards,      ///< carries only go up: add, sub, mul.lo
+  bytewise,     ///< byte by byte: mov, xor, not
   conjunction,  ///< as bytewise, but a defined 0 byte decides
   disjunction,  ///< as bytewise, but a defined 0xff byte decides
   shift_left,
@@ -54,24 +54,24 @@ enum class spread : std::uint8_t {
 // Modifier bits; their meaning belongs to the instruction's family.
 enum modifier : std::uint32_t {
   saturate = 1U << 0,
-  flush = 1U << 1,        // .ftz
-  round_zero = 1U << 2,   // the default is to nearest even
+  flush = 1U << 1,       // .ftz
+  round_zero = 1U << 2,  // the default is to nearest even
   round_down = 1U << 3,
   round_up = 1U << 4,
-  strong = 1U << 5,       // volatile, relaxed, atomics
+  strong = 1U << 5,  // volatile, relaxed, atomics
   acquiring = 1U << 6,
   releasing = 1U << 7,
-  nan_wins = 1U << 8,     // min.NaN
+  nan_wins = 1U << 8,  // min.NaN
   relu = 1U << 9,
-  absolute = 1U << 10,    // .abs, .xorsign.abs
-  carry_out = 1U << 11,   // .cc
-  unordered = 1U << 12,   // setp.*u
-  aligned = 1U << 13,     // bar.sync rather than barrier.sync
-  no_result = 1U << 14,   // red
+  absolute = 1U << 10,   // .abs, .xorsign.abs
+  carry_out = 1U << 11,  // .cc
+  unordered = 1U << 12,  // setp.*u
+  aligned = 1U << 13,    // bar.sync rather than barrier.sync
+  no_result = 1U << 14,  // red
   wide = 1U << 15,
   clamp = 1U << 16,
   approximate = 1U << 17,
-  fresh = 1U << 18,       // st.param of a call: private, never raced
+  fresh = 1U << 18,  // st.param of a call: private, never raced
 };
 
 struct instruction {
@@ -108,14 +108,33 @@ struct source_location {
 };
 
 enum class special : std::uint8_t {
-  tid_x, tid_y, tid_z,
-  ntid_x, ntid_y, ntid_z,
-  ctaid_x, ctaid_y, ctaid_z,
-  nctaid_x, nctaid_y, nctaid_z,
-  laneid, warpid, nwarpid, smid, nsmid, gridid,
-  lanemask_eq, lanemask_le, lanemask_lt, lanemask_ge, lanemask_gt,
-  dynamic_smem_size, total_smem_size,
-  zero, one,
+  tid_x,
+  tid_y,
+  tid_z,
+  ntid_x,
+  ntid_y,
+  ntid_z,
+  ctaid_x,
+  ctaid_y,
+  ctaid_z,
+  nctaid_x,
+  nctaid_y,
+  nctaid_z,
+  laneid,
+  warpid,
+  nwarpid,
+  smid,
+  nsmid,
+  gridid,
+  lanemask_eq,
+  lanemask_le,
+  lanemask_lt,
+  lanemask_ge,
+  lanemask_gt,
+  dynamic_smem_size,
+  total_smem_size,
+  zero,
+  one,
 };
 
 /// A shared variable, apart from its neighbours so that an overrun hits nothing.

@@ -30,7 +30,9 @@ memory_access unpack(std::uint64_t slot) {
   return a;
 }
 
-constexpr unsigned mask_of(std::uint64_t slot) { return (slot >> mask_shift) & 0xf; }
+constexpr unsigned mask_of(std::uint64_t slot) {
+  return (slot >> mask_shift) & 0xf;
+}
 
 }  // namespace
 
@@ -183,7 +185,8 @@ void block_order::acquire(std::uint32_t thread, std::uint64_t address) {
   for (const auto& [block, when] : found->second.blocks)
     if (block != block_) acquired_[block] = std::max(acquired_[block], when);
   if (found->second.block != block_ || found->second.warps.empty()) return;
-  for (unsigned i = 0; i < warps_; ++i) seen(warp, i) = std::max(seen(warp, i), found->second.warps[i]);
+  for (unsigned i = 0; i < warps_; ++i)
+    seen(warp, i) = std::max(seen(warp, i), found->second.warps[i]);
   warp_floor_[warp] = std::max(warp_floor_[warp], found->second.warps[warp]);
 }
 

@@ -40,7 +40,8 @@ std::string_view scanner::next() {
   while (at_ < text_.size()) {
     if (in_word(text_[at_])) {
       ++at_;
-    } else if (text_[at_] == ':' && at_ + 1 < text_.size() && text_[at_ + 1] == ':' && at_ > start) {
+    } else if (text_[at_] == ':' && at_ + 1 < text_.size() && text_[at_ + 1] == ':' &&
+               at_ > start) {
       at_ += 2;
     } else {
       break;
@@ -86,7 +87,8 @@ std::string_view scanner::rest_of_braces() {
     } else if (c == '"') {
       at_ = text_.find('"', at_ + 1);
       if (at_ == std::string_view::npos) break;
-    } else if (c == '/' && at_ + 1 < text_.size() && (text_[at_ + 1] == '/' || text_[at_ + 1] == '*')) {
+    } else if (c == '/' && at_ + 1 < text_.size() &&
+               (text_[at_ + 1] == '/' || text_[at_ + 1] == '*')) {
       skip_blanks();
       continue;
     }

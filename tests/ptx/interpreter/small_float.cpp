@@ -41,11 +41,20 @@ std::uint16_t round_to(const small_format& format, double value, rounding mode) 
   const bool odd = std::fmod(whole, 2.0) != 0;
   bool up = false;
   switch (mode) {
-    case rounding::nearest_even: up = rest > 0.5 || (rest == 0.5 && odd); break;
-    case rounding::nearest_away: up = rest >= 0.5; break;
-    case rounding::toward_zero: break;
-    case rounding::down: up = negative && rest > 0; break;
-    case rounding::up: up = !negative && rest > 0; break;
+    case rounding::nearest_even:
+      up = rest > 0.5 || (rest == 0.5 && odd);
+      break;
+    case rounding::nearest_away:
+      up = rest >= 0.5;
+      break;
+    case rounding::toward_zero:
+      break;
+    case rounding::down:
+      up = negative && rest > 0;
+      break;
+    case rounding::up:
+      up = !negative && rest > 0;
+      break;
   }
   // Exponent and fraction are one number: a carry out of the fraction raises the exponent, and a
   // full subnormal becomes the least normal.
@@ -81,6 +90,8 @@ double add_to_odd(double a, double b) {
   return make_odd(sum, (a - (sum - t)) + (b - t));
 }
 
-double fma_to_odd(double a, double b, double c) { return add_to_odd(a * b, c); }
+double fma_to_odd(double a, double b, double c) {
+  return add_to_odd(a * b, c);
+}
 
 }  // namespace ptx

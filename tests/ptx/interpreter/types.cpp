@@ -8,13 +8,13 @@ namespace ptx {
 namespace {
 
 constexpr std::array<std::pair<std::string_view, scalar>, 21> names = {{
-    {"pred", scalar::pred}, {"b8", scalar::b8},       {"b16", scalar::b16},
-    {"b32", scalar::b32},   {"b64", scalar::b64},     {"u8", scalar::u8},
-    {"u16", scalar::u16},   {"u32", scalar::u32},     {"u64", scalar::u64},
-    {"s8", scalar::s8},     {"s16", scalar::s16},     {"s32", scalar::s32},
-    {"s64", scalar::s64},   {"f16", scalar::f16},     {"f16x2", scalar::f16x2},
+    {"pred", scalar::pred}, {"b8", scalar::b8},         {"b16", scalar::b16},
+    {"b32", scalar::b32},   {"b64", scalar::b64},       {"u8", scalar::u8},
+    {"u16", scalar::u16},   {"u32", scalar::u32},       {"u64", scalar::u64},
+    {"s8", scalar::s8},     {"s16", scalar::s16},       {"s32", scalar::s32},
+    {"s64", scalar::s64},   {"f16", scalar::f16},       {"f16x2", scalar::f16x2},
     {"bf16", scalar::bf16}, {"bf16x2", scalar::bf16x2}, {"f32", scalar::f32},
-    {"f64", scalar::f64},   {"u16x2", scalar::u16x2}, {"s16x2", scalar::s16x2},
+    {"f64", scalar::f64},   {"u16x2", scalar::u16x2},   {"s16x2", scalar::s16x2},
 }};
 
 }  // namespace
@@ -31,7 +31,8 @@ unsigned size_of(scalar type) {
     case scalar::u16:
     case scalar::s16:
     case scalar::f16:
-    case scalar::bf16: return 2;
+    case scalar::bf16:
+      return 2;
     case scalar::b32:
     case scalar::u32:
     case scalar::s32:
@@ -39,12 +40,15 @@ unsigned size_of(scalar type) {
     case scalar::f16x2:
     case scalar::bf16x2:
     case scalar::u16x2:
-    case scalar::s16x2: return 4;
+    case scalar::s16x2:
+      return 4;
     case scalar::b64:
     case scalar::u64:
     case scalar::s64:
-    case scalar::f64: return 8;
-    default: return 1;
+    case scalar::f64:
+      return 8;
+    default:
+      return 1;
   }
 }
 

@@ -41,7 +41,9 @@ scalar parse_scalar(std::string_view name);
 unsigned size_of(scalar type);
 bool is_signed(scalar type);
 /// fp32 and fp64; the 16-bit formats have a family of their own.
-inline bool is_float(scalar type) { return type == scalar::f32 || type == scalar::f64; }
+inline bool is_float(scalar type) {
+  return type == scalar::f32 || type == scalar::f64;
+}
 inline bool is_half(scalar type) {
   return type == scalar::f16 || type == scalar::f16x2 || type == scalar::bf16 ||
          type == scalar::bf16x2;

@@ -8,7 +8,9 @@ namespace ptx {
 
 namespace {
 
-constexpr unsigned byte_mask(unsigned bytes) { return (1U << bytes) - 1; }
+constexpr unsigned byte_mask(unsigned bytes) {
+  return (1U << bytes) - 1;
+}
 
 /// Every bit of the bytes in `mask`.
 std::uint64_t widen(unsigned mask) {
@@ -92,11 +94,15 @@ void warp::spread_undefined(const instruction& in, lane_mask lanes) {
     for (int i = 0; i < in.src_count; ++i) sources |= of(i);
     std::uint8_t bytes = 0;
     switch (in.undefined) {
-      case spread::all: bytes = sources != 0 ? 0xff : 0; break;
+      case spread::all:
+        bytes = sources != 0 ? 0xff : 0;
+        break;
       case spread::upwards:
         bytes = static_cast<std::uint8_t>(sources != 0 ? ~((sources & (~sources + 1)) - 1) : 0);
         break;
-      case spread::bytewise: bytes = static_cast<std::uint8_t>(sources); break;
+      case spread::bytewise:
+        bytes = static_cast<std::uint8_t>(sources);
+        break;
       case spread::conjunction:
       case spread::disjunction: {
         const unsigned decides = in.undefined == spread::conjunction ? 0 : 0xff;
@@ -114,8 +120,8 @@ void warp::spread_undefined(const instruction& in, lane_mask lanes) {
         const auto amount = static_cast<unsigned>(value(1) & 0xffffffff);
         const std::uint64_t bits = widen(of(0)) & low_bits(8 * width);
         if (in.undefined == spread::shift_left) {
-          bytes = amount < 8 * width ? narrow((bits << amount) & low_bits(8 * width))
-                                     : std::uint8_t{0};
+          bytes =
+              amount < 8 * width ? narrow((bits << amount) & low_bits(8 * width)) : std::uint8_t{0};
         } else {
           std::uint64_t moved = amount < 64 ? bits >> amount : 0;
           if (is_signed(source) && ((of(0) >> (width - 1)) & 1) != 0)
@@ -140,7 +146,8 @@ void warp::spread_undefined(const instruction& in, lane_mask lanes) {
         const unsigned part = result_width / in.src_count;
         unsigned mask = 0;
         for (int i = 0; i < in.src_count; ++i)
-          mask |= (undefined_bytes(in.src[i], lane) & byte_mask(part)) << (part * static_cast<unsigned>(i));
+          mask |= (undefined_bytes(in.src[i], lane) & byte_mask(part))
+                  << (part * static_cast<unsigned>(i));
         bytes = static_cast<std::uint8_t>(mask);
         break;
       }

@@ -46,33 +46,87 @@ void warp::set_specials() {
       const auto lane = static_cast<unsigned>(i);
       std::uint64_t value = 0;
       switch (what) {
-        case special::tid_x: value = t % r.threads[0]; break;
-        case special::tid_y: value = t / r.threads[0] % r.threads[1]; break;
-        case special::tid_z: value = t / (r.threads[0] * r.threads[1]); break;
-        case special::ntid_x: value = r.threads[0]; break;
-        case special::ntid_y: value = r.threads[1]; break;
-        case special::ntid_z: value = r.threads[2]; break;
-        case special::ctaid_x: value = at[0]; break;
-        case special::ctaid_y: value = at[1]; break;
-        case special::ctaid_z: value = at[2]; break;
-        case special::nctaid_x: value = r.grid[0]; break;
-        case special::nctaid_y: value = r.grid[1]; break;
-        case special::nctaid_z: value = r.grid[2]; break;
-        case special::laneid: value = lane; break;
-        case special::warpid: value = index_; break;
-        case special::nwarpid: value = 64; break;
-        case special::smid: value = home_->number() % 16; break;
-        case special::nsmid: value = 16; break;
-        case special::gridid: value = 1; break;
-        case special::lanemask_eq: value = 1U << lane; break;
-        case special::lanemask_le: value = (2U << lane) - 1; break;
-        case special::lanemask_lt: value = (1U << lane) - 1; break;
-        case special::lanemask_ge: value = ~((1U << lane) - 1); break;
-        case special::lanemask_gt: value = ~((2U << lane) - 1); break;
-        case special::dynamic_smem_size: value = r.dynamic_shared; break;
-        case special::total_smem_size: value = p.static_shared + r.dynamic_shared; break;
-        case special::zero: value = 0; break;
-        case special::one: value = 1; break;
+        case special::tid_x:
+          value = t % r.threads[0];
+          break;
+        case special::tid_y:
+          value = t / r.threads[0] % r.threads[1];
+          break;
+        case special::tid_z:
+          value = t / (r.threads[0] * r.threads[1]);
+          break;
+        case special::ntid_x:
+          value = r.threads[0];
+          break;
+        case special::ntid_y:
+          value = r.threads[1];
+          break;
+        case special::ntid_z:
+          value = r.threads[2];
+          break;
+        case special::ctaid_x:
+          value = at[0];
+          break;
+        case special::ctaid_y:
+          value = at[1];
+          break;
+        case special::ctaid_z:
+          value = at[2];
+          break;
+        case special::nctaid_x:
+          value = r.grid[0];
+          break;
+        case special::nctaid_y:
+          value = r.grid[1];
+          break;
+        case special::nctaid_z:
+          value = r.grid[2];
+          break;
+        case special::laneid:
+          value = lane;
+          break;
+        case special::warpid:
+          value = index_;
+          break;
+        case special::nwarpid:
+          value = 64;
+          break;
+        case special::smid:
+          value = home_->number() % 16;
+          break;
+        case special::nsmid:
+          value = 16;
+          break;
+        case special::gridid:
+          value = 1;
+          break;
+        case special::lanemask_eq:
+          value = 1U << lane;
+          break;
+        case special::lanemask_le:
+          value = (2U << lane) - 1;
+          break;
+        case special::lanemask_lt:
+          value = (1U << lane) - 1;
+          break;
+        case special::lanemask_ge:
+          value = ~((1U << lane) - 1);
+          break;
+        case special::lanemask_gt:
+          value = ~((2U << lane) - 1);
+          break;
+        case special::dynamic_smem_size:
+          value = r.dynamic_shared;
+          break;
+        case special::total_smem_size:
+          value = p.static_shared + r.dynamic_shared;
+          break;
+        case special::zero:
+          value = 0;
+          break;
+        case special::one:
+          value = 1;
+          break;
       }
       values.lane[i] = value & 0xffffffff;
     }
@@ -88,17 +142,15 @@ void warp::move_to(lane_mask lanes, std::uint32_t pc) {
 void warp::pick_group(random_source* random) {
   const lane_mask ready = runnable();
   std::uint32_t lowest = nowhere;
-  for_lanes(ready, [&](int i) {
-    lowest = std::min(lowest, lane_pc_[static_cast<std::size_t>(i)]);
-  });
+  for_lanes(ready,
+            [&](int i) { lowest = std::min(lowest, lane_pc_[static_cast<std::size_t>(i)]); });
   std::uint32_t chosen = lowest;
   const bool impatient = alone_for_ > patience;
   if ((random != nullptr && (*random)() % 4 == 0) || impatient) {
     // Another group, when there is one: any at random, or the highest to end a spin loop.
     std::uint32_t highest = lowest;
-    for_lanes(ready, [&](int i) {
-      highest = std::max(highest, lane_pc_[static_cast<std::size_t>(i)]);
-    });
+    for_lanes(ready,
+              [&](int i) { highest = std::max(highest, lane_pc_[static_cast<std::size_t>(i)]); });
     chosen = highest;
     if (random != nullptr) {
       auto skip = static_cast<int>((*random)() % lanes_per_warp);
@@ -145,11 +197,10 @@ warp::state warp::run(std::uint64_t budget, random_source* random) {
       lane_mask lanes = group_;
       if (in.guard >= 0) {
         if ((undefined_predicate(in.guard) & group_) != 0)
-          throw kernel_fault(fault_kind::uninitialised,
-                             __builtin_ctz(undefined_predicate(in.guard) & group_),
-                             in.what == action::branch
-                                 ? "an undefined value decides this branch"
-                                 : "an undefined value decides whether this is done");
+          throw kernel_fault(
+              fault_kind::uninitialised, __builtin_ctz(undefined_predicate(in.guard) & group_),
+              in.what == action::branch ? "an undefined value decides this branch"
+                                        : "an undefined value decides whether this is done");
         const lane_mask p = predicate(in.guard);
         lanes &= in.guard_negated ? ~p : p;
       }
@@ -180,8 +231,12 @@ warp::state warp::run(std::uint64_t budget, random_source* random) {
           count(in, lanes);
           together = leave(lanes);
           break;
-        case action::warp_sync: together = synchronise(in, lanes); break;
-        case action::barrier: together = arrive(in, lanes); break;
+        case action::warp_sync:
+          together = synchronise(in, lanes);
+          break;
+        case action::barrier:
+          together = arrive(in, lanes);
+          break;
       }
       // Someone waits here: join (or, after a jump over them, let the lowest go first).
       if (together && pc_ >= next_stop_) {
@@ -353,9 +408,9 @@ void warp::explain_standstill() {
   };
   if (at_partial_barrier_ != 0) {
     const int lane = point_at(at_partial_barrier_);
-    throw kernel_fault(fault_kind::divergent_barrier, lane,
-                       "bar.sync needs every thread of a warp, and not all come" +
-                           describe_lanes(existing_));
+    throw kernel_fault(
+        fault_kind::divergent_barrier, lane,
+        "bar.sync needs every thread of a warp, and not all come" + describe_lanes(existing_));
   }
   if (at_sync_ != 0) {
     const int lane = point_at(at_sync_);

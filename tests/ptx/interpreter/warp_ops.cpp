@@ -67,8 +67,7 @@ void vote(warp& w, const instruction& in, lane_mask lanes) {
   if (const lane_mask doubt = w.undefined_predicate(in.pred_src[0]) & lanes; doubt != 0)
     throw kernel_fault(fault_kind::uninitialised, __builtin_ctz(doubt),
                        "an undefined value is voted on");
-  const lane_mask yes =
-      (w.predicate(in.pred_src[0]) ^ (in.pred_negated[0] ? ~0U : 0U)) & lanes;
+  const lane_mask yes = (w.predicate(in.pred_src[0]) ^ (in.pred_negated[0] ? ~0U : 0U)) & lanes;
   const auto mode = static_cast<vote_mode>(in.select);
   if (mode == vote_mode::ballot) {
     for_lanes(lanes, [&](int i) { w.out(in.dst[0]).lane[i] = yes; });
@@ -120,12 +119,24 @@ void reduce(warp& w, const instruction& in, lane_mask lanes) {
                           ? static_cast<std::int32_t>(value) < static_cast<std::int32_t>(result)
                           : value < result;
     switch (op) {
-      case reduction::add: result += value; break;
-      case reduction::min: result = less ? value : result; break;
-      case reduction::max: result = less ? result : value; break;
-      case reduction::conj: result &= value; break;
-      case reduction::disj: result |= value; break;
-      case reduction::excl: result ^= value; break;
+      case reduction::add:
+        result += value;
+        break;
+      case reduction::min:
+        result = less ? value : result;
+        break;
+      case reduction::max:
+        result = less ? result : value;
+        break;
+      case reduction::conj:
+        result &= value;
+        break;
+      case reduction::disj:
+        result |= value;
+        break;
+      case reduction::excl:
+        result ^= value;
+        break;
     }
   });
   for_lanes(lanes, [&](int i) { w.out(in.dst[0]).lane[i] = result; });

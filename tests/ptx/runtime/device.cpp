@@ -1,6 +1,7 @@
 #include "device.hpp"
 
 #include <algorithm>
+#include <cstdlib>
 
 #include "../interpreter/decoder.hpp"
 
@@ -10,14 +11,22 @@ namespace {
 
 cudaError_t error_of(fault_kind kind) {
   switch (kind) {
-    case fault_kind::none: return cudaSuccess;
-    case fault_kind::out_of_bounds: return cudaErrorIllegalAddress;
-    case fault_kind::misaligned: return cudaErrorMisalignedAddress;
-    case fault_kind::runaway: return cudaErrorLaunchTimeout;
-    case fault_kind::trap: return cudaErrorAssert;
-    case fault_kind::unsupported: return cudaErrorNotSupported;
-    case fault_kind::bad_launch: return cudaErrorInvalidConfiguration;
-    default: return cudaErrorLaunchFailure;
+    case fault_kind::none:
+      return cudaSuccess;
+    case fault_kind::out_of_bounds:
+      return cudaErrorIllegalAddress;
+    case fault_kind::misaligned:
+      return cudaErrorMisalignedAddress;
+    case fault_kind::runaway:
+      return cudaErrorLaunchTimeout;
+    case fault_kind::trap:
+      return cudaErrorAssert;
+    case fault_kind::unsupported:
+      return cudaErrorNotSupported;
+    case fault_kind::bad_launch:
+      return cudaErrorInvalidConfiguration;
+    default:
+      return cudaErrorLaunchFailure;
   }
 }
 
@@ -33,7 +42,11 @@ const ptx_image* choose(const std::vector<ptx_image>& images, int wanted) {
 
 device& device::get() {
   // Never destroyed: kernels unregister from static destructors.
-  static device* one = new device;
+  static device* one = [] {
+    auto* made = new device;
+    if (const char* sm = std::getenv("PTX_SM")) made->wanted_sm = std::atoi(sm);
+    return made;
+  }();
   return *one;
 }
 
@@ -50,7 +63,9 @@ void device::add_kernel(fat_binary* home, const void* host, const char* name) {
   kernels_by_host_[host] = kernels.back().get();
 }
 
-void device::add_symbol(const void* host, const symbol_record& record) { symbols_[host] = record; }
+void device::add_symbol(const void* host, const symbol_record& record) {
+  symbols_[host] = record;
+}
 
 kernel_record* device::find_kernel(const void* host) {
   const auto found = kernels_by_host_.find(host);
@@ -91,7 +106,8 @@ int device::sm() {
     } catch (const parse_error&) {
       continue;
     }
-    if (const ptx_image* image = choose(b->images, wanted_sm)) target = std::max(target, image->target);
+    if (const ptx_image* image = choose(b->images, wanted_sm))
+      target = std::max(target, image->target);
   }
   return target != 0 ? target : wanted_sm != 0 ? wanted_sm : 75;
 }
@@ -124,7 +140,8 @@ cudaError_t device::launch(kernel_record& kernel, dim3 grid, dim3 threads, void*
   if (per_block == 0 || grid.x == 0 || grid.y == 0 || grid.z == 0 || grid.y > 65535 ||
       grid.z > 65535 || grid.x > 0x7fffffff || threads.x > 1024 || threads.y > 1024 ||
       threads.z > 64 || per_block > 1024)
-    return refuse(kernel, fault_kind::bad_launch, "grid or block size", cudaErrorInvalidConfiguration);
+    return refuse(kernel, fault_kind::bad_launch, "grid or block size",
+                  cudaErrorInvalidConfiguration);
   if (per_block > code->max_threads)
     return refuse(kernel, fault_kind::bad_launch,
                   std::to_string(per_block) + " threads a block, and its launch bounds allow " +
@@ -133,7 +150,8 @@ cudaError_t device::launch(kernel_record& kernel, dim3 grid, dim3 threads, void*
   if (shared > static_cast<std::size_t>(kernel.max_dynamic_shared) ||
       shared + code->static_shared > static_cast<std::size_t>(max_shared_per_block))
     return refuse(kernel, fault_kind::bad_launch,
-                  std::to_string(shared) + " bytes of dynamic shared memory", cudaErrorInvalidValue);
+                  std::to_string(shared) + " bytes of dynamic shared memory",
+                  cudaErrorInvalidValue);
 
   launch_request request;
   request.kernel = code;
@@ -161,10 +179,18 @@ cudaError_t device::launch(kernel_record& kernel, dim3 grid, dim3 threads, void*
 
 // --- ptx_device.hpp -----------------------------------------------------------------------------
 
-void set_schedule(const schedule& order) { device::get().order = order; }
-const schedule& current_schedule() { return device::get().order; }
-void set_seed(std::uint64_t seed) { device::get().order.seed = seed; }
-void set_checks(const checks& enabled) { device::get().enabled = enabled; }
+void set_schedule(const schedule& order) {
+  device::get().order = order;
+}
+const schedule& current_schedule() {
+  return device::get().order;
+}
+void set_seed(std::uint64_t seed) {
+  device::get().order.seed = seed;
+}
+void set_checks(const checks& enabled) {
+  device::get().enabled = enabled;
+}
 
 counters total_counters() {
   counters sum;
@@ -172,15 +198,21 @@ counters total_counters() {
   return sum;
 }
 
-std::map<std::string, counters> kernel_counters() { return device::get().by_kernel; }
-counters last_launch() { return device::get().last; }
+std::map<std::string, counters> kernel_counters() {
+  return device::get().by_kernel;
+}
+counters last_launch() {
+  return device::get().last;
+}
 
 void reset_counters() {
   device::get().by_kernel.clear();
   device::get().last = {};
 }
 
-const fault& last_fault() { return device::get().last_fault; }
+const fault& last_fault() {
+  return device::get().last_fault;
+}
 
 void clear_fault() {
   device& d = device::get();
@@ -188,8 +220,12 @@ void clear_fault() {
   d.last_error = d.pending_error = cudaSuccess;
 }
 
-const std::vector<api_call>& call_log() { return device::get().calls; }
-void clear_call_log() { device::get().calls.clear(); }
+const std::vector<api_call>& call_log() {
+  return device::get().calls;
+}
+void clear_call_log() {
+  device::get().calls.clear();
+}
 
 std::vector<std::string> synchronous_calls() {
   std::vector<std::string> names;
@@ -219,7 +255,8 @@ std::size_t undefined_bytes(const void* device_pointer, std::size_t bytes) {
   const region* r = device_memory().find(address);
   if (r == nullptr || !r->holds(address, bytes)) return bytes;
   const std::uint8_t* shadow = r->undefined + (address - r->base);
-  return static_cast<std::size_t>(bytes - static_cast<std::size_t>(std::count(shadow, shadow + bytes, 0)));
+  return static_cast<std::size_t>(bytes -
+                                  static_cast<std::size_t>(std::count(shadow, shadow + bytes, 0)));
 }
 
 void mark_undefined(void* device_pointer, std::size_t bytes) {
@@ -230,7 +267,9 @@ void mark_undefined(void* device_pointer, std::size_t bytes) {
   std::memset(r->bytes + (address - r->base), 0xcd, bytes);
 }
 
-std::size_t live_allocations() { return device_memory().live_allocations(); }
+std::size_t live_allocations() {
+  return device_memory().live_allocations();
+}
 
 std::vector<std::string> unknown_instructions() {
   std::vector<std::string> unknown;
@@ -242,7 +281,11 @@ std::vector<std::string> unknown_instructions() {
   return unknown;
 }
 
-void set_compute_capability(int sm) { device::get().wanted_sm = sm; }
-int compute_capability() { return device::get().sm(); }
+void set_compute_capability(int sm) {
+  device::get().wanted_sm = sm;
+}
+int compute_capability() {
+  return device::get().sm();
+}
 
 }  // namespace ptx

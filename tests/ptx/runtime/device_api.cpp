@@ -48,33 +48,54 @@ cudaError_t take_pending() {
 int attribute(cudaDeviceAttr which) {
   const int sm = device::get().sm();
   switch (which) {
-    case cudaDevAttrComputeCapabilityMajor: return sm / 10;
-    case cudaDevAttrComputeCapabilityMinor: return sm % 10;
-    case cudaDevAttrMultiProcessorCount: return 16;
-    case cudaDevAttrMaxThreadsPerBlock: return 1024;
+    case cudaDevAttrComputeCapabilityMajor:
+      return sm / 10;
+    case cudaDevAttrComputeCapabilityMinor:
+      return sm % 10;
+    case cudaDevAttrMultiProcessorCount:
+      return 16;
+    case cudaDevAttrMaxThreadsPerBlock:
+      return 1024;
     case cudaDevAttrMaxBlockDimX:
-    case cudaDevAttrMaxBlockDimY: return 1024;
-    case cudaDevAttrMaxBlockDimZ: return 64;
-    case cudaDevAttrMaxGridDimX: return 0x7fffffff;
+    case cudaDevAttrMaxBlockDimY:
+      return 1024;
+    case cudaDevAttrMaxBlockDimZ:
+      return 64;
+    case cudaDevAttrMaxGridDimX:
+      return 0x7fffffff;
     case cudaDevAttrMaxGridDimY:
-    case cudaDevAttrMaxGridDimZ: return 65535;
-    case cudaDevAttrWarpSize: return 32;
-    case cudaDevAttrMaxThreadsPerMultiProcessor: return 2048;
-    case cudaDevAttrMaxBlocksPerMultiprocessor: return 32;
-    case cudaDevAttrMaxSharedMemoryPerBlock: return 48 * 1024;
-    case cudaDevAttrMaxSharedMemoryPerBlockOptin: return ptx::max_shared_per_block;
-    case cudaDevAttrMaxSharedMemoryPerMultiprocessor: return 228 * 1024;
-    case cudaDevAttrReservedSharedMemoryPerBlock: return 1024;
+    case cudaDevAttrMaxGridDimZ:
+      return 65535;
+    case cudaDevAttrWarpSize:
+      return 32;
+    case cudaDevAttrMaxThreadsPerMultiProcessor:
+      return 2048;
+    case cudaDevAttrMaxBlocksPerMultiprocessor:
+      return 32;
+    case cudaDevAttrMaxSharedMemoryPerBlock:
+      return 48 * 1024;
+    case cudaDevAttrMaxSharedMemoryPerBlockOptin:
+      return ptx::max_shared_per_block;
+    case cudaDevAttrMaxSharedMemoryPerMultiprocessor:
+      return 228 * 1024;
+    case cudaDevAttrReservedSharedMemoryPerBlock:
+      return 1024;
     case cudaDevAttrMaxRegistersPerBlock:
-    case cudaDevAttrMaxRegistersPerMultiprocessor: return 65536;
-    case cudaDevAttrTotalConstantMemory: return 65536;
-    case cudaDevAttrL2CacheSize: return 32 << 20;
-    case cudaDevAttrClockRate: return 1000000;
+    case cudaDevAttrMaxRegistersPerMultiprocessor:
+      return 65536;
+    case cudaDevAttrTotalConstantMemory:
+      return 65536;
+    case cudaDevAttrL2CacheSize:
+      return 32 << 20;
+    case cudaDevAttrClockRate:
+      return 1000000;
     case cudaDevAttrUnifiedAddressing:
     case cudaDevAttrManagedMemory:
     case cudaDevAttrConcurrentKernels:
-    case cudaDevAttrMemoryPoolsSupported: return 1;
-    default: return 0;
+    case cudaDevAttrMemoryPoolsSupported:
+      return 1;
+    default:
+      return 0;
   }
 }
 
@@ -135,7 +156,9 @@ cudaError_t cudaRuntimeGetVersion(int* version) {
 cudaError_t cudaDeviceSynchronize() {
   return device::get().done("cudaDeviceSynchronize", take_pending(), true);
 }
-cudaError_t cudaDeviceReset() { return device::get().done("cudaDeviceReset", cudaSuccess, true); }
+cudaError_t cudaDeviceReset() {
+  return device::get().done("cudaDeviceReset", cudaSuccess, true);
+}
 
 cudaError_t cudaGetLastError() {
   device& d = device::get();
@@ -150,26 +173,45 @@ cudaError_t cudaPeekAtLastError() {
 }
 const char* cudaGetErrorName(cudaError_t error) {
   switch (error) {
-    case cudaSuccess: return "cudaSuccess";
-    case cudaErrorInvalidValue: return "cudaErrorInvalidValue";
-    case cudaErrorMemoryAllocation: return "cudaErrorMemoryAllocation";
-    case cudaErrorInvalidConfiguration: return "cudaErrorInvalidConfiguration";
-    case cudaErrorInvalidSymbol: return "cudaErrorInvalidSymbol";
-    case cudaErrorInvalidDeviceFunction: return "cudaErrorInvalidDeviceFunction";
-    case cudaErrorInvalidDevice: return "cudaErrorInvalidDevice";
-    case cudaErrorInvalidPtx: return "cudaErrorInvalidPtx";
-    case cudaErrorInvalidResourceHandle: return "cudaErrorInvalidResourceHandle";
-    case cudaErrorIllegalAddress: return "cudaErrorIllegalAddress";
-    case cudaErrorMisalignedAddress: return "cudaErrorMisalignedAddress";
-    case cudaErrorLaunchTimeout: return "cudaErrorLaunchTimeout";
-    case cudaErrorAssert: return "cudaErrorAssert";
-    case cudaErrorLaunchFailure: return "cudaErrorLaunchFailure";
-    case cudaErrorNotSupported: return "cudaErrorNotSupported";
-    case cudaErrorStreamCaptureUnsupported: return "cudaErrorStreamCaptureUnsupported";
-    default: return "an error";
+    case cudaSuccess:
+      return "cudaSuccess";
+    case cudaErrorInvalidValue:
+      return "cudaErrorInvalidValue";
+    case cudaErrorMemoryAllocation:
+      return "cudaErrorMemoryAllocation";
+    case cudaErrorInvalidConfiguration:
+      return "cudaErrorInvalidConfiguration";
+    case cudaErrorInvalidSymbol:
+      return "cudaErrorInvalidSymbol";
+    case cudaErrorInvalidDeviceFunction:
+      return "cudaErrorInvalidDeviceFunction";
+    case cudaErrorInvalidDevice:
+      return "cudaErrorInvalidDevice";
+    case cudaErrorInvalidPtx:
+      return "cudaErrorInvalidPtx";
+    case cudaErrorInvalidResourceHandle:
+      return "cudaErrorInvalidResourceHandle";
+    case cudaErrorIllegalAddress:
+      return "cudaErrorIllegalAddress";
+    case cudaErrorMisalignedAddress:
+      return "cudaErrorMisalignedAddress";
+    case cudaErrorLaunchTimeout:
+      return "cudaErrorLaunchTimeout";
+    case cudaErrorAssert:
+      return "cudaErrorAssert";
+    case cudaErrorLaunchFailure:
+      return "cudaErrorLaunchFailure";
+    case cudaErrorNotSupported:
+      return "cudaErrorNotSupported";
+    case cudaErrorStreamCaptureUnsupported:
+      return "cudaErrorStreamCaptureUnsupported";
+    default:
+      return "an error";
   }
 }
-const char* cudaGetErrorString(cudaError_t error) { return cudaGetErrorName(error); }
+const char* cudaGetErrorString(cudaError_t error) {
+  return cudaGetErrorName(error);
+}
 
 cudaError_t cudaStreamCreate(cudaStream_t* stream) {
   return device::get().done("cudaStreamCreate", create(stream));

@@ -10,12 +10,18 @@ using ptx::device;
 using ptx::device_memory;
 using ptx::region;
 
-std::uint64_t address(const void* p) { return reinterpret_cast<std::uint64_t>(p); }
+std::uint64_t address(const void* p) {
+  return reinterpret_cast<std::uint64_t>(p);
+}
 
 /// Device memory behind a pointer; nullptr for memory of the host alone.
-region* region_of(const void* p) { return device_memory().find(address(p)); }
+region* region_of(const void* p) {
+  return device_memory().find(address(p));
+}
 
-bool is_device_address(const void* p) { return address(p) >= ptx::global_window; }
+bool is_device_address(const void* p) {
+  return address(p) >= ptx::global_window;
+}
 
 /// Copies bytes and what is known about them. Host memory is always defined.
 cudaError_t copy(void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind) {
@@ -77,7 +83,9 @@ cudaError_t allocate_host(void** pointer, std::size_t bytes, bool managed) {
   return *pointer != nullptr ? cudaSuccess : cudaErrorMemoryAllocation;
 }
 
-std::string size_text(std::size_t bytes) { return std::to_string(bytes) + " bytes"; }
+std::string size_text(std::size_t bytes) {
+  return std::to_string(bytes) + " bytes";
+}
 
 cudaError_t symbol_address(const void* symbol, std::size_t offset, std::size_t bytes, void** out) {
   const ptx::symbol_record* record = device::get().find_symbol(symbol);
@@ -147,8 +155,8 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaM
 }
 cudaError_t cudaMemcpy2D(void* to, std::size_t to_pitch, const void* from, std::size_t from_pitch,
                          std::size_t width, std::size_t height, cudaMemcpyKind kind) {
-  return device::get().done(
-      "cudaMemcpy2D", copy_rows(to, to_pitch, from, from_pitch, width, height, kind), true);
+  return device::get().done("cudaMemcpy2D",
+                            copy_rows(to, to_pitch, from, from_pitch, width, height, kind), true);
 }
 cudaError_t cudaMemcpy2DAsync(void* to, std::size_t to_pitch, const void* from,
                               std::size_t from_pitch, std::size_t width, std::size_t height,

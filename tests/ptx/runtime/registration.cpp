@@ -18,7 +18,9 @@ std::vector<call_configuration>& configurations() {
   return *stack;
 }
 
-ptx::fat_binary* binary_of(void** handle) { return reinterpret_cast<ptx::fat_binary*>(handle); }
+ptx::fat_binary* binary_of(void** handle) {
+  return reinterpret_cast<ptx::fat_binary*>(handle);
+}
 
 }  // namespace
 
@@ -30,7 +32,9 @@ void** __cudaRegisterFatBinary(void* wrapper) {
 
 void __cudaRegisterFatBinaryEnd(void**) {}
 void __cudaUnregisterFatBinary(void**) {}
-char __cudaInitModule(void**) { return 1; }
+char __cudaInitModule(void**) {
+  return 1;
+}
 
 void __cudaRegisterFunction(void** handle, const char* host, char*, const char* name, int, uint3*,
                             uint3*, dim3*, dim3*, int*) {
@@ -81,7 +85,8 @@ cudaError_t cudaLaunchKernel(const void* host, dim3 grid, dim3 threads, void** a
 
 cudaError_t __cudaLaunchKernel(cudaKernel_t kernel, dim3 grid, dim3 threads, void** arguments,
                                std::size_t shared, cudaStream_t stream) {
-  return cudaLaunchKernel(reinterpret_cast<const void*>(kernel), grid, threads, arguments, shared, stream);
+  return cudaLaunchKernel(reinterpret_cast<const void*>(kernel), grid, threads, arguments, shared,
+                          stream);
 }
 
 cudaError_t __cudaLaunchKernel_ptsz(cudaKernel_t kernel, dim3 grid, dim3 threads, void** arguments,
