@@ -44,7 +44,8 @@ void load(warp& w, const instruction& in, lane_mask lanes) {
       std::memcpy(&shadow, at.undefined + k * width, width);
       if (shadow == 0) continue;
       unsigned mask = 0;
-      for (unsigned b = 0; b < width; ++b) mask |= ((shadow >> (8 * b)) & 1U) << b;
+      for (unsigned b = 0; b < width; ++b)
+        if (((shadow >> (8 * b)) & 1) != 0) mask |= 1U << b;
       // The sign of an undefined byte is undefined too.
       if (is_signed(in.type) && ((mask >> (width - 1)) & 1) != 0) mask |= 0xffU << width;
       undefined[k][i] = static_cast<std::uint8_t>(mask);

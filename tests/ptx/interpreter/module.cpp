@@ -104,6 +104,7 @@ void module::parse_function(scanner& in, bool entry) {
       break;
     }
     if (token.empty()) throw parse_error("function " + f.name + " ends early");
+    if (token == ".explicitcluster" || token == ".reqnctapercluster") f.clustered = true;
     if (token == ".maxntid" || token == ".reqntid") {
       f.max_threads = 1;
       do f.max_threads *= static_cast<unsigned>(std::atoi(std::string(in.next()).c_str()));
@@ -212,6 +213,7 @@ const program& module::kernel(const std::string& name) {
   if (!slot) {
     const ptx_function* f = find_function(name);
     if (f == nullptr || !f->entry) throw parse_error("no kernel named " + name);
+    if (f->clustered) throw parse_error("clusters are not supported: " + name);
     slot = decode(*this, *f);
   }
   return *slot;

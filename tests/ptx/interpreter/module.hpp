@@ -21,6 +21,7 @@ struct ptx_function {
   std::string_view results;  ///< between the parentheses before a .func name
   std::string_view parameters;
   std::string_view body;     ///< empty for a declaration
+  bool clustered = false;    ///< asks for clusters, which are not supported
   unsigned max_threads = 0;  ///< .maxntid or .reqntid; 0 without
 };
 

@@ -97,6 +97,13 @@ statement parse_instruction(scanner& in, std::string_view first) {
   return s;
 }
 
+/// .reg and its kin; of .reg.b32 too.
+bool declares(std::string_view token) {
+  const std::string_view word = token.substr(0, token.find('.', 1));
+  return word == ".reg" || word == ".local" || word == ".shared" || word == ".param" ||
+         word == ".extern";
+}
+
 }  // namespace
 
 bool looks_like_number(std::string_view text) {
@@ -138,7 +145,13 @@ std::uint64_t parse_immediate(std::string_view text, scalar type) {
 
 std::vector<declaration> parse_declaration(scanner& in, std::string_view space) {
   declaration common;
-  common.space = space;
+  // Inline assembly may leave out the blank: .reg.b32
+  const std::size_t dot = space.find('.', 1);
+  common.space = space.substr(0, dot);
+  if (dot != std::string_view::npos) {
+    common.type = parse_scalar(space.substr(dot + 1));
+    if (common.type == scalar::none) throw parse_error("declaration with " + std::string(space));
+  }
   while (!in.peek().empty() && in.peek()[0] == '.') {
     const std::string_view word = in.next();
     if (word == ".align") {
@@ -224,8 +237,7 @@ std::vector<statement> parse_body(std::string_view body) {
     } else if (token == ".pragma") {
       in.until(';');
       continue;
-    } else if (token == ".reg" || token == ".local" || token == ".shared" || token == ".param" ||
-               token == ".extern") {
+    } else if (declares(token)) {
       s.shape = statement::form::declare;
       s.declarations = parse_declaration(in, token == ".extern" ? in.next() : token);
       for (declaration& d : s.declarations) d.external = token == ".extern";

@@ -87,7 +87,9 @@ void warp::spread_undefined(const instruction& in, lane_mask lanes) {
   for (lane_mask rest = any; rest != 0; rest &= rest - 1) {
     const int lane = __builtin_ctz(rest);
     const auto of = [&](int i) {
-      return i < in.src_count ? undefined_bytes(in.src[i], lane) & byte_mask(width) : 0U;
+      // The third operand of mad.wide is as wide as the result.
+      const unsigned bytes = i == 2 && (in.flags & wide) != 0 ? 8 : width;
+      return i < in.src_count ? undefined_bytes(in.src[i], lane) & byte_mask(bytes) : 0U;
     };
     const auto value = [&](int i) { return this->in(in.src[i]).lane[lane]; };
     unsigned sources = 0;

@@ -44,6 +44,7 @@ __global__ void generic(T* out) {
 }
 
 __global__ void never_launched() {}
+[[maybe_unused]] const auto keep_never_launched = &never_launched;
 
 }  // namespace
 
