@@ -20,6 +20,9 @@ namespace ptx {
 /// known become ones that fault when they are reached.
 std::unique_ptr<program> decode(const module& unit, const ptx_function& kernel);
 
+/// Lets registers that are never alive together share a row.
+void share_rows(program& p);
+
 /// The opcodes of a program that would fault as unknown.
 std::vector<std::string> refused_by(const program& code);
 
