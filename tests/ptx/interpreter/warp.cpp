@@ -12,6 +12,22 @@ namespace ptx {
 namespace {
 
 constexpr std::uint32_t nowhere = ~0U;
+
+/// Paths cut to file names.
+std::string base_names(const std::string& path) {
+  std::string text;
+  std::size_t word = 0;
+  for (const char c : path) {
+    if (c == ' ') word = text.size() + 1;
+    if (c == '/') {
+      text.resize(word);
+    } else {
+      text += c;
+    }
+  }
+  return text;
+}
+
 /// After this many instructions of one group while others wait, those get a turn: they may be what
 /// a spin loop waits for.
 constexpr std::uint64_t patience = 100000;
@@ -395,7 +411,8 @@ std::string warp::describe_lanes(lane_mask lanes) const {
     text += ((at_barrier_ | at_partial_barrier_) >> first) & 1 ? " wait at the barrier"
             : (at_sync_ >> first) & 1                          ? " wait"
                                                                : " are";
-    text += " at line " + std::to_string(at.line);
+    text += " at " + base_names(p.files[static_cast<std::size_t>(at.file)] + ":" +
+                                std::to_string(at.line) + at.call_path);
   }
   return text;
 }
