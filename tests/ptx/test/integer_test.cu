@@ -131,7 +131,7 @@ u32 inserted(u32 f, u32 base, u32 position, u32 length) {
   return base;
 }
 PTX_TEST3(Integer, bfi_b32, u32, "r", u32, "r", u32, "r", u32, "r",
-          "{ .reg .b32 n; and.b32 n, %3, 40; bfi.b32 %0, %1, 0x5a5a5a5a, %2, n; }",
+          "{ .reg.b32 n; and.b32 n, %3, 40; bfi.b32 %0, %1, 0x5a5a5a5a, %2, n; }",
           inserted(a, 0x5a5a5a5aU, b, c & 40))
 u32 mask_from(u32 position, u32 length) {
   position = std::min(position, 32U);
