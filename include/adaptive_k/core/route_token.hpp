@@ -181,7 +181,8 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE void key_by_logit(const Tile& tile,
   });
 }
 
-/// Keys of score + bias; `total` is the scores' sum for softmax kinds.
+/// Keys of score + bias, all equal where nothing was finite; `total` is the scores' sum for softmax
+/// kinds.
 template <gating_kind Kind, class Tile, int MaxRows>
 ADAPTIVE_K_HD ADAPTIVE_K_INLINE void key_by_score(const Tile& tile,
                                                   token_state<Tile, MaxRows>& token,
@@ -193,8 +194,8 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE void key_by_score(const Tile& tile,
     const float logit = token.logits[lane].at[row][slot];
     const float score = score_of<Kind>(logit, token.largest).score;
     const float offset = model.selection_bias && exists ? bias[expert] : 0.0f;
-    const std::uint32_t key =
-        logit == logit ? order_key(math::fma(score, inverse_total, offset)) : nan_key;
+    const float value = token.has_finite ? math::fma(score, inverse_total, offset) : 0.0f;
+    const std::uint32_t key = logit == logit ? order_key(value) : nan_key;
     token.keys[lane].at[row][slot] = exists ? key : no_expert_key;
   });
 }
@@ -297,7 +298,8 @@ ADAPTIVE_K_HD inline token_route<MaxTopK> route_token(const Tile& tile, const ga
 
   token_state<Tile, MaxRows> token;
   load_logits(tile, token, model.num_experts, logit_at);
-  const bool by_score = !Tile::by_logit_only && selects_by_score(model) && token.has_finite;
+  // Nothing but the call decides which collectives run: tiles of one warp must stay together.
+  const bool by_score = !Tile::by_logit_only && selects_by_score(model);
 
   const bool entropy = is_full_entropy(plan.signal);
   const bool needs_total =
@@ -317,8 +319,8 @@ ADAPTIVE_K_HD inline token_route<MaxTopK> route_token(const Tile& tile, const ga
     key_by_score<Kind>(tile, token, model, bias, sums.score);
   else
     key_by_logit(tile, token);
-  if (!Tile::by_logit_only && model.n_group > 1 && token.has_finite)
-    keep_best_groups<Tile, MaxRows>(tile, token.keys, model, token.rows);
+  if (!Tile::by_logit_only && model.n_group > 1)
+    keep_best_groups<Tile, MaxRows>(tile, token.keys, model, token.rows, token.has_finite);
   ranked_experts<MaxTopK> ranked;
   rank_experts<Kind>(tile, token, model, by_score, ranks, ranked);
   const bool weightless = !(ranked.total > 0.0f);  // every chosen score underflowed

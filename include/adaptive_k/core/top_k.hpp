@@ -183,11 +183,12 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE best_two best_two_keys(const Tile& tile,
 }
 
 /// Group-limited selection: empties the keys of all but the topk_group best groups of neighbours.
-/// Equal groups by lower index; a NaN in a group counts as -inf.
+/// Equal groups by lower index; a NaN in a group counts as -inf. Without `limited` all stay.
 template <class Tile, int MaxRows, class Rows>
 ADAPTIVE_K_HD ADAPTIVE_K_INLINE void keep_best_groups(const Tile& tile,
                                                       expert_keys<Tile, MaxRows>& keys,
-                                                      const gating& g, Rows rows) noexcept {
+                                                      const gating& g, Rows rows,
+                                                      bool limited) noexcept {
   constexpr int slots = Tile::slots_per_lane;
   constexpr int held =
       max_groups / Tile::lanes;  // lane l keeps the keys of groups l, l + lanes, ...
@@ -232,7 +233,7 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE void keep_best_groups(const Tile& tile,
       ADAPTIVE_K_UNROLL
       for (int slot = 0; slot < slots; ++slot) {
         const int group = (row * Tile::row_width + lane * slots + slot) / group_size;
-        if (group >= g.n_group || (kept >> group & 1u) == 0)
+        if (limited && (group >= g.n_group || (kept >> group & 1u) == 0))
           keys[lane].at[row][slot] = no_expert_key;
       }
     }
