@@ -238,8 +238,9 @@ TEST_F(BadFiles, FilesThatAreNoneAreRefused) {
 void list_paths(const json& value, const std::string& at, std::vector<std::string>& paths) {
   if (!value.is_structured()) return;
   for (const auto& item : value.items()) {
-    paths.push_back(at + "/" + item.key());
-    list_paths(item.value(), paths.back(), paths);
+    const std::string path = at + "/" + item.key();  // a reference into `paths` would not last
+    paths.push_back(path);
+    list_paths(item.value(), path, paths);
   }
 }
 
