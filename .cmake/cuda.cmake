@@ -17,3 +17,18 @@ function(adaptive_k_find_cuda_compiler RESULT)
     set(${RESULT} "" PARENT_SCOPE)
   endif()
 endfunction()
+
+# Each name is an architecture of nvcc; the last one is also kept as PTX for what comes after it.
+set(ADAPTIVE_K_CUDA_ARCHITECTURES "75;80;86;89;90;100;120" CACHE STRING
+    "Architectures of the compiled kernels; CMAKE_CUDA_ARCHITECTURES, where set, goes before")
+
+macro(adaptive_k_enable_cuda)
+  if(NOT CMAKE_CUDA_ARCHITECTURES)
+    set(CMAKE_CUDA_ARCHITECTURES ${ADAPTIVE_K_CUDA_ARCHITECTURES})
+    list(POP_BACK CMAKE_CUDA_ARCHITECTURES _adaptive_k_newest)
+    list(TRANSFORM CMAKE_CUDA_ARCHITECTURES APPEND "-real")
+    list(APPEND CMAKE_CUDA_ARCHITECTURES ${_adaptive_k_newest})
+  endif()
+  enable_language(CUDA)
+  find_package(CUDAToolkit REQUIRED)
+endmacro()

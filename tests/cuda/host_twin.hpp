@@ -13,16 +13,11 @@
 #include "adaptive_k/cuda/launch.cuh"
 #include "device_buffer.hpp"
 #include "inputs.hpp"
+#include "report.hpp"
 
 namespace twin {
 
 using namespace adaptive_k;  // NOLINT(google-build-using-namespace): a test helper
-
-/// How many values were compared, over the whole program: printed at its end.
-inline long& comparisons() {
-  static long count = 0;
-  return count;
-}
 
 template <class Logit>
 struct batch {
@@ -47,7 +42,7 @@ void expect_same_bits(const char* what, const std::vector<T>& device, const std:
                       std::int64_t per_token) {
   ASSERT_EQ(device.size(), host.size());
   for (std::size_t i = 0; i < host.size(); ++i) {
-    ++comparisons();
+    ++report::comparisons();
     ASSERT_EQ(std::memcmp(&device[i], &host[i], sizeof(T)), 0)
         << what << " of token " << static_cast<std::int64_t>(i) / per_token << ", slot "
         << static_cast<std::int64_t>(i) % per_token;
@@ -68,7 +63,7 @@ inline void expect_same_metrics(const routing_metrics& device, const routing_met
   for (int k = 0; k <= max_top_k; ++k) ASSERT_EQ(device.k_histogram[k], host.k_histogram[k]) << k;
   for (int e = 0; e < max_experts; ++e)
     ASSERT_EQ(device.expert_counts[e], host.expert_counts[e]) << e;
-  comparisons() += 10 + max_top_k + 1 + max_experts;
+  report::comparisons() += 10 + max_top_k + 1 + max_experts;
 }
 
 /// Optional device copy of a host vector: null where the vector is empty.
