@@ -19,9 +19,10 @@ int main(int argc, char** argv) {
 
   const std::vector<std::string> kernels = ptx::kernels_registered();
   const std::vector<std::string> executed = ptx::kernels_executed();
-  std::printf("interpreter, compute_%d, seed %s: %zu of %zu kernels, %llu launches, %ld comparisons\n",
-              ptx::compute_capability(), seed != nullptr ? seed : "0", executed.size(), kernels.size(),
-              static_cast<unsigned long long>(ptx::total_counters().launches), report::comparisons());
+  std::printf(
+      "interpreter, compute_%d, seed %s: %zu of %zu kernels, %llu launches, %ld comparisons\n",
+      ptx::compute_capability(), seed != nullptr ? seed : "0", executed.size(), kernels.size(),
+      static_cast<unsigned long long>(ptx::total_counters().launches), report::comparisons());
 #if defined(EVERY_KERNEL_MUST_RUN)
   for (const std::string& kernel : kernels) {
     if (!whole || std::find(executed.begin(), executed.end(), kernel) != executed.end()) continue;

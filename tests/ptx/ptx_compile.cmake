@@ -18,7 +18,7 @@ function(ptx_compile OUT SOURCE)
   add_custom_command(OUTPUT "${object}"
     COMMAND "${CMAKE_CUDA_COMPILER}" -std=c++17 --extended-lambda -cudart none ${targets}
             -lineinfo --no-compress -Wno-deprecated-gpu-targets -O1 -MD -MF "${object}.d"
-            -I "${CMAKE_CURRENT_FUNCTION_LIST_DIR}" "-isystem;$<JOIN:${gtest_folders},;-isystem;>"
+            -I "${CMAKE_CURRENT_FUNCTION_LIST_DIR}" "-I;$<JOIN:${gtest_folders},;-I;>"
             ${ptx_FLAGS} -c "${source}" -o "${object}"
     DEPENDS "${source}" DEPFILE "${object}.d" COMMENT "nvcc ${name}" VERBATIM COMMAND_EXPAND_LISTS)
   set(${OUT} "${object}" PARENT_SCOPE)
