@@ -108,13 +108,13 @@ struct score_pair {
   float log_score;
 };
 
-/// NaN scores as -inf does; a logit of +inf is equal to a largest logit of +inf.
+/// NaN scores as -inf does. The largest logit is given as finite: +inf is then as large as it.
 template <gating_kind Kind>
 ADAPTIVE_K_HD ADAPTIVE_K_INLINE score_pair score_of(float logit, float largest_logit) noexcept {
   if constexpr (is_softmax(Kind)) {
-    const float below = logit == largest_logit ? 0.0f : logit - largest_logit;
-    const float delta = math::larger(below, -100.0f);  // finite, so that 0 * delta is 0
-    return {math::exp(delta), delta};
+    const float above_floor = math::larger(logit - largest_logit, math::exp_floor);
+    const float delta = math::smaller(above_floor, 0.0f);
+    return {math::exp_above_floor(delta), delta};
   } else {
     float score;
     const float number = math::larger(logit, -math::infinity);
