@@ -103,21 +103,23 @@ ADAPTIVE_K_HD inline bool selects_by_score(const gating& g) noexcept {
 
 /// A score and its natural logarithm. Softmax scores are relative to the row's largest logit
 /// (their largest is 1); their sum is divided out where it matters.
+template <class F = float>
 struct score_pair {
-  float score;
-  float log_score;
+  F score;
+  F log_score;
 };
 
 /// NaN scores as -inf does; a logit of +inf is equal to a largest logit of +inf.
-template <gating_kind Kind>
-ADAPTIVE_K_HD ADAPTIVE_K_INLINE score_pair score_of(float logit, float largest_logit) noexcept {
+template <gating_kind Kind, class F>
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE score_pair<F> score_of(const F& logit,
+                                                       const F& largest_logit) noexcept {
   if constexpr (is_softmax(Kind)) {
-    const float below = logit == largest_logit ? 0.0f : logit - largest_logit;
-    const float delta = math::larger(below, -100.0f);  // finite, so that 0 * delta is 0
+    const F below = math::select(logit == largest_logit, F(0.0f), logit - largest_logit);
+    const F delta = math::larger(below, -100.0f);  // finite, so that 0 * delta is 0
     return {math::exp(delta), delta};
   } else {
-    float score;
-    const float number = math::larger(logit, -math::infinity);
+    const F number = math::larger(logit, -math::infinity);
+    F score = 0.0f;
     if constexpr (Kind == gating_kind::sigmoid) {
       score = math::sigmoid(number);
     } else {
