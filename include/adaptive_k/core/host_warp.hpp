@@ -7,12 +7,10 @@
 //
 // Tile, as the rest of core/ uses it:
 //   lanes, row_width, slots_per_lane  compile-time ints; a row of experts has row_width slots
-//   by_logit_only                  compiled without selection by bias or groups
 //   unrolled                       loops run over all that fits, so that arrays stay in registers
 //   per_lane<T>                    one T in each lane, indexed by lane
 //   for_each_lane(f)               f(lane) in every lane
 //   expert_at(lane, row, slot)     the expert there; owner_of(expert): the lane that has it
-//   row_cache<MaxRows>             what a tile keeps of a row besides its logits
 //   sum_slots(per_lane<float[]>)   sum over all slots, neighbours first; the same value everywhere
 //   reduce_max / reduce_min / reduce_sum  exact, so of any shape
 //   broadcast(per_lane<T>, lane)   one lane's value, everywhere
@@ -56,7 +54,6 @@ struct host_warp {
   static constexpr int row_width = RowWidth;
   static constexpr int slots_per_lane = RowWidth / Lanes;
   static constexpr bool unrolled = false;
-  static constexpr bool by_logit_only = false;
 
   template <class T>
   struct per_lane {
@@ -66,9 +63,6 @@ struct host_warp {
       return values[lane];
     }
   };
-
-  template <int MaxRows>
-  struct row_cache {};
 
   ADAPTIVE_K_HD static ADAPTIVE_K_INLINE constexpr int expert_at(int lane, int row,
                                                                  int slot) noexcept {

@@ -7,34 +7,17 @@
 
 #include "adaptive_k/config.hpp"
 #include "adaptive_k/core/choose_k.hpp"
+#include "adaptive_k/core/finish_route.hpp"
 #include "adaptive_k/core/gating.hpp"
 #include "adaptive_k/core/host_warp.hpp"
 #include "adaptive_k/core/k_policy.hpp"
 #include "adaptive_k/core/math.hpp"
-#include "adaptive_k/core/signal.hpp"
 #include "adaptive_k/core/top_k.hpp"
 #include "adaptive_k/types.hpp"
 
 ADAPTIVE_K_NAMESPACE_BEGIN
 
 namespace detail {
-
-/// What one token gets.
-template <int MaxTopK>
-struct token_route {
-  int count;             ///< k_t in 1..K0
-  int chosen;            ///< what the policy chose; differs from `count` in shadow mode only
-  int expert[MaxTopK];   ///< K0 ids, best first; those past `count` are what full K would add
-  float score[MaxTopK];  ///< [count], of those experts, up to a common factor
-  float factor;          ///< from a score to the model's own weight
-  float stretch;         ///< what k < K0 makes of the weights that are kept
-  float signal;          ///< in the unit of the policy's signal
-  bool has_nonfinite;    ///< a logit was NaN or infinite
-
-  ADAPTIVE_K_HD ADAPTIVE_K_INLINE float weight(int rank) const noexcept {
-    return score[rank] * factor * stretch;
-  }
-};
 
 /// The experts that a call dictates to a token: none. Another type with these members dictates the
 /// first `count()` ranks, in order, where `active()` is true (for all tokens of a call or for
@@ -61,7 +44,6 @@ struct token_state {
   static constexpr int slots = Tile::slots_per_lane;
   typename Tile::template per_lane<expert_block<float, MaxRows, slots>> logits;
   expert_keys<Tile, MaxRows> keys;
-  typename Tile::template row_cache<MaxRows> cache;
   int num_experts;
   loop_count<Tile::unrolled, MaxRows> rows = {0};  ///< in use; slots past E hold -inf
   float largest;                                   ///< of the logits, made finite
@@ -160,16 +142,13 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE void load_logits(
   examine_logits(tile, token);
 }
 
-struct score_sums {
-  float score;            ///< sum of s over all experts
-  float score_log_score;  ///< sum of s ln s
-};
-
-/// Both sums in the one reduction order; experts for which `counts(logit)` is false add nothing.
-template <gating_kind Kind, bool WithLogs, class Tile, int MaxRows, class Counts>
-ADAPTIVE_K_HD ADAPTIVE_K_INLINE score_sums sum_scores(const Tile& tile,
-                                                      const token_state<Tile, MaxRows>& token,
-                                                      float largest, Counts counts) noexcept {
+/// Both sums in the one reduction order, `Logits` as in score_of; experts for which
+/// `counts(logit)` is false add nothing.
+template <gating_kind Kind, bool WithLogs, logits_are Logits = logits_are::any, class Tile,
+          int MaxRows, class Counts>
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE score_sums<> sum_scores(const Tile& tile,
+                                                        const token_state<Tile, MaxRows>& token,
+                                                        float largest, Counts counts) noexcept {
   constexpr int slots = Tile::slots_per_lane;
   typename Tile::template per_lane<slot_sums<slots>> scores;
   typename Tile::template per_lane<slot_sums<slots>> logs;
@@ -183,7 +162,7 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE score_sums sum_scores(const Tile& tile,
       ADAPTIVE_K_UNROLL
       for (int slot = 0; slot < slots; ++slot) {
         const float logit = token.logits[lane].at[row][slot];
-        const score_pair s = score_of<Kind>(logit, largest);
+        const score_pair<> s = score_of<Kind, Logits>(logit, largest);
         const float counted = counts(logit) ? s.score : 0.0f;
         const bool first = Tile::unrolled && row == 0;  // 0 + s is s
         score[slot] = first ? counted : score[slot] + counted;
@@ -276,7 +255,7 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE void score_by_masked_softmax(const Tile& tile,
       const float scale = math::larger(math::magnitude(logit), largest);
       return !(largest - logit > tolerance * scale);
     };
-    const score_sums sums = sum_scores<gating_kind::softmax, false>(
+    const score_sums<> sums = sum_scores<gating_kind::softmax, false>(
         tile, token, math::smaller(largest, math::largest_finite), counts);
     const bool weighs = largest > -math::infinity;  // neither -inf nor NaN
     const float share = math::divide(1.0f, math::larger(sums.score, 1.0f));
@@ -290,44 +269,24 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE void score_by_masked_softmax(const Tile& tile,
 
 /// Selects and scores the top K0 by their keys, which tell the logits unless `by_score`.
 template <gating_kind Kind, class Tile, int MaxRows, int MaxTopK, class Ranks>
-ADAPTIVE_K_HD ADAPTIVE_K_INLINE void rank_by_key(const Tile& tile,
-                                                 token_state<Tile, MaxRows>& token, bool by_score,
-                                                 int top_k, Ranks ranks,
-                                                 ranked_experts<MaxTopK>& ranked) noexcept {
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE void rank_experts(const Tile& tile,
+                                                  token_state<Tile, MaxRows>& token,
+                                                  const gating& model, bool by_score, Ranks ranks,
+                                                  ranked_experts<MaxTopK>& ranked) noexcept {
+  const int top_k = model.top_k;
   keyed_expert best[MaxTopK];
   select_experts<MaxRows>(tile, token.keys, token.rows, top_k, best);
   ADAPTIVE_K_UNROLL
   for (int j = 0; j < ranks; ++j) {
     const bool chosen = j < top_k;
     const float logit = by_score ? logit_of(tile, token, best[j].expert) : key_value(best[j].key);
-    const score_pair s = score_of<Kind>(logit, token.largest);
+    const score_pair<> s = score_of<Kind>(logit, token.largest);
     ranked.expert[j] = best[j].expert;
     ranked.score[j] = chosen ? s.score : 0.0f;
     ranked.log_score[j] = chosen ? s.log_score : 0.0f;
   }
-}
-
-/// The running mass of the ranked scores.
-template <int MaxTopK, class Ranks>
-ADAPTIVE_K_HD ADAPTIVE_K_INLINE void sum_ranks(Ranks ranks,
-                                               ranked_experts<MaxTopK>& ranked) noexcept {
-  float mass = ranked.score[0];
-  ranked.mass[0] = mass;
-  ADAPTIVE_K_UNROLL
-  for (int j = 1; j < ranks; ++j) {
-    mass += ranked.score[j];
-    ranked.mass[j] = mass;
-  }
-  ranked.total = mass;
-}
-
-/// The model's own weight of a score: `score * own_factor`.
-template <gating_kind Kind>
-ADAPTIVE_K_HD ADAPTIVE_K_INLINE float own_factor(const gating& model, float topk_mass,
-                                                 float total) noexcept {
-  const float scale = model.routed_scaling_factor;
-  if (renormalizes(model)) return math::divide(scale, topk_mass);
-  return Kind == gating_kind::softmax ? math::divide(scale, total) : scale;
+  if constexpr (Kind == gating_kind::sparsemixer)
+    score_by_masked_softmax(tile, token, model.jitter_epsilon, ranked, top_k);
 }
 
 /// Routes one token of a layer, its gating of kind `Kind`. `logit_at(e)` gives logit e as float;
@@ -348,75 +307,31 @@ ADAPTIVE_K_HD inline token_route<MaxTopK> route_token(const Tile& tile, const ga
   token_state<Tile, MaxRows> token;
   load_logits<MaxRows>(tile, token, model.num_experts, logit_at);
   // Nothing but the call decides which collectives run: tiles of one warp must stay together.
-  const bool by_score = !Tile::by_logit_only && selects_by_score(model);
+  const bool by_score = selects_by_score(model);
 
-  const bool entropy = is_full_entropy(plan.signal);
-  const bool needs_total =
-      is_softmax(Kind) && (by_score || plan.predicts_distortion || !renormalizes(model));
+  const sums_needed needed = sums_for<Kind>(model, plan, by_score);
   const auto all = [](float) { return true; };
-  score_sums sums = {1.0f, 0.0f};
-  if (entropy)
+  score_sums<> sums = {1.0f, 0.0f};
+  if (needed.logs)
     sums = sum_scores<Kind, true>(tile, token, token.largest, all);
-  else if (needs_total)
+  else if (needed.scores)
     sums = sum_scores<Kind, false>(tile, token, token.largest, all);
-  float full_entropy = 0.0f;
-  if (entropy)  // scores that all underflowed say nothing: as unsure as can be
-    full_entropy = sums.score > 0.0f ? entropy_nats(sums.score, sums.score_log_score)
-                                     : math::log(static_cast<float>(model.num_experts));
 
+  if (by_score)
+    key_by_score<Kind>(tile, token, model, bias, sums.score);
+  else
+    key_by_logit(tile, token);
+  if (model.n_group > 1)
+    keep_best_groups<Tile, MaxRows>(tile, token.keys, model, token.rows, token.has_finite);
   const bool replays = Replay::possible && replay.active();
+  if (replays) key_replay_first(tile, token, replay, ranks);
   ranked_experts<MaxTopK> ranked;
-  if constexpr (Tile::by_logit_only) {
-    rank_by_logit(std::integral_constant<gating_kind, Kind>{}, tile, token, top_k,
-                  ranked);  // the tile's own
-  } else {
-    if (by_score)
-      key_by_score<Kind>(tile, token, model, bias, sums.score);
-    else
-      key_by_logit(tile, token);
-    if (model.n_group > 1)
-      keep_best_groups<Tile, MaxRows>(tile, token.keys, model, token.rows, token.has_finite);
-    if (replays) key_replay_first(tile, token, replay, ranks);
-    rank_by_key<Kind>(tile, token, by_score || replays, top_k, ranks, ranked);
-    if constexpr (Kind == gating_kind::sparsemixer)
-      score_by_masked_softmax(tile, token, model.jitter_epsilon, ranked, top_k);
-  }
-  sum_ranks(ranks, ranked);
-  const bool weightless = !(ranked.total > 0.0f);  // every chosen score underflowed
-  if (weightless) {
-    ADAPTIVE_K_UNROLL
-    for (int j = 0; j < ranks; ++j) {
-      ranked.score[j] = j < top_k ? 1.0f : 0.0f;
-      ranked.log_score[j] = 0.0f;
-      ranked.mass[j] = static_cast<float>(j < top_k ? j + 1 : top_k);
-    }
-    ranked.total = static_cast<float>(top_k);
-  }
-
-  // Sparsemixer's scores are shares already.
-  const bool relative = is_softmax(Kind) && Kind != gating_kind::sparsemixer;
-  const float topk_share = relative ? math::divide(ranked.total, sums.score) : ranked.total;
+  rank_experts<Kind>(tile, token, model, by_score || replays, ranks, ranked);
+  int dictated = shadow ? top_k : choice_counts;
+  if (replays) dictated = replay.count();
   token_route<MaxTopK> route;
   route.has_nonfinite = token.has_nonfinite;
-  route.signal = signal_value(plan.signal, full_entropy, plan.inverse_log_experts, ranked, ranks);
-  route.chosen =
-      choose_k(plan, route.signal, ranked, topk_share, model.num_experts, top_k, ranks, limits);
-  route.count = shadow ? top_k : route.chosen;
-  if (replays) route.count = replay.count();
-
-  route.factor = own_factor<Kind>(model, ranked.total, sums.score);
-  if (weightless && !renormalizes(model)) route.factor = 0.0f;
-  float kept = ranked.total;
-  ADAPTIVE_K_UNROLL
-  for (int j = 0; j < ranks; ++j) {
-    if (j + 1 == route.count) kept = ranked.mass[j];
-    route.expert[j] = ranked.expert[j];
-    route.score[j] = ranked.score[j];
-  }
-  route.stretch = 1.0f;
-  if (route.count < top_k)
-    route.stretch = restore_mass(math::larger(math::divide(kept, ranked.total), least_share),
-                                 plan.mass_exponent);
+  finish_route<Kind>(model, plan, sums, limits, dictated, ranks, ranked, route);
   return route;
 }
 

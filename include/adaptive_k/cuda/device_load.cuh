@@ -1,9 +1,8 @@
-// How a warp tile takes in a row: wide loads, and its largest logit and finiteness on the way.
+// How a warp tile takes in a row: wide loads into words, and the words as logits.
 #pragma once
 
 #include <cstdint>
 #include <cstring>
-#include <type_traits>
 
 #include "adaptive_k/core/math.hpp"
 #include "adaptive_k/core/route_token.hpp"
@@ -21,193 +20,280 @@ struct device_row {
   int load_width;     ///< elements a load: 1, or a power of two that divides E
 };
 
-/// Two 16-bit logits in a word, the first in its low half.
+/// Arithmetic on what a 32-bit word holds: one fp32 logit, or two of 16 bits, the first in its low
+/// half. `has_pair_arithmetic`: the architecture computes on both halves at once.
 template <class Logit>
-struct logit_pair;
+struct logit_word;
 
 template <>
-struct logit_pair<bfloat16> {
-  static constexpr std::uint32_t minus_infinities = 0xFF80FF80u;
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
-  static constexpr bool has_arithmetic = true;
-#else
-  static constexpr bool has_arithmetic = false;
-#endif
-  __device__ static ADAPTIVE_K_INLINE float low(std::uint32_t pair) noexcept {
-    return __uint_as_float(pair << 16);
+struct logit_word<float> {
+  static constexpr int size = 1;
+  static constexpr bool has_pair_arithmetic = false;
+  static constexpr std::uint32_t minus_infinity = 0xFF800000u;
+  __device__ static ADAPTIVE_K_INLINE float at(std::uint32_t word, int) noexcept {
+    return __uint_as_float(word);
   }
-  __device__ static ADAPTIVE_K_INLINE float high(std::uint32_t pair) noexcept {
-    return __uint_as_float(pair & 0xFFFF0000u);
-  }
-  /// pair * factor + addend, each half rounded once.
-  __device__ static ADAPTIVE_K_INLINE std::uint32_t fma(std::uint32_t pair, std::uint32_t factor,
-                                                        std::uint32_t addend) noexcept {
-    std::uint32_t result = 0;
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
-    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(result) : "r"(pair), "r"(factor), "r"(addend));
-#endif
-    return result;
-  }
-  static constexpr std::uint32_t ones = 0x3F803F80u;
 };
 
 template <>
-struct logit_pair<float16> {
-  static constexpr std::uint32_t minus_infinities = 0xFC00FC00u;
-  static constexpr bool has_arithmetic = true;
-  __device__ static ADAPTIVE_K_INLINE float low(std::uint32_t pair) noexcept {
-    return to_float(float16{static_cast<std::uint16_t>(pair)});
+struct logit_word<bfloat16> {
+  static constexpr int size = 2;
+  static constexpr std::uint32_t minus_infinity = 0xFF80FF80u;
+  static constexpr std::uint32_t lowest = 0xFF7FFF7Fu;  ///< of the finite ones
+  static constexpr std::uint32_t one = 0x3F803F80u;
+  static constexpr std::uint32_t infinity_bits = 0x7F80u;
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  static constexpr bool has_pair_arithmetic = true;
+#else
+  static constexpr bool has_pair_arithmetic = false;
+#endif
+  __device__ static ADAPTIVE_K_INLINE float at(std::uint32_t word, int half) noexcept {
+    float logit;  // written as a float at once: no move between registers
+    if (half == 0)
+      asm("shl.b32 %0, %1, 16;" : "=f"(logit) : "r"(word));
+    else
+      asm("and.b32 %0, %1, 0xFFFF0000;" : "=f"(logit) : "r"(word));
+    return logit;
   }
-  __device__ static ADAPTIVE_K_INLINE float high(std::uint32_t pair) noexcept {
-    return to_float(float16{static_cast<std::uint16_t>(pair >> 16)});
-  }
-  __device__ static ADAPTIVE_K_INLINE std::uint32_t fma(std::uint32_t pair, std::uint32_t factor,
-                                                        std::uint32_t addend) noexcept {
-    std::uint32_t result;
-    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(result) : "r"(pair), "r"(factor), "r"(addend));
+  /// a * b + c, each half rounded once.
+  __device__ static ADAPTIVE_K_INLINE std::uint32_t fma(std::uint32_t a, std::uint32_t b,
+                                                        std::uint32_t c) noexcept {
+    std::uint32_t result = 0;
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(result) : "r"(a), "r"(b), "r"(c));
+#endif
     return result;
   }
-  static constexpr std::uint32_t ones = 0x3C003C00u;
+  /// NaN where either is.
+  __device__ static ADAPTIVE_K_INLINE std::uint32_t larger(std::uint32_t a,
+                                                           std::uint32_t b) noexcept {
+    std::uint32_t result = 0;
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    asm("max.NaN.bf16x2 %0, %1, %2;" : "=r"(result) : "r"(a), "r"(b));
+#endif
+    return result;
+  }
+  __device__ static ADAPTIVE_K_INLINE std::uint32_t smaller(std::uint32_t a,
+                                                            std::uint32_t b) noexcept {
+    std::uint32_t result = 0;
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    asm("min.NaN.bf16x2 %0, %1, %2;" : "=r"(result) : "r"(a), "r"(b));
+#endif
+    return result;
+  }
+};
+
+template <>
+struct logit_word<float16> {
+  static constexpr int size = 2;
+  static constexpr std::uint32_t minus_infinity = 0xFC00FC00u;
+  static constexpr std::uint32_t lowest = 0xFBFFFBFFu;
+  static constexpr std::uint32_t one = 0x3C003C00u;
+  static constexpr std::uint32_t infinity_bits = 0x7C00u;
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  static constexpr bool has_pair_arithmetic = true;
+#else
+  static constexpr bool has_pair_arithmetic = false;
+#endif
+  __device__ static ADAPTIVE_K_INLINE float at(std::uint32_t word, int half) noexcept {
+    return to_float(float16{static_cast<std::uint16_t>(half == 0 ? word & 0xFFFFu : word >> 16)});
+  }
+  __device__ static ADAPTIVE_K_INLINE std::uint32_t fma(std::uint32_t a, std::uint32_t b,
+                                                        std::uint32_t c) noexcept {
+    std::uint32_t result;
+    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(result) : "r"(a), "r"(b), "r"(c));
+    return result;
+  }
+  __device__ static ADAPTIVE_K_INLINE std::uint32_t larger(std::uint32_t a,
+                                                           std::uint32_t b) noexcept {
+    std::uint32_t result = 0;
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    asm("max.NaN.f16x2 %0, %1, %2;" : "=r"(result) : "r"(a), "r"(b));
+#endif
+    return result;
+  }
+  __device__ static ADAPTIVE_K_INLINE std::uint32_t smaller(std::uint32_t a,
+                                                            std::uint32_t b) noexcept {
+    std::uint32_t result = 0;
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    asm("min.NaN.f16x2 %0, %1, %2;" : "=r"(result) : "r"(a), "r"(b));
+#endif
+    return result;
+  }
+};
+
+/// The least and the largest of a lane's logits; NaN where one of them is.
+template <class Logit, bool Pairs>
+class logit_range {
+ public:
+  using word = logit_word<Logit>;
+  __device__ ADAPTIVE_K_INLINE void see(std::uint32_t bits) noexcept {
+    ADAPTIVE_K_UNROLL
+    for (int i = 0; i < word::size; ++i) {
+      const float logit = word::at(bits, i);
+      least_ = smaller(logit, least_);
+      largest_ = larger(logit, largest_);
+    }
+  }
+  __device__ ADAPTIVE_K_INLINE float least() const noexcept { return least_; }
+  __device__ ADAPTIVE_K_INLINE float largest() const noexcept { return largest_; }
+
+  __device__ static ADAPTIVE_K_INLINE float larger(float a, float b) noexcept {
+    float result;
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    asm("max.NaN.f32 %0, %1, %2;" : "=f"(result) : "f"(a), "f"(b));
+#else
+    result = a > b || a != a ? a : b;
+#endif
+    return result;
+  }
+  __device__ static ADAPTIVE_K_INLINE float smaller(float a, float b) noexcept {
+    float result;
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    asm("min.NaN.f32 %0, %1, %2;" : "=f"(result) : "f"(a), "f"(b));
+#else
+    result = a < b || a != a ? a : b;
+#endif
+    return result;
+  }
+
+ private:
+  float least_ = math::largest_finite;
+  float largest_ = -math::largest_finite;
+};
+
+template <class Logit>
+class logit_range<Logit, true> {
+ public:
+  using word = logit_word<Logit>;
+  using single = logit_range<Logit, false>;
+  __device__ ADAPTIVE_K_INLINE void see(std::uint32_t bits) noexcept {
+    least_ = word::smaller(bits, least_);
+    largest_ = word::larger(bits, largest_);
+  }
+  __device__ ADAPTIVE_K_INLINE float least() const noexcept {
+    return single::smaller(word::at(least_, 0), word::at(least_, 1));
+  }
+  __device__ ADAPTIVE_K_INLINE float largest() const noexcept {
+    return single::larger(word::at(largest_, 0), word::at(largest_, 1));
+  }
+
+ private:
+  std::uint32_t least_ = word::lowest ^ 0x80008000u;
+  std::uint32_t largest_ = word::lowest;
+};
+
+/// A lane's share of a row, as loaded; slots past E hold -inf.
+template <class Tile, int MaxRows>
+struct loaded_row {
+  using logit = typename Tile::logit_type;
+  using word = logit_word<logit>;
+  std::uint32_t words[MaxRows][Tile::words];
+  float least;  ///< of this lane's logits, and `largest`; either is NaN where one of them is
+  float largest;
+
+  __device__ ADAPTIVE_K_INLINE float logit_at(int row, int slot) const noexcept {
+    return word::at(words[row][slot / word::size], slot % word::size);
+  }
 };
 
 namespace load_detail {
 template <int Bytes>
-struct words;
+struct wide_load;
 template <>
-struct words<4> {
+struct wide_load<4> {
   using type = unsigned;
 };
 template <>
-struct words<8> {
+struct wide_load<8> {
   using type = uint2;
 };
 template <>
-struct words<16> {
+struct wide_load<16> {
   using type = uint4;
 };
 
-/// `Width` neighbouring experts of every chunk with one load each.
-template <class Logit>
-inline constexpr std::uint32_t minus_infinity = logit_pair<Logit>::minus_infinities;
-template <>
-inline constexpr std::uint32_t minus_infinity<float> = 0xFF800000u;
-
-/// The i-th word of a load: one logit or two.
-template <class Logit, class Tile, int MaxRows>
-__device__ ADAPTIVE_K_INLINE void keep_word(token_state<Tile, MaxRows>& token, int row, int slot,
-                                            int i, std::uint32_t word) noexcept {
-  if constexpr (sizeof(Logit) == 4) {
-    token.logits[0].at[row][slot + i] = __uint_as_float(word);
-  } else {
-    token.logits[0].at[row][slot + 2 * i] = logit_pair<Logit>::low(word);
-    token.logits[0].at[row][slot + 2 * i + 1] = logit_pair<Logit>::high(word);
-    if constexpr (Tile::keeps_pairs) token.cache.pairs[row][slot / 2 + i] = word;
-  }
-}
-
-/// NaN as soon as a logit was not finite: inf * 0 and NaN * 0 are NaN.
-struct poison {
-  std::uint32_t pair = 0;
-  float single = 0.0f;
-
-  template <class Logit>
-  __device__ ADAPTIVE_K_INLINE void see(std::uint32_t word) noexcept {
-    if constexpr (sizeof(Logit) == 4) {
-      single = math::fma(__uint_as_float(word), 0.0f, single);
-    } else if constexpr (logit_pair<Logit>::has_arithmetic) {
-      pair = logit_pair<Logit>::fma(word, 0, pair);
-    } else {
-      single = math::fma(logit_pair<Logit>::low(word), 0.0f, single);
-      single = math::fma(logit_pair<Logit>::high(word), 0.0f, single);
-    }
-  }
-  __device__ ADAPTIVE_K_INLINE bool seen() const noexcept {
-    return single != single || (pair & 0x7FFF7FFFu) != 0;
-  }
-};
-
-/// `Width` neighbouring experts of every chunk with one load each. Slots past E get -inf.
-template <int Width, class Tile, int MaxRows, class Logit>
-__device__ ADAPTIVE_K_INLINE bool fetch_by(token_state<Tile, MaxRows>& token,
-                                           const Logit* data) noexcept {
-  constexpr int slots = Tile::slots_per_lane;
-  poison nonfinite;
-  const Logit* own = data + Tile::expert_at(Tile::lane(), 0, 0);
+/// `Width` neighbouring logits with one load each. `Exact`: every slot is an expert's.
+template <int Width, bool Exact, class Tile, int MaxRows, class Logit>
+__device__ ADAPTIVE_K_INLINE void fetch_by(loaded_row<Tile, MaxRows>& fetched, const Logit* data,
+                                           int num_experts) noexcept {
+  using word = logit_word<Logit>;
+  const int lane_offset = Tile::expert_at(Tile::lane(), 0, 0);
+  const Logit* own = data + lane_offset;
+  logit_range<Logit, word::has_pair_arithmetic> range;
   ADAPTIVE_K_UNROLL
   for (int row = 0; row < MaxRows; ++row) {
     ADAPTIVE_K_UNROLL
-    for (int slot = 0; slot < slots; slot += Width) {
+    for (int slot = 0; slot < Tile::slots_per_lane; slot += Width) {
       const int offset = Tile::expert_at(0, row, slot);
-      const bool exists = offset + Tile::expert_at(Tile::lane(), 0, 0) < token.num_experts;
+      const bool exists = Exact || offset + lane_offset < num_experts;
+      std::uint32_t* to = &fetched.words[row][slot / word::size];
       if constexpr (Width * sizeof(Logit) >= 4) {
-        using wide = typename words<Width * sizeof(Logit)>::type;
-        std::uint32_t bits[sizeof(wide) / 4];
+        using wide = typename wide_load<Width * sizeof(Logit)>::type;
+        constexpr int count = static_cast<int>(sizeof(wide)) / 4;
         if (exists) {
           const wide loaded = __ldg(reinterpret_cast<const wide*>(own + offset));
+          std::uint32_t bits[count];
           std::memcpy(bits, &loaded, sizeof loaded);
           ADAPTIVE_K_UNROLL
-          for (const std::uint32_t word : bits) nonfinite.template see<Logit>(word);
+          for (int i = 0; i < count; ++i) {
+            to[i] = bits[i];
+            range.see(bits[i]);
+          }
         } else {
           ADAPTIVE_K_UNROLL
-          for (std::uint32_t& word : bits) word = minus_infinity<Logit>;
+          for (int i = 0; i < count; ++i) to[i] = word::minus_infinity;
         }
-        ADAPTIVE_K_UNROLL
-        for (int i = 0; i < static_cast<int>(sizeof(wide) / 4); ++i)
-          keep_word<Logit>(token, row, slot, i, bits[i]);
       } else {
-        std::uint32_t bits = minus_infinity<Logit> & 0xFFFFu;
-        if (exists) {
-          bits = own[offset].bits;
-          nonfinite.template see<Logit>(bits);
-        }
-        token.logits[0].at[row][slot] = logit_pair<Logit>::low(bits);
-        if constexpr (Tile::keeps_pairs) {
-          std::uint32_t& pair = token.cache.pairs[row][slot / 2];
-          pair = slot % 2 == 0 ? bits : pair | bits << 16;
-        }
+        const std::uint32_t bits = exists ? own[offset].bits : word::minus_infinity & 0xFFFFu;
+        if (exists) range.see(bits | bits << 16);
+        *to = slot % 2 == 0 ? bits : *to | bits << 16;
       }
     }
   }
-  return nonfinite.seen();
+  fetched.least = range.least();
+  fetched.largest = range.largest();
 }
 }  // namespace load_detail
 
-/// The device's core `load_logits`.
-template <int MaxRows, int Lanes, int RowWidth, bool ByLogitOnly, class Logit>
-__device__ ADAPTIVE_K_INLINE void load_logits(
-    const device_tile<Lanes, RowWidth, ByLogitOnly, Logit>& tile,
-    token_state<device_tile<Lanes, RowWidth, ByLogitOnly, Logit>, MaxRows>& token, int num_experts,
-    const device_row<Logit>& source) noexcept {
-  using tile_type = device_tile<Lanes, RowWidth, ByLogitOnly, Logit>;
-  constexpr int slots = tile_type::slots_per_lane;
-  constexpr int half = tile_type::chunk >= 2 ? tile_type::chunk / 2 : 1;
-  token.num_experts = num_experts;
-  bool nonfinite;
-  if (source.load_width >= tile_type::chunk)
-    nonfinite = load_detail::fetch_by<tile_type::chunk>(token, source.data);
+template <int MaxRows, class Tile, class Logit>
+__device__ ADAPTIVE_K_INLINE loaded_row<Tile, MaxRows> fetch_row(const device_row<Logit>& source,
+                                                                 int num_experts) noexcept {
+  constexpr int half = Tile::chunk >= 2 ? Tile::chunk / 2 : 1;
+  loaded_row<Tile, MaxRows> row;
+  if (source.load_width >= Tile::chunk && num_experts == MaxRows * Tile::row_width)
+    load_detail::fetch_by<Tile::chunk, true>(row, source.data, num_experts);
+  else if (source.load_width >= Tile::chunk)
+    load_detail::fetch_by<Tile::chunk, false>(row, source.data, num_experts);
   else if (source.load_width >= half)
-    nonfinite = load_detail::fetch_by<half>(token, source.data);
+    load_detail::fetch_by<half, false>(row, source.data, num_experts);
   else
-    nonfinite = load_detail::fetch_by<1>(token, source.data);
-  token.cache.all_finite = !__any_sync(tile_type::whole_warp, nonfinite);
-  if (!token.cache.all_finite) {
-    detail::examine_logits(tile, token);
-    return;
-  }
-  float largest[slots];
+    load_detail::fetch_by<1, false>(row, source.data, num_experts);
+  return row;
+}
+
+/// Unpacks a row into the state that core/ works on.
+template <int MaxRows, class Tile>
+__device__ ADAPTIVE_K_INLINE void unpack(const loaded_row<Tile, MaxRows>& row, int num_experts,
+                                         token_state<Tile, MaxRows>& token) noexcept {
+  token.num_experts = num_experts;
   ADAPTIVE_K_UNROLL
-  for (int row = 0; row < MaxRows; ++row) {
+  for (int r = 0; r < MaxRows; ++r) {
     ADAPTIVE_K_UNROLL
-    for (int slot = 0; slot < slots; ++slot) {
-      const float logit = token.logits[0].at[row][slot];
-      largest[slot] = row == 0 ? logit : math::larger(logit, largest[slot]);
-    }
+    for (int slot = 0; slot < Tile::slots_per_lane; ++slot)
+      token.logits[0].at[r][slot] = row.logit_at(r, slot);
   }
-  ADAPTIVE_K_UNROLL
-  for (int slot = 1; slot < slots; ++slot) largest[0] = math::larger(largest[slot], largest[0]);
-  token.largest = tile.reduce_max({largest[0]});
-  token.has_finite = true;
-  token.has_nonfinite = false;
+}
+
+/// Core's `load_logits` for this tile.
+template <int MaxRows, int Lanes, int RowWidth, class Logit>
+__device__ ADAPTIVE_K_INLINE void load_logits(
+    const device_tile<Lanes, RowWidth, Logit>& tile,
+    token_state<device_tile<Lanes, RowWidth, Logit>, MaxRows>& token, int num_experts,
+    const device_row<Logit>& source) noexcept {
+  using tile_type = device_tile<Lanes, RowWidth, Logit>;
+  unpack(fetch_row<MaxRows, tile_type>(source, num_experts), num_experts, token);
+  detail::examine_logits(tile, token);
 }
 
 }  // namespace cuda

@@ -18,10 +18,10 @@ using detail::keyed_expert;
 using detail::slot_sums;
 using detail::token_state;
 
-/// Every lane of the warp must take part in every operation. `ByLogitOnly` leaves out selection by
-/// bias and groups. A lane's slots are chunks of what one load of 16 bytes brings; neighbouring
-/// lanes hold neighbouring chunks, so that a warp's load is one stretch of memory.
-template <int Lanes, int RowWidth, bool ByLogitOnly, class Logit>
+/// Every lane of the warp must take part in every operation. A lane's slots are chunks of what one
+/// load of 16 bytes brings; neighbouring lanes hold neighbouring chunks, so that a warp's load is
+/// one stretch of memory.
+template <int Lanes, int RowWidth, class Logit>
 struct device_tile {
   static_assert(Lanes >= 1 && Lanes <= 32 && (Lanes & (Lanes - 1)) == 0 && Lanes <= RowWidth,
                 "lanes must be a power of two up to the row's width");
@@ -33,8 +33,8 @@ struct device_tile {
   static constexpr int chunk = slots_per_lane < most_a_load ? slots_per_lane : most_a_load;
   static constexpr int chunks = slots_per_lane / chunk;
   static constexpr bool unrolled = true;
-  static constexpr bool by_logit_only = ByLogitOnly;
-  static constexpr bool keeps_pairs = ByLogitOnly && sizeof(Logit) == 2 && chunk >= 2;
+  static constexpr int words =
+      (slots_per_lane * static_cast<int>(sizeof(Logit)) + 3) / 4;  ///< of 32 bits, in a row
   static constexpr unsigned whole_warp = 0xFFFFFFFFu;
 
   template <class T>
@@ -42,13 +42,6 @@ struct device_tile {
     T value;
     __device__ ADAPTIVE_K_INLINE T& operator[](int) noexcept { return value; }
     __device__ ADAPTIVE_K_INLINE const T& operator[](int) const noexcept { return value; }
-  };
-
-  /// 16-bit logits as loaded, two in a word, and whether all of the warp's are finite.
-  template <int MaxRows>
-  struct row_cache {
-    std::uint32_t pairs[keeps_pairs ? MaxRows : 1][keeps_pairs ? slots_per_lane / 2 : 1];
-    bool all_finite;
   };
 
   __device__ static ADAPTIVE_K_INLINE int lane() noexcept {
