@@ -17,6 +17,7 @@
 #include "adaptive_k/core/k_policy.hpp"
 #include "adaptive_k/core/signal.hpp"
 #include "adaptive_k/host/metrics.hpp"
+#include "adaptive_k/host/permutation.hpp"
 #include "adaptive_k/host/router.hpp"
 #include "adaptive_k/status.hpp"
 #include "adaptive_k/types.hpp"

@@ -9,8 +9,10 @@
 #include "adaptive_k/core/check_call.hpp"
 #include "adaptive_k/core/choose_k.hpp"
 #include "adaptive_k/core/gating.hpp"
+#include "adaptive_k/cuda/dependent_launch.cuh"
 #include "adaptive_k/cuda/device_metrics.cuh"
 #include "adaptive_k/cuda/route_kernel.cuh"
+#include "adaptive_k/cuda/storage.cuh"
 #include "adaptive_k/cuda/tuning.cuh"
 #include "adaptive_k/status.hpp"
 #include "adaptive_k/types.hpp"
@@ -18,12 +20,6 @@
 ADAPTIVE_K_NAMESPACE_BEGIN
 
 namespace cuda {
-
-inline status to_status(cudaError_t error) noexcept {
-  if (error == cudaSuccess) return {};
-  return status::error(status_code::cuda_error, "%s: %s", cudaGetErrorName(error),
-                       cudaGetErrorString(error));
-}
 
 /// Whether the model is served by the plain kernels: softmax ranked by logit alone.
 inline bool is_plain(const gating& g) noexcept {
@@ -120,21 +116,6 @@ int load_width(const Logit* data, std::int64_t row_stride, int num_experts) noex
                        row_stride % width != 0 || num_experts % width != 0))
     width /= 2;
   return width;
-}
-
-template <class Id>
-constexpr id_type id_type_of() noexcept {
-  if (std::is_same_v<Id, std::int64_t>) return id_type::int64;
-  if (std::is_same_v<Id, std::int16_t>) return id_type::int16;
-  if (std::is_same_v<Id, std::uint16_t>) return id_type::uint16;
-  return id_type::int32;
-}
-
-template <class Weight>
-constexpr float_type float_type_of() noexcept {
-  if (std::is_same_v<Weight, float16>) return float_type::float16;
-  if (std::is_same_v<Weight, bfloat16>) return float_type::bfloat16;
-  return float_type::float32;
 }
 
 /// The router on the device: the same decision as host/router.hpp, bit for bit, with every pointer

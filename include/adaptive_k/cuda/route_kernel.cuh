@@ -9,15 +9,13 @@
 #include "adaptive_k/core/route_token.hpp"
 #include "adaptive_k/cuda/device_metrics.cuh"
 #include "adaptive_k/cuda/device_tile.cuh"
+#include "adaptive_k/cuda/storage.cuh"
 #include "adaptive_k/cuda/tuning.cuh"
 #include "adaptive_k/types.hpp"
 
 ADAPTIVE_K_NAMESPACE_BEGIN
 
 namespace cuda {
-
-enum class id_type : std::uint8_t { int32, int64, int16, uint16 };
-enum class float_type : std::uint8_t { float32, float16, bfloat16 };
 
 /// Everything a launch needs; device pointers unless said otherwise. Passed by value.
 struct route_params {
