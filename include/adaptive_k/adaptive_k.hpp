@@ -16,6 +16,7 @@
 #include "adaptive_k/core/gating.hpp"
 #include "adaptive_k/core/k_policy.hpp"
 #include "adaptive_k/core/signal.hpp"
+#include "adaptive_k/host/expert_combine.hpp"
 #include "adaptive_k/host/metrics.hpp"
 #include "adaptive_k/host/permutation.hpp"
 #include "adaptive_k/host/router.hpp"

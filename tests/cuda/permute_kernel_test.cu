@@ -48,14 +48,6 @@ struct device_arrays {
       blocks{blank.block_experts};
 };
 
-template <class T>
-struct optional_copy {
-  explicit optional_copy(const std::vector<T>& values) : empty(values.empty()), buffer(values) {}
-  const T* get() const { return empty ? nullptr : buffer.get(); }
-  bool empty;
-  device::buffer<T> buffer;
-};
-
 /// Permutes on the device, in each of the orders, and on the host.
 template <class Id>
 void expect_equal(const test_case<Id>& input, std::uint64_t first_seed = 0, int num_seeds = 1) {
@@ -65,7 +57,7 @@ void expect_equal(const test_case<Id>& input, std::uint64_t first_seed = 0, int 
   ASSERT_TRUE(host_result) << host_result.message();
 
   const device::buffer<Id> ids(input.ids);
-  const optional_copy<std::int32_t> counts(input.counts), map(input.map);
+  const device::optional_copy<std::int32_t> counts(input.counts), map(input.map);
   std::size_t bytes = 0;
   ASSERT_TRUE(cuda::permute<Id>(input.shape, {}, {}, nullptr, &bytes, nullptr));
   device::buffer<unsigned char> workspace(bytes);
@@ -131,7 +123,7 @@ TEST(permute_kernel, every_member_may_be_left_out) {
     arrays host = permutations::sized_arrays(input.shape);
     ASSERT_TRUE(permute(input.shape, permutations::view_of(input), host.view()));
     const device::buffer<std::int32_t> ids(input.ids);
-    const optional_copy<std::int32_t> counts(input.counts), map(input.map);
+    const device::optional_copy<std::int32_t> counts(input.counts), map(input.map);
     std::size_t bytes = 0;
     ASSERT_TRUE(cuda::permute<std::int32_t>(input.shape, {}, {}, nullptr, &bytes, nullptr));
     device::buffer<unsigned char> workspace(bytes);
