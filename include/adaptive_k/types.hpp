@@ -128,6 +128,15 @@ struct routing_extras {
   const std::uint8_t* k_max = nullptr;         ///< [num_tokens], k_min..top_k, likewise
 };
 
+/// Experts chosen earlier, laid out as a routing call wrote them: what `replay` takes.
+template <class Id = std::int32_t>
+struct routing_replay {
+  static_assert(is_expert_id<Id>, "adaptive_k: ids must be int32, int64, int16 or uint16");
+  const Id* topk_ids = nullptr;  ///< [num_tokens, top_k]; ids past k_t are not read
+  const std::int32_t* topk_counts =
+      nullptr;  ///< [num_tokens], 0..top_k (0: padding); null: all top_k
+};
+
 /// What stands in the id slots past k_t (their weights are 0).
 enum class fill_id : std::uint8_t {
   minus_one,     ///< -1 (65535 as uint16)

@@ -29,6 +29,16 @@ struct token_route {
   bool has_nonfinite;     ///< a logit was NaN or infinite
 };
 
+/// The experts that a call dictates to a token: none. Another type with these members dictates the
+/// first `count()` ranks, in order, where `active()` is true (for all tokens of a call or for
+/// none).
+struct no_replay {
+  static constexpr bool possible = false;
+  ADAPTIVE_K_HD ADAPTIVE_K_INLINE bool active() const noexcept { return false; }
+  ADAPTIVE_K_HD ADAPTIVE_K_INLINE int count() const noexcept { return 0; }
+  ADAPTIVE_K_HD ADAPTIVE_K_INLINE int expert(int) const noexcept { return -1; }
+};
+
 /// Reads one row of a logits matrix as float.
 template <class Logit>
 struct logit_row {
@@ -200,6 +210,20 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE void key_by_score(const Tile& tile,
   });
 }
 
+/// Ranks the dictated experts before all others: their keys exceed every logit's.
+template <class Tile, int MaxRows, class Ranks, class Replay>
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE void key_replay_first(const Tile& tile,
+                                                      token_state<Tile, MaxRows>& token,
+                                                      const Replay& replay, Ranks ranks) noexcept {
+  ADAPTIVE_K_UNROLL
+  for (int j = 0; j < ranks; ++j) {
+    const int given = j < replay.count() ? replay.expert(j) : -1;
+    for_each_slot(tile, token.rows, [&](int lane, int row, int slot, int expert) {
+      if (expert == given) token.keys[lane].at[row][slot] = ~static_cast<std::uint32_t>(j);
+    });
+  }
+}
+
 /// One expert's logit, in every lane.
 template <class Tile, int MaxRows>
 ADAPTIVE_K_HD ADAPTIVE_K_INLINE float logit_of(const Tile& tile,
@@ -287,12 +311,16 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE float own_factor(const gating& model, float topk
 
 /// Routes one token of a layer, its gating of kind `Kind`. `logit_at(e)` gives logit e as float;
 /// `bias` is [E] where the model selects by bias; `limits` lie within 1..K0. `shadow` routes full K
-/// and only reports the choice. MaxRows * row_width >= E, MaxTopK >= K0. No allocation.
-template <gating_kind Kind, int MaxRows, int MaxTopK, class Tile, class LogitAt>
+/// and only reports the choice. `replay` may dictate experts and k: the best of the others then
+/// take the ranks from k to K0, so that unchanged logits give unchanged weights. MaxRows *
+/// row_width >= E, MaxTopK >= K0. No allocation.
+template <gating_kind Kind, int MaxRows, int MaxTopK, class Tile, class LogitAt,
+          class Replay = no_replay>
 ADAPTIVE_K_HD inline token_route<MaxTopK> route_token(const Tile& tile, const gating& model,
                                                       const k_plan& plan, const float* bias,
                                                       k_limits limits, bool shadow,
-                                                      LogitAt logit_at) noexcept {
+                                                      LogitAt logit_at,
+                                                      const Replay& replay = {}) noexcept {
   const int top_k = model.top_k;
   const loop_count<Tile::unrolled, MaxTopK> ranks = {top_k};
 
@@ -321,8 +349,10 @@ ADAPTIVE_K_HD inline token_route<MaxTopK> route_token(const Tile& tile, const ga
     key_by_logit(tile, token);
   if (!Tile::by_logit_only && model.n_group > 1)
     keep_best_groups<Tile, MaxRows>(tile, token.keys, model, token.rows, token.has_finite);
+  const bool replays = Replay::possible && replay.active();
+  if (replays) key_replay_first(tile, token, replay, ranks);
   ranked_experts<MaxTopK> ranked;
-  rank_experts<Kind>(tile, token, model, by_score, ranks, ranked);
+  rank_experts<Kind>(tile, token, model, by_score || replays, ranks, ranked);
   const bool weightless = !(ranked.total > 0.0f);  // every chosen score underflowed
   if (weightless) {
     ADAPTIVE_K_UNROLL
@@ -343,6 +373,7 @@ ADAPTIVE_K_HD inline token_route<MaxTopK> route_token(const Tile& tile, const ga
   route.chosen =
       choose_k(plan, route.signal, ranked, topk_share, model.num_experts, top_k, ranks, limits);
   route.count = shadow ? top_k : route.chosen;
+  if (replays) route.count = replay.count();
 
   float factor = own_factor<Kind>(model, ranked.total, sums.score);
   if (weightless && !renormalizes(model)) factor = 0.0f;

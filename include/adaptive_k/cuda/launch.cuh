@@ -91,7 +91,8 @@ ADAPTIVE_K_KERNELS_FOR(bfloat16)
 
 template <class Logit>
 status launch_route(const route_params& params, cudaStream_t stream) noexcept {
-  if (is_plain(params.model)) return launch_plain<Logit>(params, stream);
+  if (is_plain(params.model) && params.replay_ids == nullptr)
+    return launch_plain<Logit>(params, stream);
   switch (params.model.kind) {
     case gating_kind::softmax:
     case gating_kind::top_k_softmax:
@@ -140,6 +141,25 @@ class device_router {
   status route(int layer, const logits_view<Logit>& logits,
                const routing_output<Id, Weight>& output, device_metrics* metrics,
                const routing_extras& extras, cudaStream_t stream) const noexcept {
+    return launch(layer, logits, routing_replay<Id>{}, output, metrics, extras, stream);
+  }
+
+  /// As router::replay: the weights of experts chosen earlier. What `given` holds is not checked
+  /// here: ids that are no expert's are passed over, and counts taken as the nearest of 0..K0.
+  template <class Logit, class Id = std::int32_t, class Weight = float>
+  status replay(int layer, const logits_view<Logit>& logits, const routing_replay<Id>& given,
+                const routing_output<Id, Weight>& output, device_metrics* metrics,
+                const routing_extras& extras, cudaStream_t stream) const noexcept {
+    if (logits.num_tokens > 0 && given.topk_ids == nullptr)
+      return status::error(status_code::invalid_argument, "given.topk_ids is null");
+    return launch(layer, logits, given, output, metrics, extras, stream);
+  }
+
+ private:
+  template <class Logit, class Id, class Weight>
+  status launch(int layer, const logits_view<Logit>& logits, const routing_replay<Id>& given,
+                const routing_output<Id, Weight>& output, device_metrics* metrics,
+                const routing_extras& extras, cudaStream_t stream) const noexcept {
     const status refusal =
         detail::check_call(validity_, model_, num_layers_, layer, logits,
                            output.topk_ids != nullptr, output.topk_weights != nullptr, extras);
@@ -157,6 +177,8 @@ class device_router {
     params.padding_mask = extras.padding_mask;
     params.k_min = extras.k_min;
     params.k_max = extras.k_max;
+    params.replay_ids = given.topk_ids;
+    params.replay_counts = given.topk_counts;
     params.topk_ids = output.topk_ids;
     params.topk_weights = output.topk_weights;
     params.topk_counts = output.topk_counts;
@@ -169,7 +191,6 @@ class device_router {
     return launch_route<Logit>(params, stream);
   }
 
- private:
   status validity_;
   gating model_;
   fill_id fill_;

@@ -29,12 +29,14 @@ struct route_params {
   const std::uint8_t* padding_mask;  ///< [num_tokens] or null
   const std::uint8_t* k_min;         ///< [num_tokens] or null
   const std::uint8_t* k_max;         ///< [num_tokens] or null
-  void* topk_ids;                    ///< [num_tokens, K0]
-  void* topk_weights;                ///< [num_tokens, K0]
-  std::int32_t* topk_counts;         ///< [num_tokens] or null
-  std::int32_t* chosen_counts;       ///< [num_tokens] or null; given: route full K, record k here
-  float* signal;                     ///< [num_tokens] or null
-  device_metrics* metrics;           ///< or null
+  const void* replay_ids;  ///< [num_tokens, K0] of type `ids`, or null: the router chooses
+  const std::int32_t* replay_counts;  ///< [num_tokens], or null: all K0
+  void* topk_ids;                     ///< [num_tokens, K0]
+  void* topk_weights;                 ///< [num_tokens, K0]
+  std::int32_t* topk_counts;          ///< [num_tokens] or null
+  std::int32_t* chosen_counts;        ///< [num_tokens] or null; given: route full K, record k here
+  float* signal;                      ///< [num_tokens] or null
+  device_metrics* metrics;            ///< or null
   id_type ids;
   float_type weights;
   fill_id fill;
@@ -55,6 +57,40 @@ __device__ ADAPTIVE_K_INLINE void store_id(void* base, std::int64_t at, id_type 
       break;
   }
 }
+
+__device__ ADAPTIVE_K_INLINE int load_id(const void* base, std::int64_t at, id_type type) noexcept {
+  switch (type) {
+    case id_type::int32:
+      return static_cast<const std::int32_t*>(base)[at];
+    case id_type::int64: {
+      const std::int64_t id = static_cast<const std::int64_t*>(base)[at];
+      return id >= 0 && id < max_experts ? static_cast<int>(id) : -1;
+    }
+    case id_type::int16:
+      return static_cast<const std::int16_t*>(base)[at];
+    case id_type::uint16:
+      return static_cast<const std::uint16_t*>(base)[at];
+  }
+  return -1;
+}
+
+/// One token's dictated experts, read from the launch's parameters.
+template <bool Possible>
+struct device_replay {
+  static constexpr bool possible = Possible;
+  const route_params& params;
+  std::int64_t token;
+  __device__ ADAPTIVE_K_INLINE bool active() const noexcept { return params.replay_ids != nullptr; }
+  __device__ ADAPTIVE_K_INLINE int count() const noexcept {
+    const int top_k = params.model.top_k;
+    if (params.replay_counts == nullptr) return top_k;
+    const int given = params.replay_counts[token];
+    return given < 0 ? 0 : given > top_k ? top_k : given;
+  }
+  __device__ ADAPTIVE_K_INLINE int expert(int rank) const noexcept {
+    return load_id(params.replay_ids, token * params.model.top_k + rank, params.ids);
+  }
+};
 
 __device__ ADAPTIVE_K_INLINE void store_weight(void* base, std::int64_t at, float_type type,
                                                float value) noexcept {
@@ -95,11 +131,13 @@ __global__ void __launch_bounds__(threads_per_block, blocks_per_sm<Tier>(ByLogit
   const bool exists = first < params.num_tokens;
   const std::int64_t token = exists ? first : params.num_tokens - 1;  // every lane must take part
   const Logit* row = static_cast<const Logit*>(params.logits) + token * params.row_stride;
+  const device_replay<!ByLogitOnly> replay = {params, token};
   detail::token_route<max_top_k> route = detail::route_token<Kind, Tier::rows, max_top_k>(
       tile, params.model, *params.plan, params.routing_bias, limits_of(params, token),
-      params.chosen_counts != nullptr, device_row<Logit>{row, params.load_width});
+      params.chosen_counts != nullptr, device_row<Logit>{row, params.load_width}, replay);
 
-  const bool padding = params.padding_mask != nullptr && params.padding_mask[token] != 0;
+  const bool padding = (params.padding_mask != nullptr && params.padding_mask[token] != 0) ||
+                       (decltype(replay)::possible && replay.active() && replay.count() == 0);
   const int count = padding ? 0 : route.count;
   int filler = -1;
   if (params.fill == fill_id::num_experts) filler = params.model.num_experts;

@@ -69,25 +69,23 @@ class router {
     const status refusal =
         check(layer, logits, output.topk_ids != nullptr, output.topk_weights != nullptr, extras);
     if (!refusal) return refusal;
-    const detail::k_plan& plan = (*plans_)[index(layer)];
-    switch (model_.kind) {
-      case gating_kind::softmax:
-        route_rows<gating_kind::softmax>(plan, logits, output, metrics, extras);
-        break;
-      case gating_kind::sigmoid:
-        route_rows<gating_kind::sigmoid>(plan, logits, output, metrics, extras);
-        break;
-      case gating_kind::top_k_softmax:
-        route_rows<gating_kind::top_k_softmax>(plan, logits, output, metrics, extras);
-        break;
-      case gating_kind::sqrt_softplus:
-        route_rows<gating_kind::sqrt_softplus>(plan, logits, output, metrics, extras);
-        break;
-      case gating_kind::sparsemixer:
-        route_rows<gating_kind::sparsemixer>(plan, logits, output, metrics, extras);
-        break;
-    }
+    dispatch(layer, logits, routing_replay<Id>{}, output, metrics, extras);
     return {};
+  }
+
+  /// The weights of experts chosen earlier, for these logits: the `given` experts take the first
+  /// ranks in their order, and the best of the others those up to K0. Logits that have not changed
+  /// give the same weights, bit for bit. Refuses ids that are no expert's or repeated.
+  /// `output.topk_ids` may be `given.topk_ids`.
+  template <class Logit = float, class Id = std::int32_t, class Weight = float>
+  status replay(int layer, const logits_view<Logit>& logits, const routing_replay<Id>& given,
+                const routing_output<Id, Weight>& output, routing_metrics* metrics = nullptr,
+                const routing_extras& extras = {}) const noexcept {
+    status refusal =
+        check(layer, logits, output.topk_ids != nullptr, output.topk_weights != nullptr, extras);
+    if (refusal) refusal = check_replay(logits.num_tokens, given);
+    if (refusal) dispatch(layer, logits, given, output, metrics, extras);
+    return refusal;
   }
 
   /// The same into buffers of its own; `result` tells whether they are filled.
@@ -157,6 +155,50 @@ class router {
     return {};
   }
 
+  template <class Id>
+  status check_replay(std::int64_t num_tokens, const routing_replay<Id>& given) const noexcept {
+    const auto invalid = status_code::invalid_argument;
+    if (num_tokens > 0 && given.topk_ids == nullptr)
+      return status::error(invalid, "given.topk_ids is null");
+    for (std::int64_t t = 0; t < num_tokens; ++t) {
+      const int count = given.topk_counts != nullptr ? given.topk_counts[t] : model_.top_k;
+      if (count < 0 || count > model_.top_k)
+        return status::error(invalid, "given.topk_counts[%lld] is %d, expected 0..top_k = %d",
+                             static_cast<long long>(t), count, model_.top_k);
+      const Id* ids = given.topk_ids + t * model_.top_k;
+      for (int j = 0; j < count; ++j) {
+        const auto id = static_cast<long long>(ids[j]);
+        if (id < 0 || id >= model_.num_experts)
+          return status::error(invalid, "given.topk_ids[%lld, %d] is %lld, expected 0..%d",
+                               static_cast<long long>(t), j, id, model_.num_experts - 1);
+        for (int i = 0; i < j; ++i)
+          if (ids[i] == ids[j])
+            return status::error(invalid, "given.topk_ids[%lld, %d] is %lld, as is slot %d",
+                                 static_cast<long long>(t), j, id, i);
+      }
+    }
+    return {};
+  }
+
+  template <class Logit, class Id, class Weight>
+  void dispatch(int layer, const logits_view<Logit>& logits, const routing_replay<Id>& given,
+                const routing_output<Id, Weight>& output, routing_metrics* metrics,
+                const routing_extras& extras) const noexcept {
+    const detail::k_plan& plan = (*plans_)[index(layer)];
+    switch (model_.kind) {
+      case gating_kind::softmax:
+        return route_rows<gating_kind::softmax>(plan, logits, given, output, metrics, extras);
+      case gating_kind::sigmoid:
+        return route_rows<gating_kind::sigmoid>(plan, logits, given, output, metrics, extras);
+      case gating_kind::top_k_softmax:
+        return route_rows<gating_kind::top_k_softmax>(plan, logits, given, output, metrics, extras);
+      case gating_kind::sqrt_softplus:
+        return route_rows<gating_kind::sqrt_softplus>(plan, logits, given, output, metrics, extras);
+      case gating_kind::sparsemixer:
+        return route_rows<gating_kind::sparsemixer>(plan, logits, given, output, metrics, extras);
+    }
+  }
+
   static detail::k_limits limits_of(const detail::k_plan& plan, const routing_extras& extras,
                                     std::int64_t token) noexcept {
     if (extras.k_min == nullptr && extras.k_max == nullptr) return plan.limits;
@@ -179,8 +221,8 @@ class router {
 
   template <gating_kind Kind, class Logit, class Id, class Weight>
   void route_rows(const detail::k_plan& plan, const logits_view<Logit>& logits,
-                  const routing_output<Id, Weight>& output, routing_metrics* metrics,
-                  const routing_extras& extras) const noexcept;
+                  const routing_replay<Id>& given, const routing_output<Id, Weight>& output,
+                  routing_metrics* metrics, const routing_extras& extras) const noexcept;
 
   gating model_;
   router_options options_;
@@ -203,6 +245,23 @@ const float* as_floats(const Logit* row, int num_experts, float* buffer) noexcep
     return buffer;
   }
 }
+
+/// One token's dictated experts; `given` was checked.
+template <class Id>
+class host_replay {
+ public:
+  static constexpr bool possible = true;
+  host_replay(const routing_replay<Id>& given, std::int64_t token, int top_k) noexcept
+      : ids_(given.topk_ids == nullptr ? nullptr : given.topk_ids + token * top_k),
+        count_(given.topk_counts == nullptr ? top_k : given.topk_counts[token]) {}
+  bool active() const noexcept { return ids_ != nullptr; }
+  int count() const noexcept { return count_; }
+  int expert(int rank) const noexcept { return static_cast<int>(ids_[rank]); }
+
+ private:
+  const Id* ids_;
+  int count_;
+};
 
 /// Gathers one call's counts without touching the caller's struct until the end.
 class call_metrics {
@@ -259,8 +318,8 @@ class call_metrics {
 
 template <gating_kind Kind, class Logit, class Id, class Weight>
 void router::route_rows(const detail::k_plan& plan, const logits_view<Logit>& logits,
-                        const routing_output<Id, Weight>& output, routing_metrics* metrics,
-                        const routing_extras& extras) const noexcept {
+                        const routing_replay<Id>& given, const routing_output<Id, Weight>& output,
+                        routing_metrics* metrics, const routing_extras& extras) const noexcept {
   constexpr int max_rows = max_experts / detail::reduction_slots;
   const detail::host_warp<1> tile;
   const int top_k = model_.top_k;
@@ -270,7 +329,9 @@ void router::route_rows(const detail::k_plan& plan, const logits_view<Logit>& lo
   detail::call_metrics counts(metrics);
   for (std::int64_t token = 0; token < logits.num_tokens; ++token) {
     detail::token_route<max_top_k> route;
-    if (extras.padding_mask != nullptr && extras.padding_mask[token] != 0) {
+    const detail::host_replay<Id> replay(given, token, top_k);
+    if ((extras.padding_mask != nullptr && extras.padding_mask[token] != 0) ||
+        (replay.active() && replay.count() == 0)) {
       route.count = 0;
       route.chosen = 0;
       route.expert[0] = 0;
@@ -281,7 +342,7 @@ void router::route_rows(const detail::k_plan& plan, const logits_view<Logit>& lo
           detail::as_floats(logits.data + token * stride, model_.num_experts, floats);
       route = detail::route_token<Kind, max_rows, max_top_k>(
           tile, model_, plan, extras.routing_bias, limits_of(plan, extras, token), shadow,
-          detail::logit_row<float>{row});
+          detail::logit_row<float>{row}, replay);
       counts.add_token(route.expert, route.count, route.signal, route.has_nonfinite);
     }
     Id* ids = output.topk_ids + token * top_k;

@@ -1,0 +1,48 @@
+#include "resources.hpp"
+
+#include <algorithm>
+#include <fstream>
+#include <regex>
+#include <stdexcept>
+
+namespace kernel_cost {
+
+std::map<std::pair<std::string, std::string>, resources> read_resources(const std::string& path) {
+  std::ifstream file(path);
+  if (!file) throw std::runtime_error(path + ": cannot be read");
+  const std::regex entry(R"(Compiling entry function '([^']+)' for '([^']+)')");
+  const std::regex stack(
+      R"((\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads)");
+  const std::regex registers(R"(Used (\d+) registers)");
+  const std::regex shared(R"((\d+) bytes smem)");
+  std::map<std::pair<std::string, std::string>, resources> found;
+  resources* current = nullptr;
+  std::smatch match;
+  for (std::string line; std::getline(file, line);) {
+    if (std::regex_search(line, match, entry)) current = &found[{match[2], match[1]}];
+    if (current == nullptr) continue;
+    if (std::regex_search(line, match, stack)) {
+      current->stack_bytes = std::stoi(match[1]);
+      current->spill_bytes = std::stoi(match[2]) + std::stoi(match[3]);
+    }
+    if (std::regex_search(line, match, registers)) current->registers = std::stoi(match[1]);
+    if (std::regex_search(line, match, shared)) current->shared_bytes = std::stoi(match[1]);
+  }
+  if (found.empty())
+    throw std::runtime_error(path + ": no kernel in it, expected the output of nvcc -Xptxas -v");
+  return found;
+}
+
+double theoretical_occupancy(const resources& used, const std::string& architecture,
+                             int threads_per_block) {
+  const int most_warps = 64;
+  const int shared_kib = architecture == "sm_90" ? 228 : 164;
+  const int warps = threads_per_block / 32;
+  const int registers_a_warp = (used.registers * 32 + 255) / 256 * 256;
+  const int by_registers = 65536 / std::max(registers_a_warp, 1) / warps;
+  const int by_shared = shared_kib * 1024 / (used.shared_bytes + 1024);
+  const int blocks = std::min({by_registers, by_shared, most_warps / warps, 32});
+  return static_cast<double>(blocks * warps) / most_warps;
+}
+
+}  // namespace kernel_cost
