@@ -58,22 +58,6 @@ __device__ ADAPTIVE_K_INLINE void store_id(void* base, std::int64_t at, id_type 
   }
 }
 
-__device__ ADAPTIVE_K_INLINE int load_id(const void* base, std::int64_t at, id_type type) noexcept {
-  switch (type) {
-    case id_type::int32:
-      return static_cast<const std::int32_t*>(base)[at];
-    case id_type::int64: {
-      const std::int64_t id = static_cast<const std::int64_t*>(base)[at];
-      return id >= 0 && id < max_experts ? static_cast<int>(id) : -1;
-    }
-    case id_type::int16:
-      return static_cast<const std::int16_t*>(base)[at];
-    case id_type::uint16:
-      return static_cast<const std::uint16_t*>(base)[at];
-  }
-  return -1;
-}
-
 /// One token's dictated experts, read from the launch's parameters.
 template <bool Possible>
 struct device_replay {

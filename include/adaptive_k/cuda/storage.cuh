@@ -28,13 +28,15 @@ constexpr float_type float_type_of() noexcept {
   return float_type::float32;
 }
 
-__device__ ADAPTIVE_K_INLINE std::int64_t load_id(const void* base, std::int64_t at,
-                                                  id_type type) noexcept {
+/// -1 where an int64 is no expert's.
+__device__ ADAPTIVE_K_INLINE int load_id(const void* base, std::int64_t at, id_type type) noexcept {
   switch (type) {
     case id_type::int32:
       return static_cast<const std::int32_t*>(base)[at];
-    case id_type::int64:
-      return static_cast<const std::int64_t*>(base)[at];
+    case id_type::int64: {
+      const std::int64_t id = static_cast<const std::int64_t*>(base)[at];
+      return id >= 0 && id < max_experts ? static_cast<int>(id) : -1;
+    }
     case id_type::int16:
       return static_cast<const std::int16_t*>(base)[at];
     case id_type::uint16:
