@@ -30,6 +30,8 @@ struct batch {
   std::vector<float> bias;                               ///< [E] or empty
   std::vector<std::uint8_t> padding_mask, k_min, k_max;  ///< [num_tokens] or empty
   bool shadow = false;
+  std::vector<std::int32_t> replay_ids;     ///< [num_tokens, K0], or empty: routed, not replayed
+  std::vector<std::int32_t> replay_counts;  ///< [num_tokens]
 };
 
 template <class T>
@@ -119,7 +121,13 @@ void expect_equal(const batch<Logit>& input) {
   routing_metrics metrics;
   routing_output<Id, Weight> host_output = {ids.data(), weights.data(), counts.data(),
                                             signal.data(), input.shadow ? chosen.data() : nullptr};
-  const status host_result = host.route(0, host_logits, host_output, &metrics, host_extras);
+  const std::vector<Id> replay_ids(input.replay_ids.begin(), input.replay_ids.end());
+  const bool replays = !replay_ids.empty();
+  const status host_result =
+      replays ? host.replay(0, host_logits,
+                            routing_replay<Id>{replay_ids.data(), input.replay_counts.data()},
+                            host_output, &metrics, host_extras)
+              : host.route(0, host_logits, host_output, &metrics, host_extras);
   ASSERT_TRUE(host_result) << host_result.message();
 
   const device_tables tables(input.policy, input.model);
@@ -144,9 +152,14 @@ void expect_equal(const batch<Logit>& input) {
   const routing_output<Id, Weight> device_output = {device_ids.get(), device_weights.get(),
                                                     device_counts.get(), device_signal.get(),
                                                     input.shadow ? device_chosen.get() : nullptr};
-  const status result =
-      device_router.route(0, device_logits, device_output, device_metrics.get(),
-                          {bias.get(), padding_mask.get(), k_min.get(), k_max.get()}, nullptr);
+  const optional_buffer<Id> device_replay_ids(replay_ids);
+  const optional_buffer<std::int32_t> device_replay_counts(input.replay_counts);
+  const routing_replay<Id> given = {device_replay_ids.get(), device_replay_counts.get()};
+  const routing_extras extras = {bias.get(), padding_mask.get(), k_min.get(), k_max.get()};
+  const status result = replays ? device_router.replay(0, device_logits, given, device_output,
+                                                       device_metrics.get(), extras, nullptr)
+                                : device_router.route(0, device_logits, device_output,
+                                                      device_metrics.get(), extras, nullptr);
   ASSERT_TRUE(result) << result.message();
   ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess) << cudaGetErrorString(cudaGetLastError());
 

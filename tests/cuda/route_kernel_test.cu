@@ -5,45 +5,11 @@
 #include <vector>
 
 #include "adaptive_k/cuda/tuning.cuh"
-#include "host/policies.hpp"
-#include "host_twin.hpp"
+#include "batches.hpp"
 
 namespace {
 
 using namespace adaptive_k;  // NOLINT(google-build-using-namespace)
-
-template <class Logit>
-twin::batch<Logit> make_batch(inputs::sequence& from, const gating& g, std::int64_t num_tokens,
-                              int gap) {
-  twin::batch<Logit> made;
-  made.model = g;
-  made.num_tokens = num_tokens;
-  made.row_stride = g.num_experts + gap;
-  const auto count = static_cast<std::size_t>(num_tokens * made.row_stride);
-  for (std::size_t i = 0; i < count; ++i) {
-    // Grid logits make ties; fine ones use every bit.
-    const float value = i % 3 == 0 ? inputs::fine_logit(from) : inputs::grid_logit(from, 96);
-    made.logits.push_back(from_float<Logit>(value));
-  }
-  if (g.selection_bias) made.bias = checked::grid_bias(from, g.num_experts);
-  return made;
-}
-
-/// Rows with NaN and infinities of both signs, all of them, and none finite.
-template <class Logit>
-void spoil(inputs::sequence& from, twin::batch<Logit>& input) {
-  const float inf = math::infinity;
-  const float odd[] = {inputs::from_bits(0x7FC00000u), inf, -inf, inputs::from_bits(0xFFC00001u),
-                       -0.0f};
-  for (std::int64_t t = 0; t < input.num_tokens; t += 3) {
-    const bool whole_row = from.chance(3);
-    const float one = odd[from.below(5)];
-    for (int e = 0; e < input.model.num_experts; ++e)
-      if (whole_row || from.chance(5))
-        input.logits[static_cast<std::size_t>(t * input.row_stride + e)] =
-            from_float<Logit>(whole_row ? one : odd[from.below(5)]);
-  }
-}
 
 struct shape {
   int num_experts;
@@ -79,11 +45,14 @@ void run_shapes(const std::vector<shape>& shapes, gating base, std::uint64_t see
       named.policy.mass_exponent = checked::mass_exponent_number(index++);
       SCOPED_TRACE("E " + std::to_string(g.num_experts) + ", K0 " + std::to_string(g.top_k) + ", " +
                    named.name);
-      twin::batch<Logit> input = make_batch<Logit>(from, g, from.between(1, 37), from.below(4));
+      twin::batch<Logit> input =
+          twin::make_batch<Logit>(from, g, from.between(1, 37), from.below(4));
       input.policy = named.policy;
       input.fill = static_cast<fill_id>(from.below(3));
       input.shadow = from.chance(6);
-      spoil(from, input);
+      twin::spoil(from, input);
+      if (from.chance(3)) twin::restrict_tokens(from, input);
+      if (from.chance(8)) twin::dictate(from, input);
       twin::expect_equal<std::int32_t, float>(input);
       if (::testing::Test::HasFailure()) return;
     }

@@ -27,6 +27,17 @@ inline bool is_plain(const gating& g) noexcept {
   return softmax && !g.selection_bias && g.n_group == 1;
 }
 
+/// Ok where a kernel serves the gating, else why not.
+inline status supported(const gating& g) noexcept {
+  const status fits = validate(g);
+  if (!fits) return fits;
+  const int tier = is_plain(g) ? tier_for(plain_tiers{}, g.num_experts, g.top_k)
+                               : tier_for(general_tiers{}, g.num_experts, g.top_k);
+  if (tier >= 0) return {};
+  return status::error(status_code::unsupported, "no kernel for num_experts = %d, top_k = %d",
+                       g.num_experts, g.top_k);
+}
+
 namespace launch_detail {
 
 template <class Tier, gating_kind Kind, class Logit, bool ByLogitOnly>
@@ -47,10 +58,9 @@ status launch_first_fit(tier_list<Tiers...>, const route_params& params,
   status result =
       status::error(status_code::unsupported, "no kernel for num_experts = %d, top_k = %d",
                     params.model.num_experts, params.model.top_k);
-  const auto fits = [&](int most_experts, int most_top_k) {
-    return params.model.num_experts <= most_experts && params.model.top_k <= most_top_k;
-  };
-  (void)((fits(Tiers::max_experts, Tiers::max_top_k)
+  const int wanted = tier_for(tier_list<Tiers...>{}, params.model.num_experts, params.model.top_k);
+  int index = 0;
+  (void)((index++ == wanted
               ? (result = launch_tier<Tiers, Kind, Logit, ByLogitOnly>(params, stream), true)
               : false) ||
          ...);

@@ -123,6 +123,7 @@ __global__ void __launch_bounds__(threads_per_block, blocks_per_sm<Tier>(ByLogit
   const bool padding = (params.padding_mask != nullptr && params.padding_mask[token] != 0) ||
                        (decltype(replay)::possible && replay.active() && replay.count() == 0);
   const int count = padding ? 0 : route.count;
+  if (decltype(replay)::possible && replay.active()) __syncwarp();  // ids may be rewritten in place
   int filler = -1;
   if (params.fill == fill_id::num_experts) filler = params.model.num_experts;
   if (params.fill == fill_id::first_expert) filler = padding ? 0 : route.expert[0];

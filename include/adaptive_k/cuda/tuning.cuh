@@ -23,6 +23,16 @@ struct tier_list {
   static constexpr int size = sizeof...(Tiers);
 };
 
+/// Index of the tier that serves a shape; -1 where none does.
+template <class... Tiers>
+constexpr int tier_for(tier_list<Tiers...>, int num_experts, int top_k) noexcept {
+  int index = 0;
+  const bool found =
+      ((num_experts <= Tiers::max_experts && top_k <= Tiers::max_top_k ? true : (++index, false)) ||
+       ...);
+  return found ? index : -1;
+}
+
 /// Softmax ranked by logit alone: what most models do.
 using plain_tiers =
     tier_list<tier<8, 2, 1>, tier<16, 4, 2>, tier<32, 8, 4>, tier<64, 8, 4>, tier<128, 8, 4>,

@@ -254,9 +254,9 @@ class host_replay {
   host_replay(const routing_replay<Id>& given, std::int64_t token, int top_k) noexcept
       : ids_(given.topk_ids == nullptr ? nullptr : given.topk_ids + token * top_k),
         count_(given.topk_counts == nullptr ? top_k : given.topk_counts[token]) {}
-  bool active() const noexcept { return ids_ != nullptr; }
-  int count() const noexcept { return count_; }
-  int expert(int rank) const noexcept { return static_cast<int>(ids_[rank]); }
+  ADAPTIVE_K_HD bool active() const noexcept { return ids_ != nullptr; }
+  ADAPTIVE_K_HD int count() const noexcept { return count_; }
+  ADAPTIVE_K_HD int expert(int rank) const noexcept { return static_cast<int>(ids_[rank]); }
 
  private:
   const Id* ids_;
