@@ -3,6 +3,7 @@
 ADAPTIVE_K_NAMESPACE_BEGIN
 namespace cuda {
 
+template status overlap_supported<false>(bool*) noexcept;
 template status launch_permute<false>(const permute_params&, bool, cudaStream_t) noexcept;
 template status launch_permute<true>(const permute_params&, bool, cudaStream_t) noexcept;
 

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 #include <string>
-#if __has_include("ptx_device.hpp")
+#if defined(ON_INTERPRETER)
 #include "ptx_device.hpp"
 #endif
 
@@ -11,7 +11,7 @@ namespace schedules {
 
 /// Blocks and warps in the order of `seed`, several blocks at once, from now on.
 inline void choose(std::uint64_t seed) {
-#if __has_include("ptx_device.hpp")
+#if defined(ON_INTERPRETER)
   ptx::schedule order;
   order.seed = seed;
   order.resident_blocks = 1 + static_cast<unsigned>(seed * 5 % 16);
@@ -24,7 +24,7 @@ inline void choose(std::uint64_t seed) {
 
 /// What the interpreter says of the last launch that failed.
 inline std::string last_fault() {
-#if __has_include("ptx_device.hpp")
+#if defined(ON_INTERPRETER)
   return ptx::last_fault().text();
 #else
   return "";

@@ -99,16 +99,12 @@ inline status check_permutation(const permutation_shape& shape, bool has_ids,
   return {};
 }
 
-/// The local expert that an id stands for, or -1.
-template <class Id>
-ADAPTIVE_K_HD ADAPTIVE_K_INLINE int local_expert(Id id, const permutation_shape& shape,
+/// The local expert that an id stands for, or -1. `num_local_experts` is L, not 0.
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE int local_expert(int id, const permutation_shape& shape,
                                                  const std::int32_t* expert_map) noexcept {
-  const auto wide = static_cast<std::int64_t>(id);
-  if (wide < 0 || wide >= shape.num_experts) return -1;
-  const int expert = static_cast<int>(wide);
-  if (expert_map == nullptr) return expert;
-  const int local = expert_map[expert];
-  return local >= 0 && local < shape.num_local_experts ? local : -1;
+  if (static_cast<unsigned>(id) >= static_cast<unsigned>(shape.num_experts)) return -1;
+  const int local = expert_map != nullptr ? expert_map[id] : id;
+  return static_cast<unsigned>(local) < static_cast<unsigned>(shape.num_local_experts) ? local : -1;
 }
 
 ADAPTIVE_K_HD ADAPTIVE_K_INLINE int padded_rows(int count, int block_size) noexcept {

@@ -11,6 +11,7 @@
 #include "adaptive_k/core/gating.hpp"
 #include "adaptive_k/cuda/dependent_launch.cuh"
 #include "adaptive_k/cuda/device_metrics.cuh"
+#include "adaptive_k/cuda/permute_launch.cuh"
 #include "adaptive_k/cuda/route_kernel.cuh"
 #include "adaptive_k/cuda/storage.cuh"
 #include "adaptive_k/cuda/tuning.cuh"
@@ -47,9 +48,14 @@ status launch_tier(const route_params& params, cudaStream_t stream) noexcept {
   if (blocks > 0x7FFFFFFF)
     return status::error(status_code::unsupported, "num_tokens is %lld, too many for one launch",
                          static_cast<long long>(params.num_tokens));
-  route_kernel<Tier, Kind, Logit, ByLogitOnly>
-      <<<static_cast<unsigned>(blocks), threads_per_block, 0, stream>>>(params);
-  return to_status(cudaGetLastError());
+  const permute_params& permutation = params.permutation;
+  const bool permutes = permutation.topk_ids != nullptr && permutation.num_parts == 1;
+  const int shared_bytes =
+      permutes ? permute_detail::chunk_memory::bytes(permutation.shape.num_local_experts) : 0;
+  return to_status(launch(route_kernel<Tier, Kind, Logit, ByLogitOnly>,
+                          {static_cast<unsigned>(blocks), threads_per_block,
+                           static_cast<std::size_t>(shared_bytes), stream, params.overlaps},
+                          params));
 }
 
 template <gating_kind Kind, class Logit, bool ByLogitOnly, class... Tiers>
@@ -135,11 +141,13 @@ class device_router {
  public:
   /// `plans`: device memory, [num_layers], or one for every layer where `num_layers` is 0: a copy
   /// of a host router's plans(). It may be rewritten between launches, also under a captured graph.
+  /// `overlaps`: launches may overlap the kernel before them (see overlap_supported).
   device_router(const gating& model, const detail::k_plan* plans, int num_layers = 0,
-                fill_id fill = fill_id::minus_one) noexcept
+                fill_id fill = fill_id::minus_one, bool overlaps = false) noexcept
       : validity_(validate(model)),
         model_(model),
         fill_(fill),
+        overlaps_(overlaps),
         plans_(plans),
         num_layers_(num_layers) {
     model_.renormalize = detail::renormalizes(model_);
@@ -165,18 +173,63 @@ class device_router {
     return launch(layer, logits, given, output, metrics, extras, stream);
   }
 
+  /// `route` (or `replay`, where `given` has ids) and the permutation of what it chose: one launch
+  /// up to 256 tokens, else two. Two calls, as cuda::permute: with a null `workspace` only
+  /// `*workspace_bytes` is set. The first 16 bytes of the workspace must be zero before its first
+  /// use here, and are zero again after every launch; no other stream may use it meanwhile.
+  template <class Logit, class Id = std::int32_t, class Weight = float>
+  status route_permute(int layer, const logits_view<Logit>& logits, const routing_replay<Id>& given,
+                       const routing_output<Id, Weight>& output, const expert_major& order,
+                       device_metrics* metrics, const routing_extras& extras, void* workspace,
+                       std::size_t* workspace_bytes, cudaStream_t stream) const noexcept {
+    const permutation_shape shape = {logits.num_tokens, model_.top_k, model_.num_experts,
+                                     order.num_local_experts, order.block_size};
+    route_params params = {};
+    status result = prepare(layer, logits, given, output, metrics, extras, &params);
+    if (result) result = detail::check_permutation(shape, true, order.expert_map != nullptr);
+    if (result && fill_ == fill_id::first_expert && output.topk_counts == nullptr)
+      result = status::error(status_code::invalid_argument,
+                             "output.topk_counts is null: the permutation needs it with the fill "
+                             "first_expert");
+    if (!result) return result;
+    const std::size_t needed = permute_detail::workspace_bytes(shape);
+    if (workspace == nullptr) {
+      *workspace_bytes = needed;
+      return {};
+    }
+    result = permute_detail::check_workspace(workspace, *workspace_bytes, needed);
+    if (!result) return result;
+    const permute_params permutation = permute_detail::make_params<Id>(
+        shape, {output.topk_ids, output.topk_counts, order.expert_map}, order.output, workspace);
+    if (logits.num_tokens == 0) return launch_permute<false>(permutation, overlaps_, stream);
+    params.permutation = permutation;
+    result = launch_route<Logit>(params, stream);
+    if (!result || permutation.num_parts == 1) return result;
+    return launch_permute<true>(permutation, overlaps_, stream);
+  }
+
  private:
   template <class Logit, class Id, class Weight>
   status launch(int layer, const logits_view<Logit>& logits, const routing_replay<Id>& given,
                 const routing_output<Id, Weight>& output, device_metrics* metrics,
                 const routing_extras& extras, cudaStream_t stream) const noexcept {
+    route_params params = {};
+    const status refusal = prepare(layer, logits, given, output, metrics, extras, &params);
+    if (!refusal || logits.num_tokens == 0) return refusal;
+    return launch_route<Logit>(params, stream);
+  }
+
+  /// Checks a call and writes what its launch needs.
+  template <class Logit, class Id, class Weight>
+  status prepare(int layer, const logits_view<Logit>& logits, const routing_replay<Id>& given,
+                 const routing_output<Id, Weight>& output, device_metrics* metrics,
+                 const routing_extras& extras, route_params* made) const noexcept {
     const status refusal =
         detail::check_call(validity_, model_, num_layers_, layer, logits,
                            output.topk_ids != nullptr, output.topk_weights != nullptr, extras);
     if (!refusal) return refusal;
     if (plans_ == nullptr) return status::error(status_code::invalid_argument, "plans is null");
-    if (logits.num_tokens == 0) return {};
-    route_params params = {};
+    route_params& params = *made;
     params.logits = logits.data;
     params.num_tokens = logits.num_tokens;
     params.row_stride = logits.row_stride != 0 ? logits.row_stride : logits.num_experts;
@@ -198,12 +251,14 @@ class device_router {
     params.ids = id_type_of<Id>();
     params.weights = float_type_of<Weight>();
     params.fill = fill_;
-    return launch_route<Logit>(params, stream);
+    params.overlaps = overlaps_;
+    return {};
   }
 
   status validity_;
   gating model_;
   fill_id fill_;
+  bool overlaps_;
   const detail::k_plan* plans_;
   int num_layers_;
 };

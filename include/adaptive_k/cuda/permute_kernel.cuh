@@ -6,6 +6,9 @@
 // blocks take numbers as they start: the first half count their tokens, the others wait for all
 // counts and place. A block waits only for lower numbers, which are running: no block has to be
 // resident together with another, and no cooperative launch is needed.
+//
+// Every routing kernel holds a copy of the one-block version, so loops are not unrolled unless that
+// keeps loads in flight.
 #pragma once
 
 #include <cstdint>
@@ -24,10 +27,11 @@ inline constexpr int chunk_tokens = 256;
 inline constexpr int chunk_words = chunk_tokens / 32;
 inline constexpr int max_counting_blocks = 64;  ///< beyond, blocks take several chunks
 
-/// Start of the workspace, zero before the launch. Counts [num_parts, L] follow it.
+/// Start of the workspace; counts [num_parts, L] follow it.
 struct permute_tickets {
-  unsigned int next;
-  unsigned int counted;
+  unsigned int next;     ///< zero before a launch with many parts
+  unsigned int counted;  ///< likewise
+  unsigned int arrived;  ///< routing blocks that are done; zero between launches
 };
 
 /// Everything a launch needs; device pointers. Passed by value.
@@ -38,7 +42,7 @@ struct permute_params {
   const std::int32_t* expert_map;
   permutation_output output;
   std::int32_t capacity;     ///< permuted_capacity(shape)
-  permute_tickets* tickets;  ///< null with one part
+  permute_tickets* tickets;  ///< not read by permute_kernel with one part
   std::int32_t* part_counts;
   int num_parts;  ///< blocks that count, and as many that place
   id_type ids;
@@ -59,57 +63,76 @@ __device__ ADAPTIVE_K_INLINE int smaller(int a, int b) noexcept {
 /// Dynamic shared memory: what one chunk needs for L experts.
 struct chunk_memory {
   unsigned int* tokens;   ///< [L, chunk_words], a bit a token
-  unsigned char* before;  ///< [L, chunk_words], tokens in earlier words
+  unsigned char* before;  ///< [L, chunk_words - 1], tokens in earlier words, from the second on
   std::int32_t* rows;     ///< [L + 1], the row of the chunk's first token of each expert
   int* repeats;           ///< whether a token names an expert twice
 
   __host__ __device__ static constexpr int bytes(int num_local) noexcept {
-    return num_local * (chunk_words * 5 + 4) + 4 + 4;
+    return num_local * (chunk_words * 4 + 4 + chunk_words - 1) + 4 + 4;
   }
   __device__ static chunk_memory at(void* memory, int num_local) noexcept {
     chunk_memory made;
     made.tokens = static_cast<unsigned int*>(memory);
-    made.before = reinterpret_cast<unsigned char*>(made.tokens + num_local * chunk_words);
-    made.rows = reinterpret_cast<std::int32_t*>(made.before + num_local * chunk_words);
+    made.rows = reinterpret_cast<std::int32_t*>(made.tokens + num_local * chunk_words);
     made.repeats = made.rows + num_local + 1;
+    made.before = reinterpret_cast<unsigned char*>(made.repeats + 1);
     return made;
   }
 
+  /// Tokens of `expert` in the words before `word`.
+  __device__ ADAPTIVE_K_INLINE int earlier(int expert, int word) const noexcept {
+    return word == 0 ? 0 : before[expert * (chunk_words - 1) + word - 1];
+  }
   /// Tokens of the chunk that go to `expert`, once `before` is known.
   __device__ ADAPTIVE_K_INLINE int count(int expert) const noexcept {
-    const int last = expert * chunk_words + chunk_words - 1;
-    return before[last] + __popc(tokens[last]);
+    return earlier(expert, chunk_words - 1) + __popc(tokens[(expert + 1) * chunk_words - 1]);
   }
 };
 
 /// Slots of one chunk and the experts that they name.
 struct chunk_slots {
   const permute_params& params;
-  std::int64_t first_token;
+  int first_token;  ///< slots, and so tokens, fit int32
   int num_tokens;
 
   __device__ chunk_slots(const permute_params& all, int chunk) noexcept
-      : params(all), first_token(static_cast<std::int64_t>(chunk) * chunk_tokens) {
-    const std::int64_t left = all.shape.num_tokens - first_token;
-    num_tokens = static_cast<int>(left < chunk_tokens ? left : chunk_tokens);
-  }
+      : params(all),
+        first_token(chunk * chunk_tokens),
+        num_tokens(smaller(static_cast<int>(all.shape.num_tokens) - first_token, chunk_tokens)) {}
 
+  /// The expert of a slot of the chunk, or -1; loads do not wait for one another.
   __device__ ADAPTIVE_K_INLINE int expert_at(int token, int j) const noexcept {
-    const std::int64_t at = first_token + token;
-    if (params.topk_counts != nullptr && j >= params.topk_counts[at]) return -1;
-    return detail::local_expert(load_id(params.topk_ids, at * params.shape.top_k + j, params.ids),
-                                params.shape, params.expert_map);
+    const int at = first_token + token;
+    const int id = load_id(params.topk_ids, at * params.shape.top_k + j, params.ids);
+    const bool counts = params.topk_counts == nullptr || j < params.topk_counts[at];
+    return counts ? detail::local_expert(id, params.shape, params.expert_map) : -1;
   }
 
-  /// f(token of the chunk, j) for every slot; a thread's slots are a block apart.
+  /// f(token of the chunk, j, expert or -1) for every slot; a thread's slots are a block apart, and
+  /// it has several of them in flight.
   template <class F>
   __device__ ADAPTIVE_K_INLINE void for_each(F f) const noexcept {
+    constexpr int at_once = 4;
     const int top_k = params.shape.top_k;
+    const int num_slots = num_tokens * top_k;
     // slot / top_k without a division: exact for slots of a chunk, up to 256 * 32.
     const unsigned int reciprocal = ((1u << 20) + static_cast<unsigned>(top_k) - 1) / top_k;
-    for (int slot = thread(); slot < num_tokens * top_k; slot += threads()) {
-      const int token = static_cast<int>(static_cast<unsigned>(slot) * reciprocal >> 20);
-      f(token, slot - token * top_k);
+    const auto token_of = [=](int slot) {
+      return static_cast<int>(static_cast<unsigned>(slot) * reciprocal >> 20);
+    };
+#pragma unroll 1
+    for (int first = thread(); first < num_slots; first += at_once * threads()) {
+      int expert[at_once];
+      ADAPTIVE_K_UNROLL
+      for (int i = 0; i < at_once; ++i) {
+        const int slot = first + i * threads();
+        if (slot < num_slots) expert[i] = expert_at(token_of(slot), slot - token_of(slot) * top_k);
+      }
+      ADAPTIVE_K_UNROLL
+      for (int i = 0; i < at_once; ++i) {
+        const int slot = first + i * threads();
+        if (slot < num_slots) f(token_of(slot), slot - token_of(slot) * top_k, expert[i]);
+      }
     }
   }
 };
@@ -117,23 +140,24 @@ struct chunk_slots {
 /// Sets the chunk's bits and counts those in earlier words. Ends with the block in step.
 __device__ inline void mark_chunk(const chunk_slots& slots, const chunk_memory& memory,
                                   int num_local) noexcept {
+#pragma unroll 1
   for (int i = thread(); i < num_local * chunk_words; i += threads()) memory.tokens[i] = 0;
   if (thread() == 0) *memory.repeats = 0;
   __syncthreads();
-  slots.for_each([&](int token, int j) {
-    const int expert = slots.expert_at(token, j);
+  slots.for_each([&](int token, int, int expert) {
     if (expert < 0) return;
     const unsigned int bit = 1u << (token % 32);
     const unsigned int old = atomicOr(&memory.tokens[expert * chunk_words + token / 32], bit);
     if ((old & bit) != 0) atomicExch(memory.repeats, 1);
   });
   __syncthreads();
+#pragma unroll 1
   for (int e = thread(); e < num_local; e += threads()) {
     int sum = 0;
     ADAPTIVE_K_UNROLL
-    for (int word = 0; word < chunk_words; ++word) {
-      memory.before[e * chunk_words + word] = static_cast<unsigned char>(sum);
+    for (int word = 0; word + 1 < chunk_words; ++word) {
       sum += __popc(memory.tokens[e * chunk_words + word]);
+      memory.before[e * (chunk_words - 1) + word] = static_cast<unsigned char>(sum);
     }
   }
   __syncthreads();
@@ -146,6 +170,7 @@ __device__ inline void scan_rows(std::int32_t* rows, int num_local) noexcept {
   const int from = smaller(lane * each, num_local);
   const int to = smaller(from + each, num_local);
   std::int32_t sum = 0;
+#pragma unroll 1
   for (int e = from; e < to; ++e) sum += rows[e];
   std::int32_t end = sum;
   ADAPTIVE_K_UNROLL
@@ -154,6 +179,7 @@ __device__ inline void scan_rows(std::int32_t* rows, int num_local) noexcept {
     if (lane >= distance) end += other;
   }
   std::int32_t first = end - sum;
+#pragma unroll 1
   for (int e = from; e < to; ++e) {
     const std::int32_t count = rows[e];
     rows[e] = first;
@@ -167,25 +193,24 @@ __device__ inline void place_chunk(const chunk_slots& slots, const chunk_memory&
   const permutation_output& output = slots.params.output;
   const int top_k = slots.params.shape.top_k;
   const bool repeats = *memory.repeats != 0;
-  slots.for_each([&](int token, int j) {
-    int expert = slots.expert_at(token, j);
+  slots.for_each([&](int token, int j, int expert) {
     if (repeats && expert >= 0)
+#pragma unroll 1
       for (int earlier = 0; earlier < j; ++earlier)
         if (slots.expert_at(token, earlier) == expert) {
           expert = -1;
           break;
         }
-    const std::int64_t at = slots.first_token + token;
-    const std::int64_t slot = at * top_k + j;
+    const int at = slots.first_token + token;
+    const int slot = at * top_k + j;
     std::int32_t row = -1;
     if (expert >= 0) {
-      const int word = expert * chunk_words + token / 32;
+      const int word = token / 32;
       const unsigned int below = (1u << (token % 32)) - 1;
-      row = memory.rows[expert] + memory.before[word] + __popc(memory.tokens[word] & below);
-      if (output.sorted_slots != nullptr)
-        output.sorted_slots[row] = static_cast<std::int32_t>(slot);
-      if (output.sorted_tokens != nullptr)
-        output.sorted_tokens[row] = static_cast<std::int32_t>(at);
+      row = memory.rows[expert] + memory.earlier(expert, word) +
+            __popc(memory.tokens[expert * chunk_words + word] & below);
+      if (output.sorted_slots != nullptr) output.sorted_slots[row] = slot;
+      if (output.sorted_tokens != nullptr) output.sorted_tokens[row] = at;
     }
     if (output.row_of_slot != nullptr) output.row_of_slot[slot] = row;
   });
@@ -200,6 +225,7 @@ __device__ inline void write_frame(const permute_params& params, const std::int3
   const int num_local = params.shape.num_local_experts;
   const int block_size = params.shape.block_size;
   if (part == 0) {
+#pragma unroll 1
     for (int e = thread(); e <= num_local; e += threads()) {
       if (output.expert_offsets != nullptr) output.expert_offsets[e] = rows[e];
       if (output.expert_counts != nullptr && e < num_local) output.expert_counts[e] = count_of(e);
@@ -208,6 +234,7 @@ __device__ inline void write_frame(const permute_params& params, const std::int3
   const auto all_slots = static_cast<std::int32_t>(params.shape.num_tokens * params.shape.top_k);
   const auto all_tokens = static_cast<std::int32_t>(params.shape.num_tokens);
   const auto pad = [&](std::int32_t from, std::int32_t to, int stride) {
+#pragma unroll 1
     for (std::int32_t row = from; row < to; row += stride) {
       if (output.sorted_slots != nullptr) output.sorted_slots[row] = all_slots;
       if (output.sorted_tokens != nullptr) output.sorted_tokens[row] = all_tokens;
@@ -216,9 +243,11 @@ __device__ inline void write_frame(const permute_params& params, const std::int3
   const int lane = thread() % 32;
   const int warps = threads() / 32;
   if (block_size > 1 || output.block_experts != nullptr) {
+#pragma unroll 1
     for (int e = part * warps + thread() / 32; e < num_local; e += params.num_parts * warps) {
       if (block_size > 1) pad(rows[e] + count_of(e) + lane, rows[e + 1], 32);
       if (output.block_experts != nullptr)
+#pragma unroll 1
         for (int block = rows[e] / block_size + lane; block < rows[e + 1] / block_size; block += 32)
           output.block_experts[block] = e;
     }
@@ -227,6 +256,7 @@ __device__ inline void write_frame(const permute_params& params, const std::int3
   const int stride = params.num_parts * threads();
   pad(rows[num_local] + first, params.capacity, stride);
   if (output.block_experts != nullptr)
+#pragma unroll 1
     for (int block = rows[num_local] / block_size + first; block < params.capacity / block_size;
          block += stride)
       output.block_experts[block] = -1;
@@ -238,6 +268,7 @@ __device__ inline void permute_one_chunk(const permute_params& params, void* mem
   const chunk_memory chunk = chunk_memory::at(memory, num_local);
   const chunk_slots slots(params, 0);
   mark_chunk(slots, chunk, num_local);
+#pragma unroll 1
   for (int e = thread(); e < num_local; e += threads())
     chunk.rows[e] = detail::padded_rows(chunk.count(e), params.shape.block_size);
   __syncthreads();
@@ -264,12 +295,16 @@ __device__ inline void count_part(const permute_params& params, const chunk_memo
                                   int part) noexcept {
   const int num_local = params.shape.num_local_experts;
   const part_chunks range(params, part);
+#pragma unroll 1
   for (int e = thread(); e < num_local; e += threads()) chunk.rows[e] = 0;
+#pragma unroll 1
   for (int c = range.first; c < range.last; ++c) {
     mark_chunk(chunk_slots(params, c), chunk, num_local);
+#pragma unroll 1
     for (int e = thread(); e < num_local; e += threads()) chunk.rows[e] += chunk.count(e);
     __syncthreads();
   }
+#pragma unroll 1
   for (int e = thread(); e < num_local; e += threads())
     params.part_counts[static_cast<std::int64_t>(part) * num_local + e] = chunk.rows[e];
   __syncthreads();
@@ -317,17 +352,42 @@ __device__ inline void place_part(const permute_params& params, const chunk_memo
     if (e < num_local) chunk.rows[e] += earlier[i];
   }
   const part_chunks range(params, part);
+#pragma unroll 1
   for (int c = range.first; c < range.last; ++c) {
     const chunk_slots slots(params, c);
     mark_chunk(slots, chunk, num_local);
     place_chunk(slots, chunk);
     __syncthreads();
+#pragma unroll 1
     for (int e = thread(); e < num_local; e += threads()) chunk.rows[e] += chunk.count(e);
     __syncthreads();
   }
 }
 
 }  // namespace permute_detail
+
+/// The last step of a routing kernel whose ids are to be permuted. Up to one chunk, the last of its
+/// blocks does that here, with chunk_memory::bytes(L) at `memory`; beyond, the permute kernel
+/// follows and finds its tickets cleared.
+__device__ inline void permute_after_routing(const permute_params& params, void* memory) noexcept {
+  __shared__ bool permutes;
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    permutes = false;
+    if (params.num_parts == 1) {
+      __threadfence();  // publishes what the block wrote
+      permutes = atomicAdd(&params.tickets->arrived, 1u) == gridDim.x - 1;
+      __threadfence();  // and shows it what the others did
+    } else if (blockIdx.x == 0) {
+      params.tickets->next = 0;
+      params.tickets->counted = 0;
+    }
+  }
+  __syncthreads();
+  if (!permutes) return;
+  permute_detail::permute_one_chunk(params, memory);
+  if (threadIdx.x == 0) atomicExch(&params.tickets->arrived, 0u);
+}
 
 /// One block of permute_threads for one part; else 2 * num_parts blocks.
 template <bool ManyParts>

@@ -60,11 +60,9 @@ permute_params make_params(const permutation_shape& shape, const permutation_inp
   params.output = output;
   params.capacity = static_cast<std::int32_t>(permuted_capacity(shape));
   params.num_parts = num_parts(shape.num_tokens);
-  if (params.num_parts > 1) {
-    params.tickets = static_cast<permute_tickets*>(workspace);
-    params.part_counts =
-        reinterpret_cast<std::int32_t*>(static_cast<char*>(workspace) + header_bytes);
-  }
+  params.tickets = static_cast<permute_tickets*>(workspace);
+  params.part_counts =
+      reinterpret_cast<std::int32_t*>(static_cast<char*>(workspace) + header_bytes);
   params.ids = id_type_of<Id>();
   return params;
 }
@@ -82,10 +80,26 @@ status launch_permute(const permute_params& params, bool overlaps, cudaStream_t 
                           params));
 }
 
+/// Whether the kernels, as compiled for the current device, may overlap the kernel before them
+/// (sm_90 and later). A query of the runtime: ask once, not at every launch.
+template <bool ManyParts = false>
+status overlap_supported(bool* supported) noexcept {
+  return to_status(waits_itself(permute_kernel<ManyParts>, supported));
+}
+
 #if defined(ADAPTIVE_K_LINKED_KERNELS)
+extern template status overlap_supported<false>(bool*) noexcept;
 extern template status launch_permute<false>(const permute_params&, bool, cudaStream_t) noexcept;
 extern template status launch_permute<true>(const permute_params&, bool, cudaStream_t) noexcept;
 #endif
+
+/// What a routing call permutes by, in the same launch or the next.
+struct expert_major {
+  permutation_output output;
+  int block_size = 1;                        ///< as permutation_shape
+  int num_local_experts = 0;                 ///< likewise
+  const std::int32_t* expert_map = nullptr;  ///< as permutation_input
+};
 
 /// The device twin of host/permutation.hpp: same bits, every pointer in device memory. Two calls,
 /// as CUB has it: with a null `workspace` only `*workspace_bytes` is set; else one launch is
@@ -110,7 +124,7 @@ status permute(const permutation_shape& shape, const permutation_input<Id>& inpu
   const permute_params params = permute_detail::make_params(shape, input, output, workspace);
   if (params.num_parts == 1) return launch_permute<false>(params, false, stream);
   const status cleared =
-      to_status(cudaMemsetAsync(params.tickets, 0, sizeof(permute_tickets), stream));
+      to_status(cudaMemsetAsync(params.tickets, 0, offsetof(permute_tickets, arrived), stream));
   return cleared ? launch_permute<true>(params, false, stream) : cleared;
 }
 

@@ -7,8 +7,10 @@
 #include "adaptive_k/core/choose_k.hpp"
 #include "adaptive_k/core/gating.hpp"
 #include "adaptive_k/core/route_token.hpp"
+#include "adaptive_k/cuda/dependent_launch.cuh"
 #include "adaptive_k/cuda/device_metrics.cuh"
 #include "adaptive_k/cuda/device_tile.cuh"
+#include "adaptive_k/cuda/permute_kernel.cuh"
 #include "adaptive_k/cuda/storage.cuh"
 #include "adaptive_k/cuda/tuning.cuh"
 #include "adaptive_k/types.hpp"
@@ -40,6 +42,8 @@ struct route_params {
   id_type ids;
   float_type weights;
   fill_id fill;
+  bool overlaps;               ///< host: may overlap the kernel before it on the stream
+  permute_params permutation;  ///< of the ids chosen here; null topk_ids: none
 };
 
 __device__ ADAPTIVE_K_INLINE void store_id(void* base, std::int64_t at, id_type type,
@@ -102,6 +106,8 @@ __device__ ADAPTIVE_K_INLINE detail::k_limits limits_of(const route_params& para
 template <class Tier, gating_kind Kind, class Logit, bool ByLogitOnly>
 __global__ void __launch_bounds__(threads_per_block, blocks_per_sm<Tier>(ByLogitOnly))
     route_kernel(route_params params) {
+  wait_for_previous_kernel();
+  allow_next_kernel();
   using tile_type = device_tile<Tier::lanes, Tier::row_width, ByLogitOnly, sizeof(Logit) == 2>;
   constexpr int lanes = Tier::lanes;
   constexpr int max_top_k = Tier::max_top_k;
@@ -155,6 +161,10 @@ __global__ void __launch_bounds__(threads_per_block, blocks_per_sm<Tier>(ByLogit
     }
   }
   metrics.finish(top_k);
+  if (params.permutation.topk_ids != nullptr) {
+    extern __shared__ uint4 adaptive_k_shared[];
+    permute_after_routing(params.permutation, adaptive_k_shared);
+  }
 }
 
 }  // namespace cuda

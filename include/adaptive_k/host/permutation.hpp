@@ -24,7 +24,11 @@ void for_each_slot_expert(const permutation_shape& shape, const permutation_inpu
     for (int j = 0; j < shape.top_k; ++j) {
       const std::int64_t slot = token * shape.top_k + j;
       int expert = -1;
-      if (j < count) expert = local_expert(input.topk_ids[slot], checked, input.expert_map);
+      if (j < count) {
+        const auto id = static_cast<std::int64_t>(input.topk_ids[slot]);
+        const bool fits = id >= 0 && id < max_experts;
+        expert = local_expert(fits ? static_cast<int>(id) : -1, checked, input.expert_map);
+      }
       if (expert >= 0 && last_token[expert] == token) expert = -1;
       if (expert >= 0) last_token[expert] = token;
       place(slot, expert);
