@@ -38,7 +38,7 @@ void expect_equal(const combines::test_case<Value, Weight>& input, int shift, bo
     made.write(input.addend);
     view.addend = made.get();
   }
-  const status result = cuda::combine_experts(input.shape, view, made.get(), nullptr);
+  const status result = cuda::combine_experts(input.shape, view, made.get(), false, nullptr);
   ASSERT_TRUE(result) << result.message() << '\n' << schedules::last_fault();
   ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess) << schedules::last_fault();
   const std::vector<Value> device = made.read();

@@ -59,7 +59,7 @@ void expect_equal(const test_case<Id>& input, std::uint64_t first_seed = 0, int 
   const device::buffer<Id> ids(input.ids);
   const device::optional_copy<std::int32_t> counts(input.counts), map(input.map);
   std::size_t bytes = 0;
-  ASSERT_TRUE(cuda::permute<Id>(input.shape, {}, {}, nullptr, &bytes, nullptr));
+  ASSERT_TRUE(cuda::permute<Id>(input.shape, {}, {}, nullptr, &bytes, false, nullptr));
   device::buffer<unsigned char> workspace(bytes);
   for (int i = 0; i < num_seeds; ++i) {
     const std::uint64_t seed = first_seed + static_cast<std::uint64_t>(i);
@@ -68,7 +68,7 @@ void expect_equal(const test_case<Id>& input, std::uint64_t first_seed = 0, int 
     const device_arrays made(input.shape);
     workspace.write(std::vector<unsigned char>(bytes, 0xA5));  // needs no initialisation
     const status result = cuda::permute<Id>(input.shape, {ids.get(), counts.get(), map.get()},
-                                            made.view(), workspace.get(), &bytes, nullptr);
+                                            made.view(), workspace.get(), &bytes, false, nullptr);
     ASSERT_TRUE(result) << result.message() << '\n' << schedules::last_fault();
     ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess) << schedules::last_fault();
     made.expect_equal(host);
@@ -125,7 +125,7 @@ TEST(permute_kernel, every_member_may_be_left_out) {
     const device::buffer<std::int32_t> ids(input.ids);
     const device::optional_copy<std::int32_t> counts(input.counts), map(input.map);
     std::size_t bytes = 0;
-    ASSERT_TRUE(cuda::permute<std::int32_t>(input.shape, {}, {}, nullptr, &bytes, nullptr));
+    ASSERT_TRUE(cuda::permute<std::int32_t>(input.shape, {}, {}, nullptr, &bytes, false, nullptr));
     device::buffer<unsigned char> workspace(bytes);
     for (int only = 0; only < 6; ++only) {
       const device_arrays made(input.shape);
@@ -135,7 +135,7 @@ TEST(permute_kernel, every_member_may_be_left_out) {
       for (int i = 0; i < 6; ++i)
         if (i != only) *members[i] = nullptr;
       ASSERT_TRUE(cuda::permute<std::int32_t>(input.shape, {ids.get(), counts.get(), map.get()},
-                                              view, workspace.get(), &bytes, nullptr));
+                                              view, workspace.get(), &bytes, false, nullptr));
       ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess) << schedules::last_fault();
       arrays expected = made.blank;
       if (only == 0) expected.expert_counts = host.expert_counts;
@@ -152,20 +152,21 @@ TEST(permute_kernel, every_member_may_be_left_out) {
 TEST(permute_kernel, refuses_a_workspace_that_does_not_fit) {
   const permutation_shape shape = {1000, 2, 64, 0, 1};
   std::size_t bytes = 0;
-  ASSERT_TRUE(cuda::permute<std::int32_t>(shape, {}, {}, nullptr, &bytes, nullptr));
+  ASSERT_TRUE(cuda::permute<std::int32_t>(shape, {}, {}, nullptr, &bytes, false, nullptr));
   EXPECT_EQ(bytes, 16u + 4u * 64u * sizeof(std::int32_t));
   const device::buffer<unsigned char> workspace(bytes);
   const device::buffer<std::int32_t> ids(2000);
   std::size_t given = bytes - 1;
-  EXPECT_STREQ(cuda::permute<std::int32_t>(shape, {ids.get()}, {}, workspace.get(), &given, nullptr)
-                   .message(),
-               "workspace_bytes is 1039, this shape needs 1040");
   EXPECT_STREQ(
-      cuda::permute<std::int32_t>(shape, {ids.get()}, {}, workspace.get() + 8, &bytes, nullptr)
+      cuda::permute<std::int32_t>(shape, {ids.get()}, {}, workspace.get(), &given, false, nullptr)
           .message(),
-      "workspace is not aligned to 16 bytes");
+      "workspace_bytes is 1039, this shape needs 1040");
+  EXPECT_STREQ(cuda::permute<std::int32_t>(shape, {ids.get()}, {}, workspace.get() + 8, &bytes,
+                                           false, nullptr)
+                   .message(),
+               "workspace is not aligned to 16 bytes");
   EXPECT_STREQ(
-      cuda::permute<std::int32_t>(shape, {}, {}, workspace.get(), &bytes, nullptr).message(),
+      cuda::permute<std::int32_t>(shape, {}, {}, workspace.get(), &bytes, false, nullptr).message(),
       "topk_ids is null");
 }
 

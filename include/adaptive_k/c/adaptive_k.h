@@ -200,6 +200,8 @@ typedef struct adaptive_k_route_params {
   const int32_t* replay_counts; /* [T], 0..K0, or NULL: all K0 */
   void* metrics; /* host: adaptive_k_metrics, added to. Device: adaptive_k_device_metrics_bytes(),
                     zero before the first call */
+  int32_t overlap_previous; /* device: 1 where adaptive_k_overlap_supported() says so */
+  int32_t reserved;         /* 0 */
 } adaptive_k_route_params;
 
 ADAPTIVE_K_API int32_t adaptive_k_route_host(const adaptive_k_router* router,
@@ -248,7 +250,9 @@ ADAPTIVE_K_API int32_t adaptive_k_permute_host(const adaptive_k_permute_params* 
 ADAPTIVE_K_API int32_t adaptive_k_permute(const adaptive_k_permute_params* params, void* workspace,
                                           size_t* workspace_bytes, void* stream);
 /* adaptive_k_route, then adaptive_k_permute of its result: one launch up to 256 tokens, else two.
- * Of `permute`, topk_ids, topk_counts, num_tokens, top_k, num_experts and ids_type are not read. */
+ * Of `permute`, topk_ids, topk_counts, num_tokens, top_k, num_experts and ids_type are not read.
+ * The first 16 bytes of the workspace must be zero before its first use here, and are zero again
+ * after every launch; one workspace serves one stream at a time. */
 ADAPTIVE_K_API int32_t adaptive_k_route_permute(const adaptive_k_router* router,
                                                 const adaptive_k_route_params* route,
                                                 const adaptive_k_permute_params* permute,

@@ -48,11 +48,12 @@ extern template status launch_combine<bfloat16>(combine_params, bool, cudaStream
 #endif
 
 /// The device twin of host/expert_combine.hpp: same bits, every pointer in device memory. Enqueues
-/// one kernel on `stream`. No allocation, no synchronisation. Rows outside the experts' outputs
+/// one kernel on `stream`, which may overlap the kernel before it where `overlaps` says so (see
+/// overlap_supported). No allocation, no synchronisation. Rows outside the experts' outputs
 /// are the caller's mistake, and not found out here.
 template <class Value, class Weight>
 status combine_experts(const combine_shape& shape, const combine_input<Value, Weight>& input,
-                       Value* output, cudaStream_t stream) noexcept {
+                       Value* output, bool overlaps, cudaStream_t stream) noexcept {
   const status refusal = detail::check_combine(shape, input, output);
   if (!refusal || shape.num_tokens == 0) return refusal;
   combine_params params = {};
@@ -65,7 +66,7 @@ status combine_experts(const combine_shape& shape, const combine_input<Value, We
   params.addend = input.addend;
   params.output = output;
   params.weights = float_type_of<Weight>();
-  return launch_combine<Value>(params, false, stream);
+  return launch_combine<Value>(params, overlaps, stream);
 }
 
 }  // namespace cuda

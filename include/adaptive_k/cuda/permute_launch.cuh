@@ -104,12 +104,13 @@ struct expert_major {
 /// The device twin of host/permutation.hpp: same bits, every pointer in device memory. Two calls,
 /// as CUB has it: with a null `workspace` only `*workspace_bytes` is set; else one launch is
 /// enqueued on `stream`, before it, above 256 tokens, a memset of 8 bytes. No allocation, no
-/// synchronisation. The workspace needs no initialisation, an alignment of 16 bytes, and is free
-/// for other use when the kernel is done.
+/// synchronisation. `overlaps`: the launch may overlap the kernel before it (see
+/// overlap_supported); not after a memset. The workspace needs no initialisation, an alignment of
+/// 16 bytes, and is free for other use when the kernel is done.
 template <class Id = std::int32_t>
 status permute(const permutation_shape& shape, const permutation_input<Id>& input,
                const permutation_output& output, void* workspace, std::size_t* workspace_bytes,
-               cudaStream_t stream) noexcept {
+               bool overlaps, cudaStream_t stream) noexcept {
   status refusal = validate(shape);
   if (!refusal) return refusal;
   const std::size_t needed = permute_detail::workspace_bytes(shape);
@@ -122,7 +123,7 @@ status permute(const permutation_shape& shape, const permutation_input<Id>& inpu
   if (refusal) refusal = permute_detail::check_workspace(workspace, *workspace_bytes, needed);
   if (!refusal) return refusal;
   const permute_params params = permute_detail::make_params(shape, input, output, workspace);
-  if (params.num_parts == 1) return launch_permute<false>(params, false, stream);
+  if (params.num_parts == 1) return launch_permute<false>(params, overlaps, stream);
   const status cleared =
       to_status(cudaMemsetAsync(params.tickets, 0, offsetof(permute_tickets, arrived), stream));
   return cleared ? launch_permute<true>(params, false, stream) : cleared;
