@@ -44,6 +44,30 @@ need_packages() {
   fi
 }
 
+# The CUDA compiler as PyPI packages it, about 130 MB.
+cuda_wheels=(nvidia-cuda-nvcc nvidia-nvvm nvidia-cuda-crt nvidia-cuda-runtime nvidia-cuda-cccl)
+
+# need_nvcc: with ADAPTIVE_K_FETCH_NVCC=1 and no CUDA compiler, fetches one into build/cuda-compiler.
+need_nvcc() {
+  local home="$repository_root/build/cuda-compiler" toolkit
+  toolkit="$home/nvidia/cu13"
+  [ -n "${CUDACXX:-}" ] || command -v nvcc > /dev/null || [ -x /usr/local/cuda/bin/nvcc ] && return 0
+  if [ ! -x "$toolkit/bin/nvcc" ]; then
+    if [ "${ADAPTIVE_K_FETCH_NVCC:-}" != 1 ]; then
+      say "No CUDA compiler (nvcc): the kernels are left out. ADAPTIVE_K_FETCH_NVCC=1 fetches one by pip (130 MB)."
+      return 0
+    fi
+    say "Fetching nvcc 13.0 into build/cuda-compiler"
+    if ! python3 -m pip install --quiet --no-deps --upgrade --target "$home" \
+           "${cuda_wheels[@]/%/==13.0.*}" >&2 < /dev/null; then
+      say "pip could not fetch it; going on without the kernels."
+      return 0
+    fi
+    ln -sfn lib "$toolkit/lib64"  # where nvcc looks
+  fi
+  export CUDACXX="$toolkit/bin/nvcc"
+}
+
 # One job a core, but no more than memory allows: a test file can take 1.5 GB to compile.
 build_jobs() {
   local cores memory

@@ -19,7 +19,7 @@ struct routing_case {
 };
 
 struct cost {
-  std::string kernel;  ///< mangled name
+  std::string kernel;  ///< demangled name
   double mean_k = 0.0;
   double warp_instructions_per_token = 0.0;
   double thread_instructions_per_token = 0.0;

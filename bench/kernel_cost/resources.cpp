@@ -1,11 +1,25 @@
 #include "resources.hpp"
 
+#include <cxxabi.h>
+
 #include <algorithm>
+#include <cstdlib>
 #include <fstream>
 #include <regex>
 #include <stdexcept>
 
 namespace kernel_cost {
+namespace {
+
+std::string demangled(const std::string& mangled) {
+  int status = 0;
+  char* const text = abi::__cxa_demangle(mangled.c_str(), nullptr, nullptr, &status);
+  const std::string name = status == 0 ? text : mangled;
+  std::free(text);
+  return name;
+}
+
+}  // namespace
 
 std::map<std::pair<std::string, std::string>, resources> read_resources(const std::string& path) {
   std::ifstream file(path);
@@ -19,7 +33,7 @@ std::map<std::pair<std::string, std::string>, resources> read_resources(const st
   resources* current = nullptr;
   std::smatch match;
   for (std::string line; std::getline(file, line);) {
-    if (std::regex_search(line, match, entry)) current = &found[{match[2], match[1]}];
+    if (std::regex_search(line, match, entry)) current = &found[{match[2], demangled(match[1])}];
     if (current == nullptr) continue;
     if (std::regex_search(line, match, stack)) {
       current->stack_bytes = std::stoi(match[1]);

@@ -14,7 +14,7 @@ struct resources {
   int shared_bytes = 0;
 };
 
-/// By architecture ("sm_80") and mangled kernel name, from logs of `nvcc -Xptxas -v`. Throws
+/// By architecture ("sm_80") and kernel name, from logs of `nvcc -Xptxas -v`. Throws
 /// std::runtime_error naming the file where one cannot be read or holds no kernel.
 std::map<std::pair<std::string, std::string>, resources> read_resources(const std::string& path);
 

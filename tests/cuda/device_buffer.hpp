@@ -41,4 +41,16 @@ class buffer {
   T* data_ = nullptr;
 };
 
+/// A copy of a host vector, or null where that is empty.
+template <class T>
+class optional_copy {
+ public:
+  explicit optional_copy(const std::vector<T>& values) : empty_(values.empty()), buffer_(values) {}
+  const T* get() const { return empty_ ? nullptr : buffer_.get(); }
+
+ private:
+  bool empty_;
+  buffer<T> buffer_;
+};
+
 }  // namespace device

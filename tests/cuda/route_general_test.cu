@@ -41,7 +41,7 @@ TYPED_TEST(route_general, sparsemixer_equals_host) {
   gating g;
   g.kind = gating_kind::sparsemixer;
   g.renormalize = false;
-  run_shapes<TypeParam>(edges_of(cuda::general_tiers{}), g, 8, true);
+  run_shapes<TypeParam>(edges_of(cuda::sparsemixer_tiers{}), g, 8, true);
 }
 
 TYPED_TEST(route_general, groups_equal_host) {

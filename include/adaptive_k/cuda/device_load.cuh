@@ -213,8 +213,9 @@ struct wide_load<16> {
   using type = uint4;
 };
 
-/// `Width` neighbouring logits with one load each. `Exact`: every slot is an expert's.
-template <int Width, bool Exact, class Tile, int MaxRows, class Logit>
+/// `Width` neighbouring logits with one load each. `Exact`: every slot is an expert's. `Shared`:
+/// the row lies in shared memory.
+template <int Width, bool Exact, bool Shared, class Tile, int MaxRows, class Logit>
 __device__ ADAPTIVE_K_INLINE void fetch_by(loaded_row<Tile, MaxRows>& fetched, const Logit* data,
                                            int num_experts) noexcept {
   using word = logit_word<Logit>;
@@ -232,7 +233,8 @@ __device__ ADAPTIVE_K_INLINE void fetch_by(loaded_row<Tile, MaxRows>& fetched, c
         using wide = typename wide_load<Width * sizeof(Logit)>::type;
         constexpr int count = static_cast<int>(sizeof(wide)) / 4;
         if (exists) {
-          const wide loaded = __ldg(reinterpret_cast<const wide*>(own + offset));
+          const wide* const from = reinterpret_cast<const wide*>(own + offset);
+          const wide loaded = Shared ? *from : __ldg(from);
           std::uint32_t bits[count];
           std::memcpy(bits, &loaded, sizeof loaded);
           ADAPTIVE_K_UNROLL
@@ -256,21 +258,48 @@ __device__ ADAPTIVE_K_INLINE void fetch_by(loaded_row<Tile, MaxRows>& fetched, c
 }
 }  // namespace load_detail
 
-template <int MaxRows, class Tile, class Logit>
+template <int MaxRows, class Tile, bool Shared = false, class Logit>
 __device__ ADAPTIVE_K_INLINE loaded_row<Tile, MaxRows> fetch_row(const device_row<Logit>& source,
                                                                  int num_experts) noexcept {
   constexpr int half = Tile::chunk >= 2 ? Tile::chunk / 2 : 1;
   loaded_row<Tile, MaxRows> row;
   if (source.load_width >= Tile::chunk && num_experts == MaxRows * Tile::row_width)
-    load_detail::fetch_by<Tile::chunk, true>(row, source.data, num_experts);
-  else if (source.load_width >= Tile::chunk)
-    load_detail::fetch_by<Tile::chunk, false>(row, source.data, num_experts);
+    load_detail::fetch_by<Tile::chunk, true, Shared>(row, source.data, num_experts);
+  else if (source.load_width >= Tile::chunk && !Shared)
+    load_detail::fetch_by<Tile::chunk, false, Shared>(row, source.data, num_experts);
   else if (source.load_width >= half)
-    load_detail::fetch_by<half, false>(row, source.data, num_experts);
+    load_detail::fetch_by<half, false, Shared>(row, source.data, num_experts);
   else
-    load_detail::fetch_by<1, false>(row, source.data, num_experts);
+    load_detail::fetch_by<1, false, Shared>(row, source.data, num_experts);
   return row;
 }
+
+/// Rows of a warp on their way in: copied as they lie, in loads of 16 bytes side by side, where the
+/// tiles' own loads would fetch sectors twice.
+template <class Tile, int MaxExperts>
+struct staged_rows {
+  using logit = typename Tile::logit_type;
+  static constexpr int bytes = 32 / Tile::lanes * MaxExperts * static_cast<int>(sizeof(logit));
+  static constexpr bool fit = bytes <= 4096;
+  uint4 words[fit ? bytes / 16 : 1];
+
+  /// `rows` rows of E logits from `data` on, which is 16-byte aligned; every lane takes part.
+  __device__ ADAPTIVE_K_INLINE void copy_in(const logit* data, int rows, int num_experts) noexcept {
+    const int lane = static_cast<int>(threadIdx.x % 32);
+    const int count = rows * num_experts;
+    constexpr int width = 16 / static_cast<int>(sizeof(logit));
+    const int wide = count / width;
+    __syncwarp();  // the round before may still read
+    for (int i = lane; i < wide; i += 32)
+      words[i] = __ldg(reinterpret_cast<const uint4*>(data) + i);
+    logit* const to = reinterpret_cast<logit*>(words);
+    for (int i = wide * width + lane; i < count; i += 32) to[i] = data[i];
+    __syncwarp();
+  }
+  __device__ ADAPTIVE_K_INLINE const logit* row(int index, int num_experts) const noexcept {
+    return reinterpret_cast<const logit*>(words) + index * num_experts;
+  }
+};
 
 /// Unpacks a row into the state that core/ works on.
 template <int MaxRows, class Tile>

@@ -117,10 +117,17 @@ __device__ ADAPTIVE_K_INLINE sorted_list<Key, MaxTopK> best_of_tile(KeyAt key_at
   }
   ADAPTIVE_K_UNROLL
   for (int i = 0; i < MaxTopK; ++i) winners.at[i] = finish(winners.at[i]);
-  ADAPTIVE_K_UNROLL
-  for (int offset = 1; offset < Tile::lanes; offset *= 2)
+  const auto merge = [&](int offset) {
     winners.keep_best(
         [&](int i) { return __shfl_xor_sync(Tile::whole_warp, winners.at[i], offset); });
+  };
+  if constexpr (MaxTopK <= 8) {
+    ADAPTIVE_K_UNROLL
+    for (int offset = 1; offset < Tile::lanes; offset *= 2) merge(offset);
+  } else {  // unrolled, long lists would take ptxas minutes
+#pragma unroll 1
+    for (int offset = 1; offset < Tile::lanes; offset *= 2) merge(offset);
+  }
   return winners;
 }
 

@@ -9,9 +9,12 @@
 #include "adaptive_k/core/check_call.hpp"
 #include "adaptive_k/core/choose_k.hpp"
 #include "adaptive_k/core/gating.hpp"
+#include "adaptive_k/cuda/dependent_launch.cuh"
 #include "adaptive_k/cuda/device_metrics.cuh"
+#include "adaptive_k/cuda/permute_launch.cuh"
 #include "adaptive_k/cuda/plain_kernel.cuh"
 #include "adaptive_k/cuda/route_kernel.cuh"
+#include "adaptive_k/cuda/storage.cuh"
 #include "adaptive_k/cuda/tuning.cuh"
 #include "adaptive_k/status.hpp"
 #include "adaptive_k/types.hpp"
@@ -19,12 +22,6 @@
 ADAPTIVE_K_NAMESPACE_BEGIN
 
 namespace cuda {
-
-inline status to_status(cudaError_t error) noexcept {
-  if (error == cudaSuccess) return {};
-  return status::error(status_code::cuda_error, "%s: %s", cudaGetErrorName(error),
-                       cudaGetErrorString(error));
-}
 
 /// Whether the model is served by the plain kernels: softmax ranked by logit alone.
 inline bool is_plain(const gating& g) noexcept {
@@ -36,8 +33,10 @@ inline bool is_plain(const gating& g) noexcept {
 inline status supported(const gating& g) noexcept {
   const status fits = validate(g);
   if (!fits) return fits;
-  const int tier = is_plain(g) ? tier_for(plain_tiers{}, g.num_experts, g.top_k)
-                               : tier_for(general_tiers{}, g.num_experts, g.top_k);
+  int tier = tier_for(general_tiers{}, g.num_experts, g.top_k);
+  if (is_plain(g)) tier = tier_for(plain_tiers{}, g.num_experts, g.top_k);
+  if (g.kind == gating_kind::sparsemixer)
+    tier = tier_for(sparsemixer_tiers{}, g.num_experts, g.top_k);
   if (tier >= 0) return {};
   return status::error(status_code::unsupported, "no kernel for num_experts = %d, top_k = %d",
                        g.num_experts, g.top_k);
@@ -55,18 +54,39 @@ constexpr std::int64_t divide_up(std::int64_t a, std::int64_t b) noexcept {
   return (a + b - 1) / b;
 }
 
+/// Enqueues a route kernel, with the memory for the permutation that it does where asked to.
+inline status enqueue(void (*kernel)(route_params), std::int64_t blocks, const route_params& params,
+                      cudaStream_t stream) noexcept {
+  const status fits = check_blocks(blocks, params.num_tokens);
+  if (!fits) return fits;
+  const permute_params& permutation = params.permutation;
+  const bool permutes = permutation.topk_ids != nullptr && permutation.num_parts == 1;
+  const int shared_bytes =
+      permutes ? permute_detail::chunk_memory::bytes(permutation.shape.num_local_experts) : 0;
+  return to_status(cuda::launch(kernel,
+                                {static_cast<unsigned>(blocks), threads_per_block,
+                                 static_cast<std::size_t>(shared_bytes), stream, params.overlaps},
+                                params));
+}
+
 template <class Logit>
 struct plain_family {
   template <class Tier>
   static status launch(route_params params, cudaStream_t stream) noexcept {
+    using tile = device_tile<Tier::lanes, Tier::row_width, Logit>;
     params.rounds = rounds_for(Tier::lanes, params.num_tokens);
+    // A warp's rounds start at multiples of 32 / lanes rows, so the rows' start aligns them all.
+    const std::int64_t round_bytes =
+        32 / Tier::lanes * params.row_stride * static_cast<std::int64_t>(sizeof(Logit));
+    const bool aligned =
+        reinterpret_cast<std::uintptr_t>(params.logits) % 16 == 0 && round_bytes % 16 == 0;
+    const bool loads_side_by_side =
+        params.load_width >= tile::chunk && (Tier::lanes > 1 || tile::chunks == 1);
+    params.stages_rows = aligned && params.row_stride == params.model.num_experts &&
+                         params.num_tokens > 1 && !loads_side_by_side;
     const std::int64_t warps = divide_up(params.num_tokens, 32 / Tier::lanes * params.rounds);
-    const std::int64_t blocks = divide_up(warps, threads_per_block / 32);
-    const status fits = check_blocks(blocks, params.num_tokens);
-    if (!fits) return fits;
-    plain_route_kernel<Tier, Logit>
-        <<<static_cast<unsigned>(blocks), threads_per_block, 0, stream>>>(params);
-    return to_status(cudaGetLastError());
+    return enqueue(plain_route_kernel<Tier, Logit>, divide_up(warps, threads_per_block / 32),
+                   params, stream);
   }
 };
 
@@ -74,12 +94,8 @@ template <gating_kind Kind, class Logit>
 struct general_family {
   template <class Tier>
   static status launch(const route_params& params, cudaStream_t stream) noexcept {
-    const std::int64_t blocks = divide_up(params.num_tokens * Tier::lanes, threads_per_block);
-    const status fits = check_blocks(blocks, params.num_tokens);
-    if (!fits) return fits;
-    route_kernel<Tier, Kind, Logit>
-        <<<static_cast<unsigned>(blocks), threads_per_block, 0, stream>>>(params);
-    return to_status(cudaGetLastError());
+    return enqueue(route_kernel<Tier, Kind, Logit>,
+                   divide_up(params.num_tokens * Tier::lanes, threads_per_block), params, stream);
   }
 };
 
@@ -109,8 +125,10 @@ status launch_plain(const route_params& params, cudaStream_t stream) noexcept {
 
 template <gating_kind Kind, class Logit>
 status launch_general(const route_params& params, cudaStream_t stream) noexcept {
+  using tiers =
+      std::conditional_t<Kind == gating_kind::sparsemixer, sparsemixer_tiers, general_tiers>;
   return launch_detail::launch_first_fit<launch_detail::general_family<Kind, Logit>>(
-      general_tiers{}, params, stream);
+      tiers{}, params, stream);
 }
 
 #if defined(ADAPTIVE_K_LINKED_KERNELS)
@@ -160,32 +178,19 @@ int load_width(const Logit* data, std::int64_t row_stride, int num_experts) noex
   return width;
 }
 
-template <class Id>
-constexpr id_type id_type_of() noexcept {
-  if (std::is_same_v<Id, std::int64_t>) return id_type::int64;
-  if (std::is_same_v<Id, std::int16_t>) return id_type::int16;
-  if (std::is_same_v<Id, std::uint16_t>) return id_type::uint16;
-  return id_type::int32;
-}
-
-template <class Weight>
-constexpr float_type float_type_of() noexcept {
-  if (std::is_same_v<Weight, float16>) return float_type::float16;
-  if (std::is_same_v<Weight, bfloat16>) return float_type::bfloat16;
-  return float_type::float32;
-}
-
 /// The router on the device: the same decision as host/router.hpp, bit for bit, with every pointer
 /// in device memory. Trivially copyable; owns nothing.
 class device_router {
  public:
   /// `plans`: device memory, [num_layers], or one for every layer where `num_layers` is 0: a copy
   /// of a host router's plans(). It may be rewritten between launches, also under a captured graph.
+  /// `overlaps`: launches may overlap the kernel before them (see overlap_supported).
   device_router(const gating& model, const detail::k_plan* plans, int num_layers = 0,
-                fill_id fill = fill_id::minus_one) noexcept
+                fill_id fill = fill_id::minus_one, bool overlaps = false) noexcept
       : validity_(validate(model)),
         model_(model),
         fill_(fill),
+        overlaps_(overlaps),
         plans_(plans),
         num_layers_(num_layers) {
     model_.renormalize = detail::renormalizes(model_);
@@ -211,18 +216,63 @@ class device_router {
     return launch(layer, logits, given, output, metrics, extras, stream);
   }
 
+  /// `route` (or `replay`, where `given` has ids) and the permutation of what it chose: one launch
+  /// up to 256 tokens, else two. Two calls, as cuda::permute: with a null `workspace` only
+  /// `*workspace_bytes` is set. The first 16 bytes of the workspace must be zero before its first
+  /// use here, and are zero again after every launch; no other stream may use it meanwhile.
+  template <class Logit, class Id = std::int32_t, class Weight = float>
+  status route_permute(int layer, const logits_view<Logit>& logits, const routing_replay<Id>& given,
+                       const routing_output<Id, Weight>& output, const expert_major& order,
+                       device_metrics* metrics, const routing_extras& extras, void* workspace,
+                       std::size_t* workspace_bytes, cudaStream_t stream) const noexcept {
+    const permutation_shape shape = {logits.num_tokens, model_.top_k, model_.num_experts,
+                                     order.num_local_experts, order.block_size};
+    route_params params = {};
+    status result = prepare(layer, logits, given, output, metrics, extras, &params);
+    if (result) result = detail::check_permutation(shape, true, order.expert_map != nullptr);
+    if (result && fill_ == fill_id::first_expert && output.topk_counts == nullptr)
+      result = status::error(status_code::invalid_argument,
+                             "output.topk_counts is null: the permutation needs it with the fill "
+                             "first_expert");
+    if (!result) return result;
+    const std::size_t needed = permute_detail::workspace_bytes(shape);
+    if (workspace == nullptr) {
+      *workspace_bytes = needed;
+      return {};
+    }
+    result = permute_detail::check_workspace(workspace, *workspace_bytes, needed);
+    if (!result) return result;
+    const permute_params permutation = permute_detail::make_params<Id>(
+        shape, {output.topk_ids, output.topk_counts, order.expert_map}, order.output, workspace);
+    if (logits.num_tokens == 0) return launch_permute<false>(permutation, overlaps_, stream);
+    params.permutation = permutation;
+    result = launch_route<Logit>(params, stream);
+    if (!result || permutation.num_parts == 1) return result;
+    return launch_permute<true>(permutation, overlaps_, stream);
+  }
+
  private:
   template <class Logit, class Id, class Weight>
   status launch(int layer, const logits_view<Logit>& logits, const routing_replay<Id>& given,
                 const routing_output<Id, Weight>& output, device_metrics* metrics,
                 const routing_extras& extras, cudaStream_t stream) const noexcept {
+    route_params params = {};
+    const status refusal = prepare(layer, logits, given, output, metrics, extras, &params);
+    if (!refusal || logits.num_tokens == 0) return refusal;
+    return launch_route<Logit>(params, stream);
+  }
+
+  /// Checks a call and writes what its launch needs.
+  template <class Logit, class Id, class Weight>
+  status prepare(int layer, const logits_view<Logit>& logits, const routing_replay<Id>& given,
+                 const routing_output<Id, Weight>& output, device_metrics* metrics,
+                 const routing_extras& extras, route_params* made) const noexcept {
     const status refusal =
         detail::check_call(validity_, model_, num_layers_, layer, logits,
                            output.topk_ids != nullptr, output.topk_weights != nullptr, extras);
     if (!refusal) return refusal;
     if (plans_ == nullptr) return status::error(status_code::invalid_argument, "plans is null");
-    if (logits.num_tokens == 0) return {};
-    route_params params = {};
+    route_params& params = *made;
     params.logits = logits.data;
     params.num_tokens = logits.num_tokens;
     params.row_stride = logits.row_stride != 0 ? logits.row_stride : logits.num_experts;
@@ -244,12 +294,14 @@ class device_router {
     params.ids = id_type_of<Id>();
     params.weights = float_type_of<Weight>();
     params.fill = fill_;
-    return launch_route<Logit>(params, stream);
+    params.overlaps = overlaps_;
+    return {};
   }
 
   status validity_;
   gating model_;
   fill_id fill_;
+  bool overlaps_;
   const detail::k_plan* plans_;
   int num_layers_;
 };

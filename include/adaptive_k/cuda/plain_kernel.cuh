@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "adaptive_k/core/finish_route.hpp"
+#include "adaptive_k/cuda/dependent_launch.cuh"
 #include "adaptive_k/cuda/device_load.cuh"
 #include "adaptive_k/cuda/device_metrics.cuh"
 #include "adaptive_k/cuda/device_tile.cuh"
@@ -84,9 +85,10 @@ __device__ ADAPTIVE_K_INLINE void copy_weights(staged_slots<MaxTopK>& staged, vo
   }
 }
 
+/// What one warp does of a launch.
 template <class Tier, class Logit>
-__global__ void __launch_bounds__(threads_per_block, Tier::blocks_per_sm)
-    plain_route_kernel(route_params params) {
+__device__ ADAPTIVE_K_INLINE void route_by_warp(const route_params& params,
+                                                block_metrics& metrics) noexcept {
   using tile_type = device_tile<Tier::lanes, Tier::row_width, Logit>;
   constexpr int lanes = Tier::lanes;
   constexpr int max_top_k = Tier::max_top_k;
@@ -95,31 +97,44 @@ __global__ void __launch_bounds__(threads_per_block, Tier::blocks_per_sm)
   const int lane = tile_type::lane();
   const int warp_lane = static_cast<int>(threadIdx.x % 32);
   const int top_k = params.model.top_k;
+  const int num_experts = params.model.num_experts;
   const detail::k_plan& plan = *params.plan;
   const detail::sums_needed needed =
       detail::sums_for<gating_kind::softmax>(params.model, plan, false);
-  block_metrics metrics(params.metrics, params.model.num_experts);
 
   const int rounds = lanes == 1 ? 1 : params.rounds;
   const std::int64_t warp = (static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) / 32;
   const std::int64_t first = warp * (tiles * rounds);  // the warp's first token
-  if (first >= params.num_tokens) return metrics.finish(top_k);
-  const std::int64_t tile_first = first + warp_lane / lanes * rounds;
+  if (first >= params.num_tokens) return;
+  const int tile_index = warp_lane / lanes;
+  using staging = staged_rows<tile_type, Tier::max_experts>;
+  __shared__ staging rows_by_warp[staging::fit ? threads_per_block / 32 : 1];
   row_summary<Logit, max_top_k> own;
   for (int round = 0; round < rounds; ++round) {
-    if (first + round >= params.num_tokens) break;
-    const std::int64_t wanted = tile_first + round;
-    const std::int64_t token =
-        wanted < params.num_tokens ? wanted : params.num_tokens - 1;  // every lane must take part
-    const Logit* data = static_cast<const Logit*>(params.logits) + token * params.row_stride;
-    const auto row = fetch_row<Tier::rows, tile_type>(device_row<Logit>{data, params.load_width},
-                                                      params.model.num_experts);
+    if (first + round * tiles >= params.num_tokens) break;
+    const std::int64_t round_first = first + round * tiles;
+    const std::int64_t left = params.num_tokens - round_first;
+    const int in_round = left < tiles ? static_cast<int>(left) : tiles;
+    const int index = tile_index < in_round ? tile_index : in_round - 1;  // every lane takes part
+    const Logit* const data =
+        static_cast<const Logit*>(params.logits) + round_first * params.row_stride;
+    device_row<Logit> source = {data + index * params.row_stride, params.load_width};
+    loaded_row<tile_type, Tier::rows> row;
+    if (staging::fit && params.stages_rows) {
+      staging& staged = rows_by_warp[staging::fit ? threadIdx.x / 32 : 0];
+      staged.copy_in(data, in_round, num_experts);
+      source.data = staged.row(index, num_experts);
+      row = fetch_row<Tier::rows, tile_type, true>(source, num_experts);
+    } else {
+      row = fetch_row<Tier::rows, tile_type>(source, num_experts);
+    }
     row_summary<Logit, max_top_k> summary;
-    summarise(tile, row, params.model.num_experts, needed, summary);
+    summarise(tile, row, num_experts, needed, summary);
     if (lanes == 1 || lane == round) own = summary;
   }
 
-  const std::int64_t token = tile_first + lane;
+  const int own_index = lane * tiles + tile_index;  // of the warp's tokens
+  const std::int64_t token = first + own_index;
   const bool decides = lane < rounds && token < params.num_tokens;
   detail::token_route<max_top_k> route;
   bool padding = false;
@@ -140,7 +155,7 @@ __global__ void __launch_bounds__(threads_per_block, Tier::blocks_per_sm)
 
   __shared__ staged_slots<max_top_k> staged_by_warp[threads_per_block / 32];
   staged_slots<max_top_k>& staged = staged_by_warp[threadIdx.x / 32];
-  std::uint32_t* own_slots = staged.word() + (token - first) * top_k;
+  std::uint32_t* own_slots = staged.word() + own_index * top_k;
   const std::int64_t left = params.num_tokens - first;
   const int tokens = left < tiles * rounds ? static_cast<int>(left) : tiles * rounds;
   if (decides) {
@@ -164,7 +179,20 @@ __global__ void __launch_bounds__(threads_per_block, Tier::blocks_per_sm)
   }
   __syncwarp();
   copy_weights(staged, params.topk_weights, first * top_k, tokens * top_k, params.weights);
-  metrics.finish(top_k);
+}
+
+template <class Tier, class Logit>
+__global__ void __launch_bounds__(threads_per_block, Tier::blocks_per_sm)
+    plain_route_kernel(route_params params) {
+  wait_for_previous_kernel();
+  allow_next_kernel();
+  block_metrics metrics(params.metrics, params.model.num_experts);
+  route_by_warp<Tier, Logit>(params, metrics);
+  metrics.finish(params.model.top_k);
+  if (params.permutation.topk_ids != nullptr) {
+    extern __shared__ uint4 adaptive_k_shared[];
+    permute_after_routing(params.permutation, adaptive_k_shared);
+  }
 }
 
 }  // namespace cuda

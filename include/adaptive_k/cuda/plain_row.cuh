@@ -30,7 +30,9 @@ struct plain_key {
     const std::uint32_t positive_zero = word::fma(pair, word::one, 0);
     std::uint32_t signs;  // each sign, sixteen times (__byte_perm leaves out the sign modes)
     asm("prmt.b32 %0, %1, 0, 0xBB99;" : "=r"(signs) : "r"(positive_zero));
-    return positive_zero ^ (signs | 0x80008000u);
+    std::uint32_t orders;  // positive_zero ^ (signs | 0x80008000)
+    asm("lop3.b32 %0, %1, %2, 0x80008000, 0x1E;" : "=r"(orders) : "r"(positive_zero), "r"(signs));
+    return orders;
   }
   __device__ static ADAPTIVE_K_INLINE type join_half(std::uint32_t orders, int half,
                                                      int expert) noexcept {

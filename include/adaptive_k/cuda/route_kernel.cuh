@@ -5,10 +5,12 @@
 #include <cstdint>
 
 #include "adaptive_k/core/route_token.hpp"
+#include "adaptive_k/cuda/dependent_launch.cuh"
 #include "adaptive_k/cuda/device_load.cuh"
 #include "adaptive_k/cuda/device_metrics.cuh"
 #include "adaptive_k/cuda/device_select.cuh"
 #include "adaptive_k/cuda/device_tile.cuh"
+#include "adaptive_k/cuda/permute_kernel.cuh"
 #include "adaptive_k/cuda/route_params.cuh"
 #include "adaptive_k/cuda/tuning.cuh"
 
@@ -19,6 +21,8 @@ namespace cuda {
 template <class Tier, gating_kind Kind, class Logit>
 __global__ void __launch_bounds__(threads_per_block, general_blocks_per_sm)
     route_kernel(route_params params) {
+  wait_for_previous_kernel();
+  allow_next_kernel();
   using tile_type = device_tile<Tier::lanes, Tier::row_width, Logit>;
   constexpr int lanes = Tier::lanes;
   constexpr int max_top_k = Tier::max_top_k;
@@ -63,6 +67,10 @@ __global__ void __launch_bounds__(threads_per_block, general_blocks_per_sm)
     if (lane == 0) store_token(params, token, padding, route, metrics);
   }
   metrics.finish(top_k);
+  if (params.permutation.topk_ids != nullptr) {
+    extern __shared__ uint4 adaptive_k_shared[];
+    permute_after_routing(params.permutation, adaptive_k_shared);
+  }
 }
 
 }  // namespace cuda

@@ -7,14 +7,13 @@
 #include "adaptive_k/core/finish_route.hpp"
 #include "adaptive_k/core/gating.hpp"
 #include "adaptive_k/cuda/device_metrics.cuh"
+#include "adaptive_k/cuda/permute_kernel.cuh"
+#include "adaptive_k/cuda/storage.cuh"
 #include "adaptive_k/types.hpp"
 
 ADAPTIVE_K_NAMESPACE_BEGIN
 
 namespace cuda {
-
-enum class id_type : std::uint8_t { int32, int64, int16, uint16 };
-enum class float_type : std::uint8_t { float32, float16, bfloat16 };
 
 /// Everything a launch needs; device pointers unless said otherwise. Passed by value.
 struct route_params {
@@ -23,6 +22,7 @@ struct route_params {
   std::int64_t row_stride;  ///< elements
   int load_width;           ///< as device_row
   int rounds;               ///< of a plain kernel's warp, 1 to its lanes
+  bool stages_rows;  ///< rows follow one another from a 16-byte boundary, and pay to be staged
   gating model;
   const detail::k_plan* plan;        ///< of the layer; may be rewritten between launches
   const float* routing_bias;         ///< [E] or null
@@ -40,6 +40,8 @@ struct route_params {
   id_type ids;
   float_type weights;
   fill_id fill;
+  bool overlaps;               ///< host: may overlap the kernel before it on the stream
+  permute_params permutation;  ///< of the ids chosen here; null topk_ids: none
 };
 
 __device__ ADAPTIVE_K_INLINE void store_id(void* base, std::int64_t at, id_type type,
@@ -56,22 +58,6 @@ __device__ ADAPTIVE_K_INLINE void store_id(void* base, std::int64_t at, id_type 
       static_cast<std::int16_t*>(base)[at] = static_cast<std::int16_t>(value);
       break;
   }
-}
-
-__device__ ADAPTIVE_K_INLINE int load_id(const void* base, std::int64_t at, id_type type) noexcept {
-  switch (type) {
-    case id_type::int32:
-      return static_cast<const std::int32_t*>(base)[at];
-    case id_type::int64: {
-      const std::int64_t id = static_cast<const std::int64_t*>(base)[at];
-      return id >= 0 && id < max_experts ? static_cast<int>(id) : -1;
-    }
-    case id_type::int16:
-      return static_cast<const std::int16_t*>(base)[at];
-    case id_type::uint16:
-      return static_cast<const std::uint16_t*>(base)[at];
-  }
-  return -1;
 }
 
 /// One token's dictated experts, read from the launch's parameters.

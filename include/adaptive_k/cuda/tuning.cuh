@@ -44,6 +44,9 @@ using plain_tiers =
 using general_tiers =
     tier_list<tier<64, 8, 8>, tier<256, 8, 8>, tier<512, 16, 16>, tier<1024, 32, 32>>;
 
+/// Sparsemixer takes two experts at most.
+using sparsemixer_tiers = tier_list<tier<64, 2, 8>, tier<256, 2, 8>, tier<1024, 2, 32>>;
+
 inline constexpr int threads_per_block = 128;
 inline constexpr int general_blocks_per_sm = 2;
 

@@ -1,0 +1,296 @@
+// adaptive_k for C and everything that calls C: routing with fewer experts per token, the
+// expert-major permutation, and the combine step of a MoE layer. C99.
+//
+// Link adaptive_k::kernels for everything, or adaptive_k::c_host for the host's part alone, which
+// needs no CUDA: the functions whose names end in _host, and all that take no stream.
+//
+// Every struct of parameters starts with
+//   struct_size    sizeof(the struct), as the caller was compiled. A struct of an older header is
+//                  accepted, and what it lacks is zero; one that this library cannot know is
+//                  refused.
+//   message_bytes, message   where a refusal writes what is wrong, or 0 and NULL.
+// Fields after "optional" may be left zero. Functions return an adaptive_k_status, throw nothing,
+// keep no global state, and write nothing when they refuse. Those that take a stream (a
+// cudaStream_t, NULL for the default one) only enqueue: no allocation, no synchronisation, safe
+// under the capture of a graph. Their pointers are to device memory unless said otherwise; those of
+// the _host functions to host memory. T is num_tokens, E num_experts, K0 top_k, L
+// num_local_experts, H hidden_size.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+#if defined(_WIN32)
+#define ADAPTIVE_K_API
+#else
+#define ADAPTIVE_K_API __attribute__((visibility("default")))
+#endif
+
+#if defined(__cplusplus)
+extern "C" {
+#endif
+
+enum adaptive_k_status {
+  ADAPTIVE_K_OK = 0,
+  ADAPTIVE_K_INVALID_ARGUMENT = 1, /* a value outside its documented range */
+  ADAPTIVE_K_SHAPE_MISMATCH = 2,   /* sizes that do not fit one another */
+  ADAPTIVE_K_UNSUPPORTED = 3,      /* well formed, but this build cannot do it */
+  ADAPTIVE_K_CUDA_ERROR = 4,       /* reported by the CUDA runtime */
+  ADAPTIVE_K_OUT_OF_MEMORY = 5     /* adaptive_k_router_create alone */
+};
+
+/* What a status means, in general. Static text. */
+ADAPTIVE_K_API const char* adaptive_k_status_text(int32_t status);
+
+/* 10000 * major + 100 * minor + patch of the library. */
+ADAPTIVE_K_API int32_t adaptive_k_version(void);
+
+enum adaptive_k_float_type {
+  ADAPTIVE_K_FLOAT32 = 0,
+  ADAPTIVE_K_FLOAT16 = 1,
+  ADAPTIVE_K_BFLOAT16 = 2
+};
+
+enum adaptive_k_id_type {
+  ADAPTIVE_K_INT32 = 0,
+  ADAPTIVE_K_INT64 = 1,
+  ADAPTIVE_K_INT16 = 2,
+  ADAPTIVE_K_UINT16 = 3
+};
+
+/* What stands in the id slots past k_t; their weights are 0. */
+enum adaptive_k_fill {
+  ADAPTIVE_K_FILL_MINUS_ONE = 0,
+  ADAPTIVE_K_FILL_NUM_EXPERTS = 1,
+  ADAPTIVE_K_FILL_FIRST_EXPERT = 2 /* the token's own first expert again */
+};
+
+enum adaptive_k_gating_kind {
+  ADAPTIVE_K_SOFTMAX = 0,
+  ADAPTIVE_K_SIGMOID = 1,
+  ADAPTIVE_K_TOP_K_SOFTMAX = 2, /* softmax over the selected logits */
+  ADAPTIVE_K_SQRT_SOFTPLUS = 3,
+  ADAPTIVE_K_SPARSEMIXER = 4 /* Phi-3.5-MoE */
+};
+
+enum adaptive_k_group_score { ADAPTIVE_K_GROUP_TOP2_SUM = 0, ADAPTIVE_K_GROUP_MAXIMUM = 1 };
+
+enum adaptive_k_signal {
+  ADAPTIVE_K_SIGNAL_NONE = 0,
+  ADAPTIVE_K_SOFTMAX_ENTROPY = 1,    /* nats, over all E */
+  ADAPTIVE_K_NORMALIZED_ENTROPY = 2, /* the same by ln E, 0..1 */
+  ADAPTIVE_K_TOPK_ENTROPY = 3,       /* nats, over the renormalised top-K0 weights */
+  ADAPTIVE_K_TOPK_MASS = 4,
+  ADAPTIVE_K_SCORE_RATIO = 5,
+  ADAPTIVE_K_MARGIN = 6
+};
+
+enum adaptive_k_rule {
+  ADAPTIVE_K_FULL = 0,
+  ADAPTIVE_K_FIXED = 1, /* k_values[0] for every token */
+  ADAPTIVE_K_THRESHOLDS =
+      2, /* the first of k_values whose threshold the signal meets, else the last */
+  ADAPTIVE_K_DISTORTION = 3 /* argmin of sensitivity * d(k) + lambda * k */
+};
+
+/* A model's own routing. */
+typedef struct adaptive_k_gating {
+  uint32_t struct_size;
+  int32_t kind;        /* adaptive_k_gating_kind */
+  int32_t num_experts; /* 1..1024 */
+  int32_t top_k;       /* 1..min(num_experts, 32) */
+  /* optional */
+  int32_t renormalize;         /* 1: the weights of the top K0 are divided by their sum */
+  int32_t selection_bias;      /* 1: routing calls give a routing_bias */
+  float routed_scaling_factor; /* 0 means 1 */
+  int32_t n_group;             /* 0 means 1: no grouping */
+  int32_t topk_group;          /* 0 means 1 */
+  int32_t group_rank;          /* adaptive_k_group_score */
+  float jitter_epsilon;        /* sparsemixer */
+} adaptive_k_gating;
+
+/* The K policy of one layer. */
+typedef struct adaptive_k_policy {
+  uint32_t struct_size;
+  int32_t rule; /* adaptive_k_rule */
+  /* optional */
+  int32_t signal;              /* adaptive_k_signal */
+  int32_t num_k_values;        /* thresholds: 1..32; fixed: 1 */
+  uint8_t k_values[32];        /* ascending, within 1..K0 */
+  float thresholds[32];        /* one fewer than k_values */
+  int32_t k_min;               /* 0 means 1 */
+  int32_t k_max;               /* 0 means K0 */
+  int32_t mass_exponent_given; /* 0: 1 for models that renormalise, else 0 */
+  float mass_exponent; /* 0..1: kept weights are multiplied by (kept share)^-mass_exponent */
+  float sensitivity;   /* distortion: > 0; 0 means 1 */
+  float lambda;        /* distortion: price of one expert, >= 0 */
+  /* Distortion tables. Read by whoever routes: device memory for the plans of a device. */
+  const float* coefficients; /* [K0 - 1, 5] */
+  const float* first_expert; /* [K0 - 1, E] or NULL */
+  const float* next_expert;  /* [K0 - 1, E] or NULL */
+} adaptive_k_policy;
+
+/* A gating with its policies, checked once. Immutable; may be shared between threads. */
+typedef struct adaptive_k_router adaptive_k_router;
+
+typedef struct adaptive_k_router_params {
+  uint32_t struct_size;
+  uint32_t message_bytes;
+  char* message;
+  const adaptive_k_gating* gating;
+  const adaptive_k_policy* policies; /* [num_layers], all of one struct_size; one policy for every
+                                        layer where num_layers is 0 */
+  int32_t num_layers;
+  /* optional */
+  int32_t fill; /* adaptive_k_fill */
+} adaptive_k_router_params;
+
+/* The one function that allocates. `*router` is NULL after a refusal. */
+ADAPTIVE_K_API int32_t adaptive_k_router_create(const adaptive_k_router_params* params,
+                                                adaptive_k_router** router);
+ADAPTIVE_K_API void adaptive_k_router_destroy(adaptive_k_router* router); /* NULL is fine */
+
+/* Bytes of the router's prepared policies ("plans"), and the plans themselves, in host memory, as
+ * long as the router lives. A routing call on a device reads a copy in device memory, aligned to
+ * 16 bytes. That copy may be rewritten between launches, also those of a captured graph, with the
+ * plans of another router of the same gating and number of layers: so thresholds and bounds of k
+ * change without a new capture. */
+ADAPTIVE_K_API size_t adaptive_k_router_plan_bytes(const adaptive_k_router* router);
+ADAPTIVE_K_API const void* adaptive_k_router_plans(const adaptive_k_router* router);
+
+/* What routing did: integers that add up over calls, layers, threads and ranks. */
+typedef struct adaptive_k_metrics {
+  uint64_t calls;
+  uint64_t tokens; /* routed, padding left out */
+  uint64_t padding_tokens;
+  uint64_t expert_calls;      /* sum of k_t */
+  uint64_t full_expert_calls; /* sum of K0; savings are 1 - expert_calls / full_expert_calls */
+  uint64_t nonfinite_rows;
+  uint64_t distinct_experts; /* sum over calls of experts that any token touched */
+  int64_t signal_sum_fixed;  /* in units of 2^-24 */
+  float signal_lowest;
+  float signal_highest;
+  uint64_t k_histogram[33];     /* tokens by k_t */
+  uint64_t expert_counts[1024]; /* tokens by expert */
+} adaptive_k_metrics;
+
+typedef struct adaptive_k_route_params {
+  uint32_t struct_size;
+  uint32_t message_bytes;
+  char* message;
+  const void* logits;   /* [T, E] of logits_type, row stride row_stride */
+  int64_t num_tokens;   /* >= 0 */
+  void* topk_ids;       /* [T, K0] of ids_type: out, score descending */
+  void* topk_weights;   /* [T, K0] of weights_type: out */
+  int32_t logits_type;  /* adaptive_k_float_type */
+  int32_t ids_type;     /* adaptive_k_id_type */
+  int32_t weights_type; /* adaptive_k_float_type */
+  int32_t layer;        /* 0.. */
+  /* optional */
+  int64_t row_stride;          /* elements from row to row; 0 means E */
+  const void* plans;           /* device: the router's plans in device memory; host: not read */
+  int32_t* topk_counts;        /* [T], k_t: out */
+  float* signal;               /* [T]: out */
+  int32_t* chosen_counts;      /* [T]: shadow mode, routes full K and records the policy's k here */
+  const float* routing_bias;   /* [E], required with selection_bias: selects, never weighs */
+  const uint8_t* padding_mask; /* [T], non-zero: skip this token, k_t = 0 */
+  const uint8_t* k_min;        /* [T], 1..K0. A device does not check k_min <= k_max <= K0 */
+  const uint8_t* k_max;        /* [T] */
+  const void* replay_ids;      /* [T, K0] of ids_type: weigh these experts instead of choosing */
+  const int32_t* replay_counts; /* [T], 0..K0, or NULL: all K0 */
+  void* metrics; /* host: adaptive_k_metrics, added to. Device: adaptive_k_device_metrics_bytes(),
+                    zero before the first call */
+  int32_t overlap_previous; /* device: 1 where adaptive_k_overlap_supported() says so */
+  int32_t reserved;         /* 0 */
+} adaptive_k_route_params;
+
+ADAPTIVE_K_API int32_t adaptive_k_route_host(const adaptive_k_router* router,
+                                             const adaptive_k_route_params* params);
+/* One launch. */
+ADAPTIVE_K_API int32_t adaptive_k_route(const adaptive_k_router* router,
+                                        const adaptive_k_route_params* params, void* stream);
+
+ADAPTIVE_K_API size_t adaptive_k_device_metrics_bytes(void);
+/* Converts a copy, in host memory, of what a device counted. */
+ADAPTIVE_K_API void adaptive_k_metrics_from_device(const void* copied, adaptive_k_metrics* metrics);
+
+/* Rows in order of expert, of an expert in order of token. A slot, token * K0 + j, counts when j <
+ * topk_counts[token] and its id is an expert of this rank; of slots of one token with the same
+ * expert the first counts. sorted_slots, block_experts and expert_offsets + L are what vLLM calls
+ * sorted_token_ids, expert_ids and num_tokens_post_pad. */
+typedef struct adaptive_k_permute_params {
+  uint32_t struct_size;
+  uint32_t message_bytes;
+  char* message;
+  const void* topk_ids; /* [T, K0] of ids_type */
+  int64_t num_tokens;   /* T >= 0 */
+  int32_t top_k;        /* 1..32 */
+  int32_t num_experts;  /* E in 1..1024 */
+  int32_t ids_type;     /* adaptive_k_id_type */
+  /* optional */
+  int32_t block_size;         /* each expert's rows are padded to a multiple of it; 0 means 1 */
+  int32_t num_local_experts;  /* L, with an expert_map; 0 means E */
+  int32_t overlap_previous;   /* device: 1 where adaptive_k_overlap_supported() says so */
+  const int32_t* topk_counts; /* [T] or NULL: all K0 slots count */
+  const int32_t* expert_map;  /* [E], local expert or -1 */
+  int32_t* expert_counts;     /* [L]: out, rows without padding */
+  int32_t* expert_offsets;    /* [L + 1]: out, first row of each expert, and all rows */
+  int32_t* sorted_slots;      /* [capacity]: out, slot of each row; padding: T * K0 */
+  int32_t* sorted_tokens;     /* [capacity]: out, token of each row; padding: T */
+  int32_t* row_of_slot;       /* [T, K0]: out, -1 where none */
+  int32_t* block_experts;     /* [capacity / block_size]: out, -1 past the last block */
+} adaptive_k_permute_params;
+
+/* Rows that the arrays of length `capacity` must hold; -1 where the shape is refused. */
+ADAPTIVE_K_API int64_t adaptive_k_permuted_capacity(const adaptive_k_permute_params* params);
+ADAPTIVE_K_API int32_t adaptive_k_permute_host(const adaptive_k_permute_params* params);
+/* With a NULL workspace only *workspace_bytes is set. Else one launch, and before it, above 256
+ * tokens, an asynchronous memset. The workspace is device memory, aligned to 16 bytes, needs no
+ * initialisation, and is free for other use when the launch is done. */
+ADAPTIVE_K_API int32_t adaptive_k_permute(const adaptive_k_permute_params* params, void* workspace,
+                                          size_t* workspace_bytes, void* stream);
+/* adaptive_k_route, then adaptive_k_permute of its result: one launch up to 256 tokens, else two.
+ * Of `permute`, topk_ids, topk_counts, num_tokens, top_k, num_experts and ids_type are not read.
+ * The first 16 bytes of the workspace must be zero before its first use here, and are zero again
+ * after every launch; one workspace serves one stream at a time. */
+ADAPTIVE_K_API int32_t adaptive_k_route_permute(const adaptive_k_router* router,
+                                                const adaptive_k_route_params* route,
+                                                const adaptive_k_permute_params* permute,
+                                                void* workspace, size_t* workspace_bytes,
+                                                void* stream);
+
+/* output[t] = addend[t] + sum over slots j of topk_weights[t, j] * expert_outputs[row of (t, j)],
+ * in order of j, in fp32. */
+typedef struct adaptive_k_combine_params {
+  uint32_t struct_size;
+  uint32_t message_bytes;
+  char* message;
+  const void* expert_outputs; /* [rows, H] of values_type, row stride row_stride */
+  void* output;               /* [T, H] of values_type: out */
+  int64_t num_tokens;         /* T >= 0 */
+  int32_t top_k;              /* K0 in 1..32 */
+  int32_t hidden_size;        /* H >= 1 */
+  int32_t values_type;        /* adaptive_k_float_type */
+  int32_t weights_type;       /* adaptive_k_float_type */
+  /* optional */
+  int64_t row_stride;         /* elements from row to row; 0 means H */
+  const int32_t* row_of_slot; /* [T, K0], -1: left out; NULL: slots are rows */
+  const int32_t* topk_counts; /* [T] or NULL: all K0 */
+  const void* topk_weights;   /* [T, K0] of weights_type, or NULL: 1 each */
+  const void* addend;         /* [T, H] of values_type, or NULL: zeros; may be output */
+  int32_t overlap_previous;   /* device: 1 where adaptive_k_overlap_supported() says so */
+  int32_t reserved;           /* 0 */
+} adaptive_k_combine_params;
+
+ADAPTIVE_K_API int32_t adaptive_k_combine_host(const adaptive_k_combine_params* params);
+/* One launch. */
+ADAPTIVE_K_API int32_t adaptive_k_combine(const adaptive_k_combine_params* params, void* stream);
+
+/* Whether launches on the current device may overlap the kernel before them on the stream, and
+ * wait for its results on the device (programmatic dependent launch, sm_90 and later). Asks the
+ * CUDA runtime: call it once, not for every launch. */
+ADAPTIVE_K_API int32_t adaptive_k_overlap_supported(int32_t* supported);
+
+#if defined(__cplusplus)
+}
+#endif

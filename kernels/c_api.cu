@@ -1,0 +1,142 @@
+// The device's half of the C interface. The kernels themselves are in the other files here.
+#if !defined(ADAPTIVE_K_LINKED_KERNELS)
+#define ADAPTIVE_K_LINKED_KERNELS
+#endif
+
+#include <cuda_runtime_api.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#include "adaptive_k/cuda/combine_launch.cuh"
+#include "adaptive_k/cuda/launch.cuh"
+#include "adaptive_k/cuda/permute_launch.cuh"
+#include "c_api_arguments.hpp"
+
+namespace {
+
+using namespace adaptive_k;    // NOLINT(google-build-using-namespace): the C interface is its shell
+using namespace adaptive_k_c;  // NOLINT(google-build-using-namespace)
+
+namespace device = adaptive_k::cuda;
+
+static_assert(ADAPTIVE_K_UINT16 == static_cast<int>(device::id_type::uint16), "");
+static_assert(ADAPTIVE_K_BFLOAT16 == static_cast<int>(device::float_type::bfloat16), "");
+static_assert(alignof(adaptive_k::detail::k_plan) <= 16, "the C interface promises no more");
+
+cudaStream_t stream_of(void* stream) noexcept {
+  return static_cast<cudaStream_t>(stream);
+}
+
+status read_route(const adaptive_k_router* router, const adaptive_k_route_params* given,
+                  adaptive_k_route_params* call) noexcept {
+  status result = read_struct("route_params", given, least_route, call);
+  if (result && router == nullptr)
+    result = status::error(status_code::invalid_argument, "router is null");
+  if (result) result = check_route_types(*call);
+  return result;
+}
+
+device::device_router device_side(const adaptive_k_router& router,
+                                  const adaptive_k_route_params& call) noexcept {
+  return device::device_router(
+      router.impl.model(), static_cast<const adaptive_k::detail::k_plan*>(call.plans),
+      router.impl.num_layers(), router.impl.options().fill, call.overlap_previous != 0);
+}
+
+}  // namespace
+
+extern "C" {
+
+std::int32_t adaptive_k_route(const adaptive_k_router* router,
+                              const adaptive_k_route_params* params, void* stream) {
+  adaptive_k_route_params call;
+  status result = read_route(router, params, &call);
+  if (result)
+    result =
+        with_route_types(call, router->impl.model().num_experts,
+                         [&](const auto& logits, const auto& output, const auto& replay) {
+                           auto* metrics = static_cast<device::device_metrics*>(call.metrics);
+                           const device::device_router on_device = device_side(*router, call);
+                           if (replay.topk_ids != nullptr)
+                             return on_device.replay(call.layer, logits, replay, output, metrics,
+                                                     extras_of(call), stream_of(stream));
+                           return on_device.route(call.layer, logits, output, metrics,
+                                                  extras_of(call), stream_of(stream));
+                         });
+  return report(params, result);
+}
+
+std::size_t adaptive_k_device_metrics_bytes(void) {
+  return sizeof(device::device_metrics);
+}
+
+void adaptive_k_metrics_from_device(const void* copied, adaptive_k_metrics* metrics) {
+  const auto converted =
+      device::to_metrics<routing_metrics>(*static_cast<const device::device_metrics*>(copied));
+  std::memcpy(metrics, &converted, sizeof converted);
+}
+
+std::int32_t adaptive_k_permute(const adaptive_k_permute_params* params, void* workspace,
+                                std::size_t* workspace_bytes, void* stream) {
+  adaptive_k_permute_params call;
+  status result = read_struct("permute_params", params, least_permute, &call);
+  if (result) result = check_choice("ids_type", call.ids_type, ADAPTIVE_K_UINT16);
+  if (result && workspace_bytes == nullptr)
+    result = status::error(status_code::invalid_argument, "workspace_bytes is null");
+  if (result)
+    result = with_id_type(call.ids_type, [&](auto id) {
+      const permutation_input<decltype(id)> input = {
+          static_cast<const decltype(id)*>(call.topk_ids), call.topk_counts, call.expert_map};
+      return device::permute(shape_of(call), input, output_of(call), workspace, workspace_bytes,
+                             call.overlap_previous != 0, stream_of(stream));
+    });
+  return report(params, result);
+}
+
+std::int32_t adaptive_k_route_permute(const adaptive_k_router* router,
+                                      const adaptive_k_route_params* route,
+                                      const adaptive_k_permute_params* permute, void* workspace,
+                                      std::size_t* workspace_bytes, void* stream) {
+  adaptive_k_route_params call;
+  adaptive_k_permute_params order;
+  status result = read_route(router, route, &call);
+  if (result) result = read_struct("permute_params", permute, least_permute, &order);
+  if (result && workspace_bytes == nullptr)
+    result = status::error(status_code::invalid_argument, "workspace_bytes is null");
+  if (result)
+    result = with_route_types(
+        call, router->impl.model().num_experts,
+        [&](const auto& logits, const auto& output, const auto& replay) {
+          const device::expert_major by = {output_of(order), shape_of(order).block_size,
+                                           order.num_local_experts, order.expert_map};
+          return device_side(*router, call)
+              .route_permute(call.layer, logits, replay, output, by,
+                             static_cast<device::device_metrics*>(call.metrics), extras_of(call),
+                             workspace, workspace_bytes, stream_of(stream));
+        });
+  return report(route, result);
+}
+
+std::int32_t adaptive_k_combine(const adaptive_k_combine_params* params, void* stream) {
+  adaptive_k_combine_params call;
+  status result = read_struct("combine_params", params, least_combine, &call);
+  if (result) result = check_combine_types(call);
+  if (result)
+    result = with_combine_types(call, [&](const auto& shape, const auto& input, auto* output) {
+      return device::combine_experts(shape, input, output, call.overlap_previous != 0,
+                                     stream_of(stream));
+    });
+  return report(params, result);
+}
+
+std::int32_t adaptive_k_overlap_supported(std::int32_t* supported) {
+  if (supported == nullptr) return ADAPTIVE_K_INVALID_ARGUMENT;
+  bool answer = false;
+  const status result = device::overlap_supported(&answer);
+  *supported = answer ? 1 : 0;
+  return static_cast<std::int32_t>(result.code());
+}
+
+}  // extern "C"

@@ -1,0 +1,225 @@
+// The host's half of the C interface; builds without CUDA.
+#include <cstddef>
+#include <cstdint>
+#include <new>
+#include <utility>
+#include <vector>
+
+#include "c_api_arguments.hpp"
+
+namespace {
+
+using namespace adaptive_k;    // NOLINT(google-build-using-namespace): the C interface is its shell
+using namespace adaptive_k_c;  // NOLINT(google-build-using-namespace)
+
+// The enumerations of C are those of C++, by value.
+static_assert(ADAPTIVE_K_CUDA_ERROR == static_cast<int>(status_code::cuda_error), "");
+static_assert(ADAPTIVE_K_SPARSEMIXER == static_cast<int>(gating_kind::sparsemixer), "");
+static_assert(ADAPTIVE_K_TOP_K_SOFTMAX == static_cast<int>(gating_kind::top_k_softmax), "");
+static_assert(ADAPTIVE_K_SIGMOID == static_cast<int>(gating_kind::sigmoid), "");
+static_assert(ADAPTIVE_K_GROUP_MAXIMUM == static_cast<int>(group_score::maximum), "");
+static_assert(ADAPTIVE_K_SOFTMAX_ENTROPY == static_cast<int>(signal_kind::softmax_entropy), "");
+static_assert(ADAPTIVE_K_TOPK_ENTROPY == static_cast<int>(signal_kind::topk_entropy), "");
+static_assert(ADAPTIVE_K_SCORE_RATIO == static_cast<int>(signal_kind::score_ratio), "");
+static_assert(ADAPTIVE_K_MARGIN == static_cast<int>(signal_kind::margin), "");
+static_assert(ADAPTIVE_K_FIXED == static_cast<int>(k_rule::fixed), "");
+static_assert(ADAPTIVE_K_DISTORTION == static_cast<int>(k_rule::distortion), "");
+static_assert(ADAPTIVE_K_FILL_FIRST_EXPERT == static_cast<int>(fill_id::first_expert), "");
+
+// So are the counters, member by member.
+static_assert(sizeof(adaptive_k_metrics) == sizeof(routing_metrics), "");
+static_assert(offsetof(adaptive_k_metrics, signal_sum_fixed) ==
+                  offsetof(routing_metrics, signal_sum_fixed),
+              "");
+static_assert(offsetof(adaptive_k_metrics, k_histogram) == offsetof(routing_metrics, k_histogram),
+              "");
+static_assert(offsetof(adaptive_k_metrics, expert_counts) ==
+                  offsetof(routing_metrics, expert_counts),
+              "");
+
+status read_gating(const adaptive_k_gating* given, gating* made) noexcept {
+  adaptive_k_gating from;
+  status result = read_struct("gating", given, least_gating, &from);
+  if (result) result = check_choice("kind", from.kind, ADAPTIVE_K_SPARSEMIXER);
+  if (result) result = check_choice("group_rank", from.group_rank, ADAPTIVE_K_GROUP_MAXIMUM);
+  if (!result) return result;
+  made->kind = static_cast<gating_kind>(from.kind);
+  made->num_experts = from.num_experts;
+  made->top_k = from.top_k;
+  made->renormalize = from.renormalize != 0;
+  made->selection_bias = from.selection_bias != 0;
+  if (from.routed_scaling_factor != 0.0f) made->routed_scaling_factor = from.routed_scaling_factor;
+  if (from.n_group != 0) made->n_group = from.n_group;
+  if (from.topk_group != 0) made->topk_group = from.topk_group;
+  made->group_rank = static_cast<group_score>(from.group_rank);
+  made->jitter_epsilon = from.jitter_epsilon;
+  return {};
+}
+
+status read_policy(const adaptive_k_policy* given, int top_k, k_policy* made) noexcept {
+  adaptive_k_policy from;
+  status result = read_struct("policy", given, least_policy, &from);
+  if (result) result = check_choice("rule", from.rule, ADAPTIVE_K_DISTORTION);
+  if (result) result = check_choice("signal", from.signal, ADAPTIVE_K_MARGIN);
+  if (result) result = check_choice("num_k_values", from.num_k_values, max_top_k);
+  if (result) result = check_choice("k_min", from.k_min, 255);
+  if (result) result = check_choice("k_max", from.k_max, 255);
+  if (!result) return result;
+  made->rule = static_cast<k_rule>(from.rule);
+  made->signal = static_cast<signal_kind>(from.signal);
+  made->num_k_values = static_cast<std::uint8_t>(from.num_k_values);
+  for (int i = 0; i < max_top_k; ++i) {
+    made->k_values[i] = from.k_values[i];
+    made->thresholds[i] = from.thresholds[i];
+  }
+  made->k_min = static_cast<std::uint8_t>(from.k_min == 0 ? 1 : from.k_min);
+  made->k_max = static_cast<std::uint8_t>(from.k_max == 0 ? top_k : from.k_max);
+  if (from.mass_exponent_given != 0) made->mass_exponent = from.mass_exponent;
+  if (from.sensitivity != 0.0f) made->distortion.sensitivity = from.sensitivity;
+  made->distortion.lambda = from.lambda;
+  made->distortion.coefficients = from.coefficients;
+  made->distortion.first_expert = from.first_expert;
+  made->distortion.next_expert = from.next_expert;
+  return {};
+}
+
+status create(const adaptive_k_router_params* given, adaptive_k_router** router) {
+  if (router == nullptr) return status::error(status_code::invalid_argument, "router is null");
+  *router = nullptr;
+  adaptive_k_router_params params;
+  gating model;
+  status result = read_struct("router_params", given, least_router, &params);
+  if (result) result = read_gating(params.gating, &model);
+  if (result) result = check_choice("fill", params.fill, ADAPTIVE_K_FILL_FIRST_EXPERT);
+  if (result) result = validate(model);
+  if (result && params.policies == nullptr)
+    result = status::error(status_code::invalid_argument, "policies is null");
+  if (result && params.num_layers < 0)
+    result = status::error(status_code::invalid_argument, "num_layers is %d, expected 0 or more",
+                           params.num_layers);
+  if (!result) return result;
+  const std::size_t stride = params.policies->struct_size;  // the caller's, not this library's
+  const char* at = reinterpret_cast<const char*>(params.policies);
+  std::vector<k_policy> policies(
+      static_cast<std::size_t>(params.num_layers == 0 ? 1 : params.num_layers));
+  for (k_policy& policy : policies) {
+    const auto* from = reinterpret_cast<const adaptive_k_policy*>(at);
+    result = read_policy(from, model.top_k, &policy);
+    if (result && from->struct_size != stride)
+      result =
+          status::error(status_code::invalid_argument,
+                        "policies differ in struct_size: %u after %zu", from->struct_size, stride);
+    if (!result) return result;
+    at += stride;
+  }
+  const router_options options = {static_cast<fill_id>(params.fill)};
+  adaptive_k::router made = params.num_layers == 0
+                                ? adaptive_k::router(model, policies[0], options)
+                                : adaptive_k::router(model, std::move(policies), options);
+  if (!made.validity()) return made.validity();
+  *router = new adaptive_k_router{std::move(made)};
+  return {};
+}
+
+}  // namespace
+
+extern "C" {
+
+const char* adaptive_k_status_text(std::int32_t status) {
+  switch (status) {
+    case ADAPTIVE_K_OK:
+      return "ok";
+    case ADAPTIVE_K_INVALID_ARGUMENT:
+      return "an argument is outside its range";
+    case ADAPTIVE_K_SHAPE_MISMATCH:
+      return "sizes do not fit one another";
+    case ADAPTIVE_K_UNSUPPORTED:
+      return "not supported by this build";
+    case ADAPTIVE_K_CUDA_ERROR:
+      return "the CUDA runtime reported an error";
+    case ADAPTIVE_K_OUT_OF_MEMORY:
+      return "out of memory";
+    default:
+      return "not a status of adaptive_k";
+  }
+}
+
+std::int32_t adaptive_k_version(void) {
+  return 10000 * ADAPTIVE_K_VERSION_MAJOR + 100 * ADAPTIVE_K_VERSION_MINOR +
+         ADAPTIVE_K_VERSION_PATCH;
+}
+
+std::int32_t adaptive_k_router_create(const adaptive_k_router_params* params,
+                                      adaptive_k_router** router) {
+  try {
+    return report(params, create(params, router));
+  } catch (const std::exception&) {  // only memory can be lacking
+    return ADAPTIVE_K_OUT_OF_MEMORY;
+  }
+}
+
+void adaptive_k_router_destroy(adaptive_k_router* router) {
+  delete router;
+}
+
+std::size_t adaptive_k_router_plan_bytes(const adaptive_k_router* router) {
+  return router == nullptr ? 0 : router->impl.plans().size() * sizeof(detail::k_plan);
+}
+
+const void* adaptive_k_router_plans(const adaptive_k_router* router) {
+  return router == nullptr ? nullptr : router->impl.plans().data();
+}
+
+std::int32_t adaptive_k_route_host(const adaptive_k_router* router,
+                                   const adaptive_k_route_params* params) {
+  adaptive_k_route_params call;
+  status result = read_struct("route_params", params, least_route, &call);
+  if (result && router == nullptr)
+    result = status::error(status_code::invalid_argument, "router is null");
+  if (result) result = check_route_types(call);
+  if (result)
+    result = with_route_types(call, router->impl.model().num_experts,
+                              [&](const auto& logits, const auto& output, const auto& replay) {
+                                auto* metrics = static_cast<routing_metrics*>(call.metrics);
+                                if (replay.topk_ids != nullptr)
+                                  return router->impl.replay(call.layer, logits, replay, output,
+                                                             metrics, extras_of(call));
+                                return router->impl.route(call.layer, logits, output, metrics,
+                                                          extras_of(call));
+                              });
+  return report(params, result);
+}
+
+std::int64_t adaptive_k_permuted_capacity(const adaptive_k_permute_params* params) {
+  adaptive_k_permute_params call;
+  status result = read_struct("permute_params", params, least_permute, &call);
+  if (result) result = validate(shape_of(call));
+  report(params, result);
+  return result ? permuted_capacity(shape_of(call)) : -1;
+}
+
+std::int32_t adaptive_k_permute_host(const adaptive_k_permute_params* params) {
+  adaptive_k_permute_params call;
+  status result = read_struct("permute_params", params, least_permute, &call);
+  if (result) result = check_choice("ids_type", call.ids_type, ADAPTIVE_K_UINT16);
+  if (result)
+    result = with_id_type(call.ids_type, [&](auto id) {
+      const permutation_input<decltype(id)> input = {
+          static_cast<const decltype(id)*>(call.topk_ids), call.topk_counts, call.expert_map};
+      return permute(shape_of(call), input, output_of(call));
+    });
+  return report(params, result);
+}
+
+std::int32_t adaptive_k_combine_host(const adaptive_k_combine_params* params) {
+  adaptive_k_combine_params call;
+  status result = read_struct("combine_params", params, least_combine, &call);
+  if (result) result = check_combine_types(call);
+  if (result)
+    result = with_combine_types(call, [](const auto& shape, const auto& input, auto* output) {
+      return combine_experts(shape, input, output);
+    });
+  return report(params, result);
+}
+
+}  // extern "C"

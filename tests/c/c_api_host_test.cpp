@@ -1,0 +1,338 @@
+// The C interface on the host: the numbers of the C++ one, structs of other versions, refusals.
+#include <gtest/gtest.h>
+
+#include <cstddef>
+#include <cstring>
+#include <memory>
+#include <string>
+#include <type_traits>
+#include <vector>
+
+#include "adaptive_k/adaptive_k.hpp"
+#include "adaptive_k/c/adaptive_k.h"
+#include "inputs.hpp"
+
+namespace {
+
+using namespace adaptive_k;  // NOLINT(google-build-using-namespace)
+
+template <class Params>
+Params sized() {
+  Params params = {};
+  params.struct_size = sizeof params;
+  return params;
+}
+
+struct destroy {
+  void operator()(adaptive_k_router* router) const { adaptive_k_router_destroy(router); }
+};
+using router_handle = std::unique_ptr<adaptive_k_router, destroy>;
+
+adaptive_k_gating c_gating() {
+  auto made = sized<adaptive_k_gating>();
+  made.kind = ADAPTIVE_K_SOFTMAX;
+  made.num_experts = 60;
+  made.top_k = 6;
+  made.renormalize = 1;
+  return made;
+}
+
+adaptive_k_policy c_policy() {
+  auto made = sized<adaptive_k_policy>();
+  made.rule = ADAPTIVE_K_THRESHOLDS;
+  made.signal = ADAPTIVE_K_TOPK_ENTROPY;
+  made.num_k_values = 3;
+  const std::uint8_t k_values[] = {2, 4, 6};
+  std::memcpy(made.k_values, k_values, sizeof k_values);
+  made.thresholds[0] = 0.8f;
+  made.thresholds[1] = 1.4f;
+  return made;
+}
+
+struct message_buffer {
+  char text[200] = "";
+  template <class Params>
+  void attach(Params& params) {
+    params.message = text;
+    params.message_bytes = sizeof text;
+  }
+};
+
+router_handle create(const adaptive_k_gating& gating, const adaptive_k_policy& policy,
+                     std::string* message = nullptr) {
+  auto params = sized<adaptive_k_router_params>();
+  params.gating = &gating;
+  params.policies = &policy;
+  message_buffer buffer;
+  buffer.attach(params);
+  adaptive_k_router* made = nullptr;
+  const std::int32_t result = adaptive_k_router_create(&params, &made);
+  EXPECT_EQ(result == ADAPTIVE_K_OK, made != nullptr);
+  if (message != nullptr) *message = buffer.text;
+  return router_handle(made);
+}
+
+/// A batch, routed through both interfaces.
+template <class Logit, class Id, class Weight>
+void expect_equal(std::int32_t logits_type, std::int32_t ids_type, std::int32_t weights_type) {
+  const adaptive_k_gating from_c = c_gating();
+  const adaptive_k_policy policy_from_c = c_policy();
+  const router_handle c_router = create(from_c, policy_from_c);
+  ASSERT_NE(c_router, nullptr);
+  gating g;
+  g.num_experts = 60;
+  g.top_k = 6;
+  const router router(
+      g, k_policy::with_thresholds(signal_kind::topk_entropy, {2, 4, 6}, {0.8f, 1.4f}));
+  ASSERT_TRUE(router.validity()) << router.validity().message();
+
+  constexpr int tokens = 40;
+  inputs::sequence from(1);
+  std::vector<Logit> logits(tokens * 61);
+  for (Logit& logit : logits) logit = from_float<Logit>(inputs::fine_logit(from));
+  std::vector<std::uint8_t> padding(tokens);
+  for (std::uint8_t& one : padding) one = from.chance(5) ? 1 : 0;
+  std::vector<Id> ids(tokens * 6), c_ids(tokens * 6);
+  std::vector<Weight> weights(tokens * 6), c_weights(tokens * 6);
+  std::vector<std::int32_t> counts(tokens), c_counts(tokens);
+  std::vector<float> signal(tokens), c_signal(tokens);
+  routing_metrics metrics;
+  ASSERT_TRUE(router.route(
+      0, logits_view<Logit>{logits.data(), tokens, 60, 61},
+      routing_output<Id, Weight>{ids.data(), weights.data(), counts.data(), signal.data()},
+      &metrics, {nullptr, padding.data()}));
+
+  auto call = sized<adaptive_k_route_params>();
+  call.logits = logits.data();
+  call.num_tokens = tokens;
+  call.row_stride = 61;
+  call.topk_ids = c_ids.data();
+  call.topk_weights = c_weights.data();
+  call.logits_type = logits_type;
+  call.ids_type = ids_type;
+  call.weights_type = weights_type;
+  call.topk_counts = c_counts.data();
+  call.signal = c_signal.data();
+  call.padding_mask = padding.data();
+  auto c_metrics = std::make_unique<adaptive_k_metrics>();
+  call.metrics = c_metrics.get();
+  ASSERT_EQ(adaptive_k_route_host(c_router.get(), &call), ADAPTIVE_K_OK);
+  EXPECT_EQ(c_ids, ids);
+  EXPECT_EQ(std::memcmp(c_weights.data(), weights.data(), weights.size() * sizeof(Weight)), 0);
+  EXPECT_EQ(c_counts, counts);
+  EXPECT_EQ(c_signal, signal);
+  EXPECT_EQ(std::memcmp(c_metrics.get(), &metrics, sizeof metrics), 0);
+
+  // The same experts, given back.
+  call.replay_ids = ids.data();
+  call.replay_counts = counts.data();
+  call.padding_mask = nullptr;
+  std::fill(c_weights.begin(), c_weights.end(), Weight{});
+  ASSERT_EQ(adaptive_k_route_host(c_router.get(), &call), ADAPTIVE_K_OK);
+  EXPECT_EQ(std::memcmp(c_weights.data(), weights.data(), weights.size() * sizeof(Weight)), 0);
+}
+
+TEST(c_api_host, gives_the_numbers_of_the_cpp_interface) {
+  expect_equal<float, std::int32_t, float>(ADAPTIVE_K_FLOAT32, ADAPTIVE_K_INT32,
+                                           ADAPTIVE_K_FLOAT32);
+  expect_equal<float16, std::int64_t, bfloat16>(ADAPTIVE_K_FLOAT16, ADAPTIVE_K_INT64,
+                                                ADAPTIVE_K_BFLOAT16);
+  expect_equal<bfloat16, std::int16_t, float16>(ADAPTIVE_K_BFLOAT16, ADAPTIVE_K_INT16,
+                                                ADAPTIVE_K_FLOAT16);
+  expect_equal<bfloat16, std::uint16_t, float>(ADAPTIVE_K_BFLOAT16, ADAPTIVE_K_UINT16,
+                                               ADAPTIVE_K_FLOAT32);
+}
+
+TEST(c_api_host, layers_have_their_own_policies) {
+  const adaptive_k_gating gating = c_gating();
+  std::vector<adaptive_k_policy> policies(2, sized<adaptive_k_policy>());
+  for (int i = 0; i < 2; ++i) {
+    policies[static_cast<std::size_t>(i)].rule = ADAPTIVE_K_FIXED;
+    policies[static_cast<std::size_t>(i)].num_k_values = 1;
+    policies[static_cast<std::size_t>(i)].k_values[0] = static_cast<std::uint8_t>(2 + i);
+  }
+  auto params = sized<adaptive_k_router_params>();
+  params.gating = &gating;
+  params.policies = policies.data();
+  params.num_layers = 2;
+  adaptive_k_router* made = nullptr;
+  ASSERT_EQ(adaptive_k_router_create(&params, &made), ADAPTIVE_K_OK);
+  const router_handle router(made);
+  EXPECT_EQ(adaptive_k_router_plan_bytes(made), 2 * sizeof(detail::k_plan));
+  const std::vector<float> logits(60, 1.0f);
+  std::vector<std::int32_t> ids(6);
+  std::vector<float> weights(6);
+  std::int32_t count = 0;
+  auto call = sized<adaptive_k_route_params>();
+  message_buffer message;
+  message.attach(call);
+  call.logits = logits.data();
+  call.num_tokens = 1;
+  call.topk_ids = ids.data();
+  call.topk_weights = weights.data();
+  call.topk_counts = &count;
+  for (const int layer : {1, 0}) {
+    call.layer = layer;
+    ASSERT_EQ(adaptive_k_route_host(made, &call), ADAPTIVE_K_OK);
+    EXPECT_EQ(count, 2 + layer);
+  }
+  call.layer = 2;
+  EXPECT_EQ(adaptive_k_route_host(made, &call), ADAPTIVE_K_INVALID_ARGUMENT);
+  EXPECT_STREQ(message.text, "layer is 2, expected 0..1");
+}
+
+/// A struct of the first version's least size, with rubbish behind it that must not be read.
+template <class Params>
+Params shortened(Params params, std::size_t size) {
+  std::memset(reinterpret_cast<char*>(&params) + size, 0x5A, sizeof params - size);
+  params.struct_size = static_cast<std::uint32_t>(size);
+  return params;
+}
+
+TEST(c_api_host, structs_of_older_headers_are_accepted) {
+  auto gating = c_gating();
+  gating.renormalize = 0;
+  auto policy = sized<adaptive_k_policy>();
+  policy.rule = ADAPTIVE_K_FULL;
+  const auto old_gating = shortened(gating, offsetof(adaptive_k_gating, renormalize));
+  const auto old_policy = shortened(policy, offsetof(adaptive_k_policy, signal));
+  auto params = sized<adaptive_k_router_params>();
+  params.gating = &old_gating;
+  params.policies = &old_policy;
+  const auto old_params = shortened(params, offsetof(adaptive_k_router_params, fill));
+  adaptive_k_router* made = nullptr;
+  ASSERT_EQ(adaptive_k_router_create(&old_params, &made), ADAPTIVE_K_OK);
+  const router_handle router(made);
+
+  const std::vector<float> logits(60, 0.5f);
+  std::vector<std::int32_t> ids(6, -5);
+  std::vector<float> weights(6);
+  auto call = sized<adaptive_k_route_params>();
+  call.logits = logits.data();
+  call.num_tokens = 1;
+  call.topk_ids = ids.data();
+  call.topk_weights = weights.data();
+  const auto old_call = shortened(call, offsetof(adaptive_k_route_params, row_stride));
+  ASSERT_EQ(adaptive_k_route_host(made, &old_call), ADAPTIVE_K_OK);
+  EXPECT_EQ(ids, (std::vector<std::int32_t>{0, 1, 2, 3, 4, 5}));
+  // A version in between: some optional fields, not all.
+  std::int32_t count = 0;
+  call.topk_counts = &count;
+  const auto newer_call = shortened(call, offsetof(adaptive_k_route_params, signal));
+  ASSERT_EQ(adaptive_k_route_host(made, &newer_call), ADAPTIVE_K_OK);
+  EXPECT_EQ(count, 6);
+
+  auto permute = sized<adaptive_k_permute_params>();
+  permute.topk_ids = ids.data();
+  permute.num_tokens = 1;
+  permute.top_k = 6;
+  permute.num_experts = 60;
+  const auto old_permute = shortened(permute, offsetof(adaptive_k_permute_params, block_size));
+  EXPECT_EQ(adaptive_k_permute_host(&old_permute), ADAPTIVE_K_OK);
+  EXPECT_EQ(adaptive_k_permuted_capacity(&old_permute), 6);
+
+  const std::vector<float> rows(6, 2.0f);
+  float output = 0.0f;
+  auto combine = sized<adaptive_k_combine_params>();
+  combine.expert_outputs = rows.data();
+  combine.output = &output;
+  combine.num_tokens = 1;
+  combine.top_k = 6;
+  combine.hidden_size = 1;
+  const auto old_combine = shortened(combine, offsetof(adaptive_k_combine_params, row_stride));
+  EXPECT_EQ(adaptive_k_combine_host(&old_combine), ADAPTIVE_K_OK);
+  EXPECT_EQ(output, 12.0f);
+}
+
+/// What a call with another struct_size says.
+template <class Params, class Call>
+void expect_sizes_refused(const char* name, Params params, std::size_t least, Call call) {
+  message_buffer message;
+  message.attach(params);
+  params.struct_size = static_cast<std::uint32_t>(least - 1);
+  EXPECT_EQ(call(&params), ADAPTIVE_K_INVALID_ARGUMENT);
+  EXPECT_EQ(std::string(message.text), std::string(name) + ": struct_size is " +
+                                           std::to_string(least - 1) + ", expected at least " +
+                                           std::to_string(least));
+  params.struct_size = sizeof params + 1;
+  EXPECT_EQ(call(&params), ADAPTIVE_K_INVALID_ARGUMENT);
+  EXPECT_EQ(std::string(message.text),
+            std::string(name) + ": struct_size is " + std::to_string(sizeof params + 1) +
+                ", but this library knows " + std::to_string(sizeof params) +
+                ": it is older than the caller's header");
+  params.struct_size = 0;  // not even room for a message: it is left alone
+  message.text[0] = '\0';
+  EXPECT_EQ(call(&params), ADAPTIVE_K_INVALID_ARGUMENT);
+  EXPECT_STREQ(message.text, "");
+  EXPECT_EQ(call(static_cast<Params*>(nullptr)), ADAPTIVE_K_INVALID_ARGUMENT);
+}
+
+TEST(c_api_host, structs_too_small_or_too_large_are_refused) {
+  const router_handle router = create(c_gating(), c_policy());
+  expect_sizes_refused("router_params", sized<adaptive_k_router_params>(),
+                       offsetof(adaptive_k_router_params, fill), [](auto* params) {
+                         adaptive_k_router* made = nullptr;
+                         const std::int32_t result = adaptive_k_router_create(params, &made);
+                         EXPECT_EQ(made, nullptr);
+                         return result;
+                       });
+  expect_sizes_refused("route_params", sized<adaptive_k_route_params>(),
+                       offsetof(adaptive_k_route_params, row_stride),
+                       [&](auto* params) { return adaptive_k_route_host(router.get(), params); });
+  expect_sizes_refused("permute_params", sized<adaptive_k_permute_params>(),
+                       offsetof(adaptive_k_permute_params, block_size),
+                       [](auto* params) { return adaptive_k_permute_host(params); });
+  expect_sizes_refused("combine_params", sized<adaptive_k_combine_params>(),
+                       offsetof(adaptive_k_combine_params, row_stride),
+                       [](auto* params) { return adaptive_k_combine_host(params); });
+  std::string message;
+  auto gating = c_gating();
+  gating.struct_size = 4;
+  create(gating, c_policy(), &message);
+  EXPECT_EQ(message, "gating: struct_size is 4, expected at least 16");
+  auto policy = c_policy();
+  policy.struct_size = 5000;
+  create(c_gating(), policy, &message);
+  EXPECT_EQ(message.substr(0, 28), "policy: struct_size is 5000,");
+}
+
+TEST(c_api_host, refusals_name_the_field) {
+  std::string message;
+  auto gating = c_gating();
+  gating.top_k = 61;
+  EXPECT_EQ(create(gating, c_policy(), &message), nullptr);
+  EXPECT_EQ(message, "top_k is 61, expected 1..32 for 60 experts");
+  gating = c_gating();
+  gating.kind = 9;
+  EXPECT_EQ(create(gating, c_policy(), &message), nullptr);
+  EXPECT_EQ(message, "kind is 9, expected 0..4");
+  auto policy = c_policy();
+  policy.num_k_values = 33;
+  EXPECT_EQ(create(c_gating(), policy, &message), nullptr);
+  EXPECT_EQ(message, "num_k_values is 33, expected 0..32");
+
+  const router_handle router = create(c_gating(), c_policy());
+  auto call = sized<adaptive_k_route_params>();
+  message_buffer text;
+  text.attach(call);
+  call.num_tokens = 1;
+  EXPECT_EQ(adaptive_k_route_host(router.get(), &call), ADAPTIVE_K_INVALID_ARGUMENT);
+  EXPECT_STREQ(text.text, "logits.data is null");
+  call.ids_type = 4;
+  EXPECT_EQ(adaptive_k_route_host(router.get(), &call), ADAPTIVE_K_INVALID_ARGUMENT);
+  EXPECT_STREQ(text.text, "ids_type is 4, expected 0..3");
+  EXPECT_EQ(adaptive_k_route_host(nullptr, &call), ADAPTIVE_K_INVALID_ARGUMENT);
+  EXPECT_STREQ(text.text, "router is null");
+  call.message_bytes = 7;  // cut, and still a string
+  EXPECT_EQ(adaptive_k_route_host(nullptr, &call), ADAPTIVE_K_INVALID_ARGUMENT);
+  EXPECT_STREQ(text.text, "router");
+}
+
+TEST(c_api_host, every_status_has_a_text) {
+  for (std::int32_t status = 0; status <= ADAPTIVE_K_OUT_OF_MEMORY; ++status)
+    EXPECT_STRNE(adaptive_k_status_text(status), adaptive_k_status_text(-1)) << status;
+  EXPECT_EQ(adaptive_k_version(), 10000 * ADAPTIVE_K_VERSION_MAJOR +
+                                      100 * ADAPTIVE_K_VERSION_MINOR + ADAPTIVE_K_VERSION_PATCH);
+}
+
+}  // namespace
