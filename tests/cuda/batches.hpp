@@ -41,6 +41,18 @@ void spoil(inputs::sequence& from, batch<Logit>& input) {
   }
 }
 
+/// Rows whose logits lie far apart: scores that are 0, and none that is NaN.
+template <class Logit>
+void stretch(inputs::sequence& from, batch<Logit>& input) {
+  for (std::int64_t t = 0; t < input.num_tokens; t += from.between(1, 3)) {
+    const float factor = static_cast<float>(from.between(8, 64));
+    for (int e = 0; e < input.model.num_experts; ++e) {
+      Logit& logit = input.logits[static_cast<std::size_t>(t * input.row_stride + e)];
+      logit = from_float<Logit>(to_float(logit) * factor);
+    }
+  }
+}
+
 /// Padding and limits of every kind, some tokens without.
 template <class Logit>
 void restrict_tokens(inputs::sequence& from, batch<Logit>& input) {

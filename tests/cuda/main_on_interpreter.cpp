@@ -23,9 +23,11 @@ int main(int argc, char** argv) {
       "interpreter, compute_%d, seed %s: %zu of %zu kernels, %llu launches, %ld comparisons\n",
       ptx::compute_capability(), seed != nullptr ? seed : "0", executed.size(), kernels.size(),
       static_cast<unsigned long long>(ptx::total_counters().launches), report::comparisons());
-#if defined(EVERY_KERNEL_MUST_RUN)
+#if defined(EVERY_KERNEL_OF)
   for (const std::string& kernel : kernels) {
-    if (!whole || std::find(executed.begin(), executed.end(), kernel) != executed.end()) continue;
+    if (!whole || kernel.find(EVERY_KERNEL_OF) == std::string::npos ||
+        std::find(executed.begin(), executed.end(), kernel) != executed.end())
+      continue;
     std::printf("never ran: %s\n", kernel.c_str());
     result = 1;
   }

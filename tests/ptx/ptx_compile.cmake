@@ -1,17 +1,20 @@
-# ptx_compile(OUT file.cu [NAME name] [FLAGS flag...]): sets OUT to an object with the file's host code and PTX
-# for each of ADAPTIVE_K_PTX_TARGETS, of which a run takes the highest, or the one that the environment variable
+# ptx_compile(OUT file.cu [NAME name] [TARGETS sm...] [FLAGS flag...]): sets OUT to an object with the file's host code and PTX
+# for each of TARGETS (ADAPTIVE_K_PTX_TARGETS if not given), of which a run takes the highest, or the one that the environment variable
 # PTX_SM names. NAME tells objects of one source apart.
 set(ADAPTIVE_K_PTX_TARGETS 75 80 90 CACHE STRING "Compute capabilities to compile the tests' kernels for")
 function(ptx_compile OUT SOURCE)
-  cmake_parse_arguments(PARSE_ARGV 2 ptx "" "NAME" "FLAGS")
+  cmake_parse_arguments(PARSE_ARGV 2 ptx "" "NAME" "TARGETS;FLAGS")
   get_filename_component(source "${SOURCE}" ABSOLUTE)
   get_filename_component(name "${SOURCE}" NAME_WE)
   if(ptx_NAME)
     set(name "${ptx_NAME}")
   endif()
   set(object "${CMAKE_CURRENT_BINARY_DIR}/${name}.ptx.o")
+  if(NOT ptx_TARGETS)
+    set(ptx_TARGETS ${ADAPTIVE_K_PTX_TARGETS})
+  endif()
   set(targets "")
-  foreach(sm IN LISTS ADAPTIVE_K_PTX_TARGETS)
+  foreach(sm IN LISTS ptx_TARGETS)
     list(APPEND targets -gencode "arch=compute_${sm},code=compute_${sm}")
   endforeach()
   set(gtest_folders "$<TARGET_PROPERTY:GTest::gtest,INTERFACE_INCLUDE_DIRECTORIES>")

@@ -68,19 +68,20 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE k_limits narrow_limits(k_limits limits, int k_mi
 inline constexpr float least_share = 7.888609e-31f;  // 2^-100
 
 /// r^-a for r in (0, 1], a in [0, 1].
-ADAPTIVE_K_HD ADAPTIVE_K_INLINE float restore_mass(float kept_share, float mass_exponent) noexcept {
-  if (mass_exponent == 0.0f) return 1.0f;
-  if (mass_exponent == 1.0f) return math::divide(1.0f, kept_share);
-  if (mass_exponent == 0.5f) return math::divide(1.0f, math::square_root(kept_share));
-  return math::exp(-mass_exponent * math::log(kept_share));
+template <class F>
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE F restore_mass(const F& kept_share, float mass_exponent) noexcept {
+  if (mass_exponent == 0.0f) return F(1.0f);
+  if (mass_exponent == 1.0f) return math::divide(F(1.0f), kept_share);
+  if (mass_exponent == 0.5f) return math::divide(F(1.0f), math::square_root(kept_share));
+  return math::exp(math::log(kept_share) * -mass_exponent);
 }
 
 /// Whether the threshold of rank j says that j + 1 experts are enough. Division-free.
-template <int MaxTopK>
-ADAPTIVE_K_HD ADAPTIVE_K_INLINE bool is_enough(const k_plan& plan, float signal,
-                                               const ranked_experts<MaxTopK>& ranked,
+template <int MaxTopK, class F>
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE auto is_enough(const k_plan& plan, const F& signal,
+                                               const ranked_experts<MaxTopK, F>& ranked,
                                                int j) noexcept {
-  const float threshold = plan.threshold[j];
+  const F threshold = plan.threshold[j];
   if (plan.signal == signal_kind::topk_mass) return ranked.mass[j] >= threshold * ranked.total;
   if (plan.signal == signal_kind::score_ratio)
     return ranked.score[j + 1] < threshold * ranked.score[0];
@@ -89,76 +90,80 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE bool is_enough(const k_plan& plan, float signal,
 
 /// Argmin over k in [k_min, k_max] of g d(k) + lambda k; the larger k on equal cost.
 /// Cost: three logarithms, one or two exponentials and about 20 operations per k.
-template <int MaxTopK, class Ranks>
-ADAPTIVE_K_HD ADAPTIVE_K_INLINE int least_cost_k(const k_plan& plan,
-                                                 const ranked_experts<MaxTopK>& ranked,
-                                                 float topk_share, int num_experts, int top_k,
-                                                 Ranks ranks, k_limits limits) noexcept {
+template <int MaxTopK, class F, class Ranks>
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE math::integers<F> least_cost_k(
+    const k_plan& plan, const ranked_experts<MaxTopK, F>& ranked, const F& topk_share,
+    int num_experts, int top_k, Ranks ranks, k_limits limits) noexcept {
   const distortion_ref& model = plan.distortion;
-  const float inverse_mass = math::divide(1.0f, ranked.total);
-  float dropped_mass[MaxTopK];     // w_(j+1) + ... + w_K0, summed from the last rank
-  float dropped_squares[MaxTopK];  // the same over w^2
-  float mass = 0.0f;
-  float squares = 0.0f;
+  const F inverse_mass = math::divide(F(1.0f), ranked.total);
+  F dropped_mass[MaxTopK];     // w_(j+1) + ... + w_K0, summed from the last rank
+  F dropped_squares[MaxTopK];  // the same over w^2
+  F mass = 0.0f;
+  F squares = 0.0f;
   ADAPTIVE_K_UNROLL
   for (int j = ranks - 1; j > 0; --j) {
-    const float w = ranked.score[j] * inverse_mass;
+    const F w = ranked.score[j] * inverse_mass;
     mass = math::fma(ranked.score[j], inverse_mass, mass);
     squares = math::fma(w, w, squares);
     dropped_mass[j] = mass;
     dropped_squares[j] = squares;
   }
-  const float log_first = math::log(math::larger(ranked.score[0] * inverse_mass, least_share));
-  const float log_share = math::log(math::larger(topk_share, least_share));
+  const F log_first = math::log(math::larger(ranked.score[0] * inverse_mass, least_share));
+  const F log_share = math::log(math::larger(topk_share, least_share));
 
-  int best_k = limits.k_max;
-  float best_cost = math::infinity;
-  float kept_squares = 0.0f;
+  math::integers<F> best_k = limits.k_max;
+  F best_cost = math::infinity;
+  F kept_squares = 0.0f;
   ADAPTIVE_K_UNROLL
   for (int j = 0; j < ranks; ++j) {
     const int k = j + 1;
-    const float w = ranked.score[j] * inverse_mass;
+    const F w = ranked.score[j] * inverse_mass;
     kept_squares = math::fma(w, w, kept_squares);
     if (k < limits.k_min || k > limits.k_max) continue;
-    float cost = model.lambda * static_cast<float>(k);
+    F cost = model.lambda * static_cast<float>(k);
     if (j + 1 < ranks && k < top_k) {
-      const float kept_share = math::larger(ranked.mass[j] * inverse_mass, least_share);
-      const float stretch =
-          restore_mass(math::smaller(kept_share, 1.0f), plan.mass_exponent) - 1.0f;
-      const float psi = math::fma(stretch * stretch, kept_squares, dropped_squares[j + 1]);
+      const F kept_share = math::larger(ranked.mass[j] * inverse_mass, least_share);
+      const F stretch = restore_mass(math::smaller(kept_share, 1.0f), plan.mass_exponent) - 1.0f;
+      const F psi = math::fma(stretch * stretch, kept_squares, dropped_squares[j + 1]);
       const float* c = model.coefficients + j * distortion_ref::num_features;
-      float log_d =
-          math::fma(c[1], math::log(math::larger(dropped_mass[j + 1], least_share)), c[0]);
-      log_d = math::fma(c[2], math::log(math::larger(psi, least_share)), log_d);
-      log_d = math::fma(c[3], log_first, log_d);
-      log_d = math::fma(c[4], log_share, log_d);
+      F log_d =
+          math::fma(math::log(math::larger(dropped_mass[j + 1], least_share)), F(c[1]), F(c[0]));
+      log_d = math::fma(math::log(math::larger(psi, least_share)), F(c[2]), log_d);
+      log_d = math::fma(log_first, F(c[3]), log_d);
+      log_d = math::fma(log_share, F(c[4]), log_d);
       const std::int64_t row = static_cast<std::int64_t>(j) * num_experts;
-      if (model.first_expert != nullptr) log_d += model.first_expert[row + ranked.expert[0]];
-      if (model.next_expert != nullptr) log_d += model.next_expert[row + ranked.expert[j + 1]];
-      cost = math::fma(model.sensitivity, math::exp(math::smaller(log_d, 80.0f)), cost);
+      if (model.first_expert != nullptr)
+        log_d = log_d + math::look_up(model.first_expert + row, ranked.expert[0]);
+      if (model.next_expert != nullptr)
+        log_d = log_d + math::look_up(model.next_expert + row, ranked.expert[j + 1]);
+      cost = math::fma(math::exp(math::smaller(log_d, 80.0f)), F(model.sensitivity), cost);
     }
-    if (cost <= best_cost) {
-      best_cost = cost;
-      best_k = k;
-    }
+    const auto better = cost <= best_cost;
+    best_cost = math::select(better, cost, best_cost);
+    best_k = math::select(better, math::integers<F>(k), best_k);
   }
   return best_k;
 }
 
 /// How many experts this token gets, within its limits. `topk_share` is S_K0 as distortion_ref
 /// means it; `ranks` is a loop_count of K0.
-template <int MaxTopK, class Ranks>
-ADAPTIVE_K_HD ADAPTIVE_K_INLINE int choose_k(const k_plan& plan, float signal,
-                                             const ranked_experts<MaxTopK>& ranked,
-                                             float topk_share, int num_experts, int top_k,
-                                             Ranks ranks, k_limits limits) noexcept {
+template <int MaxTopK, class F, class Ranks>
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE math::integers<F> choose_k(const k_plan& plan, const F& signal,
+                                                           const ranked_experts<MaxTopK, F>& ranked,
+                                                           const F& topk_share, int num_experts,
+                                                           int top_k, Ranks ranks,
+                                                           k_limits limits) noexcept {
   if (plan.predicts_distortion)
     return least_cost_k(plan, ranked, topk_share, num_experts, top_k, ranks, limits);
-  int k = plan.last_k;
+  using integers = math::integers<F>;
+  integers k = plan.last_k;
   ADAPTIVE_K_UNROLL
-  for (int j = ranks - 2; j >= 0; --j)
-    if ((plan.tried >> j & 1u) != 0 && is_enough(plan, signal, ranked, j)) k = j + 1;
-  return k < limits.k_min ? limits.k_min : (k > limits.k_max ? limits.k_max : k);
+  for (int j = ranks - 2; j >= 0; --j) {
+    if ((plan.tried >> j & 1u) == 0) continue;
+    k = math::select(is_enough(plan, signal, ranked, j), integers(j + 1), k);
+  }
+  k = math::select(k > limits.k_max, integers(limits.k_max), k);
+  return math::select(k < limits.k_min, integers(limits.k_min), k);
 }
 
 }  // namespace detail

@@ -103,21 +103,31 @@ ADAPTIVE_K_HD inline bool selects_by_score(const gating& g) noexcept {
 
 /// A score and its natural logarithm. Softmax scores are relative to the row's largest logit
 /// (their largest is 1); their sum is divided out where it matters.
+template <class F = float>
 struct score_pair {
-  float score;
-  float log_score;
+  F score;
+  F log_score;
 };
 
-/// NaN scores as -inf does; a logit of +inf is equal to a largest logit of +inf.
-template <gating_kind Kind>
-ADAPTIVE_K_HD ADAPTIVE_K_INLINE score_pair score_of(float logit, float largest_logit) noexcept {
+/// What a caller knows of a row's logits, to save operations: the scores are the same.
+enum class logits_are : std::uint8_t {
+  any,
+  ordinary,  ///< none is NaN or above the largest
+  close,     ///< nor more than -exp_floor below it
+};
+
+/// NaN scores as -inf does. The largest logit is given as finite: +inf is then as large as it.
+template <gating_kind Kind, logits_are Logits = logits_are::any, class F>
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE score_pair<F> score_of(const F& logit,
+                                                       const F& largest_logit) noexcept {
   if constexpr (is_softmax(Kind)) {
-    const float below = logit == largest_logit ? 0.0f : logit - largest_logit;
-    const float delta = math::larger(below, -100.0f);  // finite, so that 0 * delta is 0
-    return {math::exp(delta), delta};
+    F delta = logit - largest_logit;
+    if constexpr (Logits != logits_are::close) delta = math::larger(delta, math::exp_floor);
+    if constexpr (Logits == logits_are::any) delta = math::smaller(delta, 0.0f);
+    return {math::exp_above_floor(delta), delta};
   } else {
-    float score;
-    const float number = math::larger(logit, -math::infinity);
+    const F number = math::larger(logit, -math::infinity);
+    F score = 0.0f;
     if constexpr (Kind == gating_kind::sigmoid) {
       score = math::sigmoid(number);
     } else {

@@ -4,11 +4,16 @@
 // Two rules keep it so. Every operation is rounded once (+, -, *, fma, divide, square_root). And no
 // product feeds an addition except through fma(): compilers may fuse `a * b + c`, so core/ never
 // writes it.
+//
+// What decides is written once for any value type: float, or a pack of floats, one token in each
+// lane (host/simd/). A pack is made from a float, has the operators, and brings as static members
+// the operations below by their names; its comparisons give a mask that `select` takes.
 #pragma once
 
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <type_traits>
 
 #include "adaptive_k/config.hpp"
 #include "adaptive_k/types.hpp"
@@ -18,6 +23,7 @@ ADAPTIVE_K_NAMESPACE_BEGIN
 namespace math {
 
 inline constexpr float infinity = std::numeric_limits<float>::infinity();
+inline constexpr float largest_finite = 3.40282347e38f;
 
 #if defined(__FMA__) || defined(__ARM_FEATURE_FMA) || defined(__aarch64__) || \
     (defined(_MSC_VER) && defined(__AVX2__))
@@ -83,38 +89,162 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE float magnitude(float a) noexcept {
   return detail::bit_cast<float>(detail::bit_cast<std::uint32_t>(a) & 0x7FFFFFFFu);
 }
 
-/// Arguments below this give exp() = 0: no result is subnormal, so flush-to-zero modes change
-/// none.
-inline constexpr float exp_underflow = -80.0f;
+/// The bits of a float and back, and the float nearest to a two's complement integer.
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE std::uint32_t to_bits(float a) noexcept {
+  return detail::bit_cast<std::uint32_t>(a);
+}
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE float from_bits(std::uint32_t bits) noexcept {
+  return detail::bit_cast<float>(bits);
+}
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE float from_integer(std::uint32_t integer) noexcept {
+  return static_cast<float>(static_cast<std::int32_t>(integer));
+}
 
-/// e^x for x <= 88; 0 below -80. At most 1 ULP from the true value (tests/core/math_test.cpp).
-ADAPTIVE_K_HD ADAPTIVE_K_INLINE float exp(float x) noexcept {
-  const float clamped = larger(x, exp_underflow);
-  constexpr float round_to_integer = 12582912.0f;  // 1.5 * 2^23
-  const float shifted = fma(clamped, 1.44269504f, round_to_integer);
-  const float n = shifted - round_to_integer;
-  float r = fma(n, -0.693145752f, clamped);  // ln 2 in two parts
-  r = fma(n, -1.42860677e-6f, r);
-  float p = 0.001381454f;  // minimax for e^r, |r| <= ln(2) / 2, relative error 3.1e-9
-  p = fma(p, r, 0.008368745f);
-  p = fma(p, r, 0.04166839f);
-  p = fma(p, r, 0.16666521f);
-  p = fma(p, r, 0.49999994f);
-  p = fma(p, r, 1.0f);
-  p = fma(p, r, 1.0f);
-  const std::uint32_t scaled =
-      detail::bit_cast<std::uint32_t>(p) + (detail::bit_cast<std::uint32_t>(shifted) << 23);
-  return x < exp_underflow ? 0.0f : detail::bit_cast<float>(scaled);
+/// a where `condition` holds, else b.
+template <class T>
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE T select(bool condition, T a, T b) noexcept {
+  return condition ? a : b;
+}
+/// Whether a condition holds anywhere, everywhere.
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE bool any(bool condition) noexcept {
+  return condition;
+}
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE bool all(bool condition) noexcept {
+  return condition;
+}
+
+/// The integers that belong to a value type: ids, ranks, k.
+template <class F>
+struct integers_of {
+  using type = typename F::integers;
+};
+template <>
+struct integers_of<float> {
+  using type = int;
+};
+template <class F>
+using integers = typename integers_of<F>::type;
+
+/// table[i], in every lane.
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE float look_up(const float* table, int i) noexcept {
+  return table[i];
+}
+
+// The same for packs: the first argument says which, so that the others may be plain floats.
+template <class F>
+using only = std::enable_if_t<std::is_class_v<F>, F>;
+
+template <class F>
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE only<F> fma(const F& a, const only<F>& b,
+                                            const only<F>& c) noexcept {
+  return F::fma(a, b, c);
+}
+template <class F>
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE only<F> divide(const F& a, const only<F>& b) noexcept {
+  return F::divide(a, b);
+}
+template <class F>
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE only<F> square_root(const F& a) noexcept {
+  return F::square_root(a);
+}
+template <class F>
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE only<F> larger(const F& a, const only<F>& b) noexcept {
+  return F::larger(a, b);
+}
+template <class F>
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE only<F> smaller(const F& a, const only<F>& b) noexcept {
+  return F::smaller(a, b);
+}
+template <class F>
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE only<F> magnitude(const F& a) noexcept {
+  return F::magnitude(a);
+}
+template <class F>
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE auto to_bits(const F& a) noexcept -> typename F::integers {
+  return F::to_bits(a);
+}
+template <class I>
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE auto from_bits(const I& bits) noexcept -> typename I::reals {
+  return I::reals::from_bits(bits);
+}
+template <class I>
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE auto from_integer(const I& integer) noexcept -> typename I::reals {
+  return I::reals::from_integer(integer);
+}
+template <class I>
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE auto look_up(const float* table, const I& i) noexcept ->
+    typename I::reals {
+  return I::reals::look_up(table, i);
+}
+template <class M, class T>
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE only<T> select(const M& condition, const T& a,
+                                               const only<T>& b) noexcept {
+  return T::select(condition, a, b);
+}
+template <class M>
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE auto any(const M& condition) noexcept
+    -> decltype(M::any(condition)) {
+  return M::any(condition);
+}
+template <class M>
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE auto all(const M& condition) noexcept
+    -> decltype(M::all(condition)) {
+  return M::all(condition);
+}
+
+/// p * 2^(n - 127) for n in the low bits of `shifted`; 0 for n = 0. Exact, so it may be fused with
+/// an addition.
+template <class F>
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE F times_power(const F& p, const F& shifted) noexcept {
+  return p * from_bits(to_bits(shifted) << 23);
+}
+#if defined(__CUDA_ARCH__)
+// The same without moves between integer and float registers, which PTX does not need.
+__device__ ADAPTIVE_K_INLINE float times_power(float p, float shifted) noexcept {
+  float product;
+  asm("{ .reg .b32 power; shl.b32 power, %2, 23; mul.rn.f32 %0, %1, power; }"
+      : "=f"(product)
+      : "f"(p), "f"(shifted));
+  return product;
+}
+#endif
+
+/// Arguments of exp() are raised to this, where it is 0. No result is subnormal, so flush-to-zero
+/// modes change none.
+inline constexpr float exp_floor = -87.3f;
+
+/// e^x for x in [exp_floor, 88]; 0 below -86.99. Within 2 + |x| / 25 ULP (one product with ln 2
+/// costs the last part).
+template <class F>
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE F exp_above_floor(const F& x) noexcept {
+  constexpr float round_to_integer =
+      12583038.0f;  // 1.5 * 2^23 + 126: leaves n + 126 in the low bits
+  const F shifted = fma(x, 1.44269504f, round_to_integer);
+  const F n = shifted - round_to_integer;
+  const F r = fma(n, -0.693147182f, x);
+  F p = 0.0165792685f;  // minimax for 2 e^r, |r| <= ln(2) / 2, relative error 9.2e-8
+  p = fma(p, r, 0.0837963521f);
+  p = fma(p, r, 0.333352983f);
+  p = fma(p, r, 0.999982953f);
+  p = fma(p, r, 1.9999994f);
+  p = fma(p, r, 2.0f);
+  return times_power(p, shifted);
+}
+
+/// e^x for x <= 88, as exp_above_floor; 0 for NaN.
+template <class F>
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE F exp(const F& x) noexcept {
+  return exp_above_floor(larger(x, exp_floor));
 }
 
 /// Natural logarithm of a positive normal number. At most 1 ULP from the true value.
-ADAPTIVE_K_HD ADAPTIVE_K_INLINE float log(float x) noexcept {
-  const std::uint32_t bits = detail::bit_cast<std::uint32_t>(x);
-  const std::uint32_t exponent =
-      (bits - 0x3F2AAAABu) & 0xFF800000u;  // x = m * 2^n, m in [2/3, 4/3)
-  const float n = static_cast<float>(static_cast<std::int32_t>(exponent)) * 1.1920929e-7f;  // 2^-23
-  const float f = detail::bit_cast<float>(bits - exponent) - 1.0f;
-  float q = -0.128858328f;  // minimax for (ln(1 + f) - f + f^2 / 2) / f^3, relative error 4.6e-9
+template <class F>
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE F log(const F& x) noexcept {
+  const auto bits = to_bits(x);
+  const auto exponent = (bits - 0x3F2AAAABu) & 0xFF800000u;  // x = m * 2^n, m in [2/3, 4/3)
+  const F n = from_integer(exponent) * 1.1920929e-7f;        // 2^-23
+  const F f = from_bits(bits - exponent) - 1.0f;
+  F q = -0.128858328f;  // minimax for (ln(1 + f) - f + f^2 / 2) / f^3, relative error 4.6e-9
   q = fma(q, f, 0.139867067f);
   q = fma(q, f, -0.121856809f);
   q = fma(q, f, 0.140053406f);
@@ -123,24 +253,27 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE float log(float x) noexcept {
   q = fma(q, f, -0.249998003f);
   q = fma(q, f, 0.333332151f);
   q = fma(q, f, -0.5f);
-  const float log_m = fma(f * f, q, f);
+  const F log_m = fma(f * f, q, f);
   return fma(n, 0.693147182f, log_m);
 }
 
 /// ln(1 + t) for t in [0, 1], within 2 ULP (the rounding of 1 + t is put back).
-ADAPTIVE_K_HD ADAPTIVE_K_INLINE float log1p(float t) noexcept {
-  const float u = 1.0f + t;
+template <class F>
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE F log1p(const F& t) noexcept {
+  const F u = t + 1.0f;
   return log(u) + divide(t - (u - 1.0f), u);
 }
 
-/// 1 / (1 + e^-x), within 2.5 ULP; 0 for x < -80.
-ADAPTIVE_K_HD ADAPTIVE_K_INLINE float sigmoid(float x) noexcept {
-  const float t = exp(-magnitude(x));
-  return divide(x < 0.0f ? t : 1.0f, 1.0f + t);
+/// 1 / (1 + e^-x), within 5 ULP, 3.5 for |x| < 10; 0 for x < -86.99.
+template <class F>
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE F sigmoid(const F& x) noexcept {
+  const F t = exp(-magnitude(x));
+  return divide(select(x < 0.0f, t, F(1.0f)), t + 1.0f);
 }
 
-/// ln(1 + e^x), within 4 ULP; 0 for x < -80.
-ADAPTIVE_K_HD ADAPTIVE_K_INLINE float softplus(float x) noexcept {
+/// ln(1 + e^x), within 5 ULP; 0 for x < -86.99.
+template <class F>
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE F softplus(const F& x) noexcept {
   return larger(x, 0.0f) + log1p(exp(-magnitude(x)));
 }
 

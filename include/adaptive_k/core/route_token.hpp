@@ -3,31 +3,21 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "adaptive_k/config.hpp"
 #include "adaptive_k/core/choose_k.hpp"
+#include "adaptive_k/core/finish_route.hpp"
 #include "adaptive_k/core/gating.hpp"
 #include "adaptive_k/core/host_warp.hpp"
 #include "adaptive_k/core/k_policy.hpp"
 #include "adaptive_k/core/math.hpp"
-#include "adaptive_k/core/signal.hpp"
 #include "adaptive_k/core/top_k.hpp"
 #include "adaptive_k/types.hpp"
 
 ADAPTIVE_K_NAMESPACE_BEGIN
 
 namespace detail {
-
-/// What one token gets.
-template <int MaxTopK>
-struct token_route {
-  int count;              ///< k_t in 1..K0
-  int chosen;             ///< what the policy chose; differs from `count` in shadow mode only
-  int expert[MaxTopK];    ///< K0 ids, best first; those past `count` are what full K would add
-  float weight[MaxTopK];  ///< [count]
-  float signal;           ///< in the unit of the policy's signal
-  bool has_nonfinite;     ///< a logit was NaN or infinite
-};
 
 /// The experts that a call dictates to a token: none. Another type with these members dictates the
 /// first `count()` ranks, in order, where `active()` is true (for all tokens of a call or for
@@ -56,7 +46,7 @@ struct token_state {
   expert_keys<Tile, MaxRows> keys;
   int num_experts;
   loop_count<Tile::unrolled, MaxRows> rows = {0};  ///< in use; slots past E hold -inf
-  float largest;                                   ///< of the logits
+  float largest;                                   ///< of the logits, made finite
   bool has_finite;
   bool has_nonfinite;
 };
@@ -69,13 +59,12 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE void for_each_slot(const Tile& tile, Rows rows, 
     ADAPTIVE_K_UNROLL
     for (int row = 0; row < rows; ++row) {
       ADAPTIVE_K_UNROLL
-      for (int slot = 0; slot < slots; ++slot)
-        f(lane, row, slot, row * Tile::row_width + lane * slots + slot);
+      for (int slot = 0; slot < slots; ++slot) f(lane, row, slot, Tile::expert_at(lane, row, slot));
     }
   });
 }
 
-/// Copies a row into the tile as float; slots past E get -inf. Tiles with wider loads overload it.
+/// Copies a row into the tile as float; slots past E get -inf.
 template <int MaxRows, int Lanes, int RowWidth, class LogitAt>
 ADAPTIVE_K_HD ADAPTIVE_K_INLINE void fetch_logits(
     const host_warp<Lanes, RowWidth>& tile, token_state<host_warp<Lanes, RowWidth>, MaxRows>& token,
@@ -96,16 +85,12 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE void fetch_logits(
   });
 }
 
-/// Loads a row and notes its largest logit and whether all or none of it was finite. NaN stays: it
+/// Notes a row's largest logit and whether all or none of it was finite. NaN stays: it
 /// compares false, so it is never the largest, and its key and its score are defined.
-template <class Tile, int MaxRows, class LogitAt>
-ADAPTIVE_K_HD ADAPTIVE_K_INLINE void load_logits(const Tile& tile,
-                                                 token_state<Tile, MaxRows>& token, int num_experts,
-                                                 LogitAt logit_at) noexcept {
+template <class Tile, int MaxRows>
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE void examine_logits(const Tile& tile,
+                                                    token_state<Tile, MaxRows>& token) noexcept {
   constexpr int slots = Tile::slots_per_lane;
-  token.num_experts = num_experts;
-  token.rows = {(num_experts + Tile::row_width - 1) / Tile::row_width};
-  fetch_logits<MaxRows>(tile, token, logit_at);
   typename Tile::template per_lane<float> lane_largest;
   typename Tile::template per_lane<int> lane_finite;
   tile.for_each_lane([&](int lane) {
@@ -133,51 +118,60 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE void load_logits(const Tile& tile,
     lane_largest[lane] = largest[0];
     lane_finite[lane] = finite[0];
   });
-  token.largest = tile.reduce_max(lane_largest);
+  token.largest = math::smaller(tile.reduce_max(lane_largest), math::largest_finite);
   const int num_finite = tile.reduce_sum(lane_finite);
   token.has_finite = num_finite > 0;
-  token.has_nonfinite = num_finite < num_experts;
+  token.has_nonfinite = num_finite < token.num_experts;
   if (!token.has_finite) {
     // A row with nothing finite is routed as zeros.
     token.largest = 0.0f;
     for_each_slot(tile, token.rows, [&](int lane, int row, int slot, int expert) {
-      token.logits[lane].at[row][slot] = expert < num_experts ? 0.0f : -math::infinity;
+      token.logits[lane].at[row][slot] = expert < token.num_experts ? 0.0f : -math::infinity;
     });
   }
 }
 
-struct score_sums {
-  float score;            ///< sum of s over all experts
-  float score_log_score;  ///< sum of s ln s
-};
+/// Loads and examines a row. Tiles that do both at once overload it.
+template <int MaxRows, int Lanes, int RowWidth, class LogitAt>
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE void load_logits(
+    const host_warp<Lanes, RowWidth>& tile, token_state<host_warp<Lanes, RowWidth>, MaxRows>& token,
+    int num_experts, LogitAt logit_at) noexcept {
+  token.num_experts = num_experts;
+  token.rows = {(num_experts + RowWidth - 1) / RowWidth};
+  fetch_logits<MaxRows>(tile, token, logit_at);
+  examine_logits(tile, token);
+}
 
-/// Both sums in the one reduction order; experts for which `counts(logit)` is false add nothing.
-template <gating_kind Kind, bool WithLogs, class Tile, int MaxRows, class Counts>
-ADAPTIVE_K_HD ADAPTIVE_K_INLINE score_sums sum_scores(const Tile& tile,
-                                                      const token_state<Tile, MaxRows>& token,
-                                                      float largest, Counts counts) noexcept {
+/// Both sums in the one reduction order, `Logits` as in score_of; experts for which
+/// `counts(logit)` is false add nothing.
+template <gating_kind Kind, bool WithLogs, logits_are Logits = logits_are::any, class Tile,
+          int MaxRows, class Counts>
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE score_sums<> sum_scores(const Tile& tile,
+                                                        const token_state<Tile, MaxRows>& token,
+                                                        float largest, Counts counts) noexcept {
   constexpr int slots = Tile::slots_per_lane;
-  typename Tile::template per_lane<float> lane_score;
-  typename Tile::template per_lane<float> lane_log;
+  typename Tile::template per_lane<slot_sums<slots>> scores;
+  typename Tile::template per_lane<slot_sums<slots>> logs;
   tile.for_each_lane([&](int lane) {
-    float score[slots] = {};
-    float log[slots] = {};
+    float(&score)[slots] = scores[lane].at;
+    float(&log)[slots] = logs[lane].at;
+    ADAPTIVE_K_UNROLL
+    for (int slot = 0; slot < slots; ++slot) score[slot] = log[slot] = 0.0f;
     ADAPTIVE_K_UNROLL
     for (int row = 0; row < token.rows; ++row) {
       ADAPTIVE_K_UNROLL
       for (int slot = 0; slot < slots; ++slot) {
         const float logit = token.logits[lane].at[row][slot];
-        const score_pair s = score_of<Kind>(logit, largest);
+        const score_pair<> s = score_of<Kind, Logits>(logit, largest);
         const float counted = counts(logit) ? s.score : 0.0f;
-        score[slot] += counted;
+        const bool first = Tile::unrolled && row == 0;  // 0 + s is s
+        score[slot] = first ? counted : score[slot] + counted;
         if constexpr (WithLogs) log[slot] = math::fma(counted, s.log_score, log[slot]);
       }
     }
-    lane_score[lane] = fold_slots(score);
-    if constexpr (WithLogs) lane_log[lane] = fold_slots(log);
   });
-  const float total = tile.reduce_add(lane_score);
-  if constexpr (WithLogs) return {total, tile.reduce_add(lane_log)};
+  const float total = tile.sum_slots(scores);
+  if constexpr (WithLogs) return {total, tile.sum_slots(logs)};
   return {total, 0.0f};
 }
 
@@ -240,7 +234,7 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE float logit_of(const Tile& tile,
       lane_logit[lane] = token.logits[lane].at[expert / Tile::row_width][expert % slots];
     });
   }
-  return tile.broadcast(lane_logit, expert % Tile::row_width / slots);
+  return tile.broadcast(lane_logit, Tile::owner_of(expert));
 }
 
 /// Phi-3.5's weights: each chosen expert's softmax over the experts within a relative 2 eps of
@@ -261,7 +255,8 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE void score_by_masked_softmax(const Tile& tile,
       const float scale = math::larger(math::magnitude(logit), largest);
       return !(largest - logit > tolerance * scale);
     };
-    const score_sums sums = sum_scores<gating_kind::softmax, false>(tile, token, largest, counts);
+    const score_sums<> sums = sum_scores<gating_kind::softmax, false>(
+        tile, token, math::smaller(largest, math::largest_finite), counts);
     const bool weighs = largest > -math::infinity;  // neither -inf nor NaN
     const float share = math::divide(1.0f, math::larger(sums.score, 1.0f));
     ranked.score[j] = weighs ? share : 0.0f;
@@ -272,41 +267,26 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE void score_by_masked_softmax(const Tile& tile,
   }
 }
 
-/// Selects and scores the top K0. With `by_score` the keys do not tell the logits.
+/// Selects and scores the top K0 by their keys, which tell the logits unless `by_score`.
 template <gating_kind Kind, class Tile, int MaxRows, int MaxTopK, class Ranks>
 ADAPTIVE_K_HD ADAPTIVE_K_INLINE void rank_experts(const Tile& tile,
                                                   token_state<Tile, MaxRows>& token,
                                                   const gating& model, bool by_score, Ranks ranks,
                                                   ranked_experts<MaxTopK>& ranked) noexcept {
+  const int top_k = model.top_k;
   keyed_expert best[MaxTopK];
-  select_experts<MaxRows>(tile, token.keys, token.rows, model.top_k, best);
+  select_experts<MaxRows>(tile, token.keys, token.rows, top_k, best);
   ADAPTIVE_K_UNROLL
   for (int j = 0; j < ranks; ++j) {
-    const bool chosen = j < model.top_k;
+    const bool chosen = j < top_k;
     const float logit = by_score ? logit_of(tile, token, best[j].expert) : key_value(best[j].key);
-    const score_pair s = score_of<Kind>(logit, token.largest);
+    const score_pair<> s = score_of<Kind>(logit, token.largest);
     ranked.expert[j] = best[j].expert;
     ranked.score[j] = chosen ? s.score : 0.0f;
     ranked.log_score[j] = chosen ? s.log_score : 0.0f;
   }
   if constexpr (Kind == gating_kind::sparsemixer)
-    score_by_masked_softmax(tile, token, model.jitter_epsilon, ranked, model.top_k);
-  float mass = 0.0f;
-  ADAPTIVE_K_UNROLL
-  for (int j = 0; j < ranks; ++j) {
-    mass += ranked.score[j];
-    ranked.mass[j] = mass;
-  }
-  ranked.total = mass;
-}
-
-/// The model's own weight of a score: `score * own_factor`.
-template <gating_kind Kind>
-ADAPTIVE_K_HD ADAPTIVE_K_INLINE float own_factor(const gating& model, float topk_mass,
-                                                 float total) noexcept {
-  const float scale = model.routed_scaling_factor;
-  if (renormalizes(model)) return math::divide(scale, topk_mass);
-  return Kind == gating_kind::softmax ? math::divide(scale, total) : scale;
+    score_by_masked_softmax(tile, token, model.jitter_epsilon, ranked, top_k);
 }
 
 /// Routes one token of a layer, its gating of kind `Kind`. `logit_at(e)` gives logit e as float;
@@ -325,71 +305,33 @@ ADAPTIVE_K_HD inline token_route<MaxTopK> route_token(const Tile& tile, const ga
   const loop_count<Tile::unrolled, MaxTopK> ranks = {top_k};
 
   token_state<Tile, MaxRows> token;
-  load_logits(tile, token, model.num_experts, logit_at);
+  load_logits<MaxRows>(tile, token, model.num_experts, logit_at);
   // Nothing but the call decides which collectives run: tiles of one warp must stay together.
-  const bool by_score = !Tile::by_logit_only && selects_by_score(model);
+  const bool by_score = selects_by_score(model);
 
-  const bool entropy = is_full_entropy(plan.signal);
-  const bool needs_total =
-      is_softmax(Kind) && (by_score || plan.predicts_distortion || !renormalizes(model));
+  const sums_needed needed = sums_for<Kind>(model, plan, by_score);
   const auto all = [](float) { return true; };
-  score_sums sums = {1.0f, 0.0f};
-  if (entropy)
+  score_sums<> sums = {1.0f, 0.0f};
+  if (needed.logs)
     sums = sum_scores<Kind, true>(tile, token, token.largest, all);
-  else if (needs_total)
+  else if (needed.scores)
     sums = sum_scores<Kind, false>(tile, token, token.largest, all);
-  float full_entropy = 0.0f;
-  if (entropy)  // scores that all underflowed say nothing: as unsure as can be
-    full_entropy = sums.score > 0.0f ? entropy_nats(sums.score, sums.score_log_score)
-                                     : math::log(static_cast<float>(model.num_experts));
 
   if (by_score)
     key_by_score<Kind>(tile, token, model, bias, sums.score);
   else
     key_by_logit(tile, token);
-  if (!Tile::by_logit_only && model.n_group > 1)
+  if (model.n_group > 1)
     keep_best_groups<Tile, MaxRows>(tile, token.keys, model, token.rows, token.has_finite);
   const bool replays = Replay::possible && replay.active();
   if (replays) key_replay_first(tile, token, replay, ranks);
   ranked_experts<MaxTopK> ranked;
   rank_experts<Kind>(tile, token, model, by_score || replays, ranks, ranked);
-  const bool weightless = !(ranked.total > 0.0f);  // every chosen score underflowed
-  if (weightless) {
-    ADAPTIVE_K_UNROLL
-    for (int j = 0; j < ranks; ++j) {
-      ranked.score[j] = j < top_k ? 1.0f : 0.0f;
-      ranked.log_score[j] = 0.0f;
-      ranked.mass[j] = static_cast<float>(j < top_k ? j + 1 : top_k);
-    }
-    ranked.total = static_cast<float>(top_k);
-  }
-
-  // Sparsemixer's scores are shares already.
-  const bool relative = is_softmax(Kind) && Kind != gating_kind::sparsemixer;
-  const float topk_share = relative ? math::divide(ranked.total, sums.score) : ranked.total;
+  int dictated = shadow ? top_k : choice_counts;
+  if (replays) dictated = replay.count();
   token_route<MaxTopK> route;
   route.has_nonfinite = token.has_nonfinite;
-  route.signal = signal_value(plan.signal, full_entropy, plan.inverse_log_experts, ranked, ranks);
-  route.chosen =
-      choose_k(plan, route.signal, ranked, topk_share, model.num_experts, top_k, ranks, limits);
-  route.count = shadow ? top_k : route.chosen;
-  if (replays) route.count = replay.count();
-
-  float factor = own_factor<Kind>(model, ranked.total, sums.score);
-  if (weightless && !renormalizes(model)) factor = 0.0f;
-  float kept = ranked.total;
-  ADAPTIVE_K_UNROLL
-  for (int j = 0; j < ranks; ++j) {
-    if (j + 1 == route.count) kept = ranked.mass[j];
-    route.expert[j] = ranked.expert[j];
-    route.weight[j] = ranked.score[j] * factor;
-  }
-  if (route.count < top_k) {
-    const float kept_share = math::larger(math::divide(kept, ranked.total), least_share);
-    const float stretch = restore_mass(kept_share, plan.mass_exponent);
-    ADAPTIVE_K_UNROLL
-    for (int j = 0; j < ranks; ++j) route.weight[j] *= stretch;
-  }
+  finish_route<Kind>(model, plan, sums, limits, dictated, ranks, ranked, route);
   return route;
 }
 

@@ -37,13 +37,13 @@ ADAPTIVE_K_HD constexpr bool is_full_entropy(signal_kind kind) {
 
 /// The top K0 experts of one token, best first, and the sums over them that the policies share.
 /// Where loops are unrolled (on the device), entries past K0 have score 0 and add nothing.
-template <int MaxTopK>
+template <int MaxTopK, class F = float>
 struct ranked_experts {
-  int expert[MaxTopK];       ///< ids, all different
-  float score[MaxTopK];      ///< s, up to a common factor
-  float log_score[MaxTopK];  ///< ln s, finite
-  float mass[MaxTopK];       ///< s_1 + ... + s_j, summed in rank order
-  float total;               ///< the last of them: S_K0
+  math::integers<F> expert[MaxTopK];  ///< ids, all different
+  F score[MaxTopK];                   ///< s, up to a common factor
+  F log_score[MaxTopK];               ///< ln s, finite
+  F mass[MaxTopK];                    ///< s_1 + ... + s_j, summed in rank order
+  F total;                            ///< the last of them: S_K0
 };
 
 /// Signals are summed in steps of 2^-24, exactly and so in any order.
@@ -54,15 +54,16 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE std::int64_t signal_to_fixed(float signal) noexc
 }
 
 /// Entropy in nats of scores with sum `total` and weighted logarithms `sum s ln s`.
-ADAPTIVE_K_HD ADAPTIVE_K_INLINE float entropy_nats(float total, float score_log_score) noexcept {
-  const float entropy = math::log(total) - math::divide(score_log_score, total);
+template <class F>
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE F entropy_nats(const F& total, const F& score_log_score) noexcept {
+  const F entropy = math::log(total) - math::divide(score_log_score, total);
   return math::larger(entropy, 0.0f);
 }
 
-template <int MaxTopK, class Ranks>
-ADAPTIVE_K_HD ADAPTIVE_K_INLINE float topk_entropy_nats(const ranked_experts<MaxTopK>& ranked,
-                                                        Ranks ranks) noexcept {
-  float score_log_score = 0.0f;
+template <int MaxTopK, class F, class Ranks>
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE F topk_entropy_nats(const ranked_experts<MaxTopK, F>& ranked,
+                                                    Ranks ranks) noexcept {
+  F score_log_score = 0.0f;
   ADAPTIVE_K_UNROLL
   for (int j = 0; j < ranks; ++j)
     score_log_score = math::fma(ranked.score[j], ranked.log_score[j], score_log_score);
@@ -71,12 +72,13 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE float topk_entropy_nats(const ranked_experts<Max
 
 /// The value reported for a signal; `full_entropy` is -sum p ln p where the kind asks for it.
 /// `ranks` is a loop_count of K0.
-template <int MaxTopK, class Ranks>
-ADAPTIVE_K_HD ADAPTIVE_K_INLINE float signal_value(signal_kind kind, float full_entropy,
-                                                   float inverse_log_experts,
-                                                   const ranked_experts<MaxTopK>& ranked,
-                                                   Ranks ranks) noexcept {
-  const float second = MaxTopK > 1 && ranks > 1 ? ranked.score[MaxTopK > 1 ? 1 : 0] : 0.0f;
+template <int MaxTopK, class F, class Ranks>
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE F signal_value(signal_kind kind, const F& full_entropy,
+                                               float inverse_log_experts,
+                                               const ranked_experts<MaxTopK, F>& ranked,
+                                               Ranks ranks) noexcept {
+  F second = 0.0f;
+  if (MaxTopK > 1 && ranks > 1) second = ranked.score[MaxTopK > 1 ? 1 : 0];
   switch (kind) {
     case signal_kind::none:
       return 0.0f;

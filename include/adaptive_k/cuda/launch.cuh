@@ -12,6 +12,7 @@
 #include "adaptive_k/cuda/dependent_launch.cuh"
 #include "adaptive_k/cuda/device_metrics.cuh"
 #include "adaptive_k/cuda/permute_launch.cuh"
+#include "adaptive_k/cuda/plain_kernel.cuh"
 #include "adaptive_k/cuda/route_kernel.cuh"
 #include "adaptive_k/cuda/storage.cuh"
 #include "adaptive_k/cuda/tuning.cuh"
@@ -41,24 +42,62 @@ inline status supported(const gating& g) noexcept {
 
 namespace launch_detail {
 
-template <class Tier, gating_kind Kind, class Logit, bool ByLogitOnly>
-status launch_tier(const route_params& params, cudaStream_t stream) noexcept {
-  const std::int64_t threads = params.num_tokens * Tier::lanes;
-  const std::int64_t blocks = (threads + threads_per_block - 1) / threads_per_block;
-  if (blocks > 0x7FFFFFFF)
-    return status::error(status_code::unsupported, "num_tokens is %lld, too many for one launch",
-                         static_cast<long long>(params.num_tokens));
+inline status check_blocks(std::int64_t blocks, std::int64_t num_tokens) noexcept {
+  if (blocks <= 0x7FFFFFFF) return {};
+  return status::error(status_code::unsupported, "num_tokens is %lld, too many for one launch",
+                       static_cast<long long>(num_tokens));
+}
+
+/// What a block may hold without asking the runtime, less the most that routing itself takes.
+inline constexpr int shared_bytes_unasked = 48 * 1024 - 21 * 1024;
+
+inline status launch_blocks(void (*kernel)(route_params), std::int64_t blocks,
+                            const route_params& params, cudaStream_t stream) noexcept {
   const permute_params& permutation = params.permutation;
   const bool permutes = permutation.topk_ids != nullptr && permutation.num_parts == 1;
   const int shared_bytes =
       permutes ? permute_detail::chunk_memory::bytes(permutation.shape.num_local_experts) : 0;
-  return to_status(launch(route_kernel<Tier, Kind, Logit, ByLogitOnly>,
-                          {static_cast<unsigned>(blocks), threads_per_block,
-                           static_cast<std::size_t>(shared_bytes), stream, params.overlaps},
-                          params));
+  if (shared_bytes > shared_bytes_unasked) {
+    const status allowed =
+        to_status(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                                       cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes));
+    if (!allowed) return allowed;
+  }
+  return to_status(cuda::launch(kernel,
+                                {static_cast<unsigned>(blocks), threads_per_block,
+                                 static_cast<std::size_t>(shared_bytes), stream, params.overlaps},
+                                params));
 }
 
-template <gating_kind Kind, class Logit, bool ByLogitOnly, class... Tiers>
+constexpr std::int64_t divide_up(std::int64_t a, std::int64_t b) noexcept {
+  return (a + b - 1) / b;
+}
+
+template <class Logit>
+struct plain_family {
+  template <class Tier>
+  static status launch(route_params params, cudaStream_t stream) noexcept {
+    params.rounds = rounds_for(Tier::lanes, params.num_tokens);
+    const std::int64_t warps = divide_up(params.num_tokens, 32 / Tier::lanes * params.rounds);
+    const std::int64_t blocks = divide_up(warps, threads_per_block / 32);
+    const status fits = check_blocks(blocks, params.num_tokens);
+    if (!fits) return fits;
+    return launch_blocks(plain_route_kernel<Tier, Logit>, blocks, params, stream);
+  }
+};
+
+template <gating_kind Kind, class Logit>
+struct general_family {
+  template <class Tier>
+  static status launch(const route_params& params, cudaStream_t stream) noexcept {
+    const std::int64_t blocks = divide_up(params.num_tokens * Tier::lanes, threads_per_block);
+    const status fits = check_blocks(blocks, params.num_tokens);
+    if (!fits) return fits;
+    return launch_blocks(route_kernel<Tier, Kind, Logit>, blocks, params, stream);
+  }
+};
+
+template <class Family, class... Tiers>
 status launch_first_fit(tier_list<Tiers...>, const route_params& params,
                         cudaStream_t stream) noexcept {
   status result =
@@ -66,9 +105,8 @@ status launch_first_fit(tier_list<Tiers...>, const route_params& params,
                     params.model.num_experts, params.model.top_k);
   const int wanted = tier_for(tier_list<Tiers...>{}, params.model.num_experts, params.model.top_k);
   int index = 0;
-  (void)((index++ == wanted
-              ? (result = launch_tier<Tiers, Kind, Logit, ByLogitOnly>(params, stream), true)
-              : false) ||
+  (void)((index++ == wanted ? (result = Family::template launch<Tiers>(params, stream), true)
+                            : false) ||
          ...);
   return result;
 }
@@ -79,13 +117,14 @@ status launch_first_fit(tier_list<Tiers...>, const route_params& params,
 /// from here.
 template <class Logit>
 status launch_plain(const route_params& params, cudaStream_t stream) noexcept {
-  return launch_detail::launch_first_fit<gating_kind::softmax, Logit, true>(plain_tiers{}, params,
-                                                                            stream);
+  return launch_detail::launch_first_fit<launch_detail::plain_family<Logit>>(plain_tiers{}, params,
+                                                                             stream);
 }
 
 template <gating_kind Kind, class Logit>
 status launch_general(const route_params& params, cudaStream_t stream) noexcept {
-  return launch_detail::launch_first_fit<Kind, Logit, false>(general_tiers{}, params, stream);
+  return launch_detail::launch_first_fit<launch_detail::general_family<Kind, Logit>>(
+      general_tiers{}, params, stream);
 }
 
 #if defined(ADAPTIVE_K_LINKED_KERNELS)

@@ -9,13 +9,15 @@ ADAPTIVE_K_NAMESPACE_BEGIN
 namespace cuda {
 
 /// One compiled shape. A call with E experts and top-K0 takes the first tier that holds it.
-template <int MaxExperts, int MaxTopK, int Lanes>
+/// `BlocksPerSm`: blocks that must fit a multiprocessor; bounds a thread's registers.
+template <int MaxExperts, int MaxTopK, int Lanes, int BlocksPerSm = 4>
 struct tier {
   static constexpr int max_experts = MaxExperts;
   static constexpr int max_top_k = MaxTopK;
   static constexpr int lanes = Lanes;  ///< lanes of a warp that share a token
   static constexpr int row_width = MaxExperts < 32 ? MaxExperts : 32;
   static constexpr int rows = MaxExperts / row_width;
+  static constexpr int blocks_per_sm = BlocksPerSm;
 };
 
 template <class... Tiers>
@@ -35,19 +37,22 @@ constexpr int tier_for(tier_list<Tiers...>, int num_experts, int top_k) noexcept
 
 /// Softmax ranked by logit alone: what most models do.
 using plain_tiers =
-    tier_list<tier<8, 2, 1>, tier<16, 4, 2>, tier<32, 8, 4>, tier<64, 8, 4>, tier<128, 8, 4>,
-              tier<256, 8, 8>, tier<512, 16, 16>, tier<1024, 32, 32>>;
+    tier_list<tier<8, 2, 1>, tier<16, 4, 1>, tier<64, 4, 2>, tier<64, 8, 2>, tier<128, 8, 2, 3>,
+              tier<256, 8, 4>, tier<384, 8, 4, 2>, tier<512, 16, 16, 2>, tier<1024, 32, 32, 2>>;
 
 /// Any gating, selection bias and groups.
 using general_tiers =
     tier_list<tier<64, 8, 8>, tier<256, 8, 8>, tier<512, 16, 16>, tier<1024, 32, 32>>;
 
 inline constexpr int threads_per_block = 128;
+inline constexpr int general_blocks_per_sm = 2;
 
-/// Blocks that must fit a multiprocessor: bounds a thread's registers, found by compiling.
-template <class Tier>
-constexpr int blocks_per_sm(bool plain) {
-  return Tier::max_top_k > 8 || !plain ? 2 : 4;
+/// Rounds of a plain kernel's warp. More of them cost fewer instructions a token, but keep fewer
+/// warps busy and each one longer, so small launches take one.
+constexpr int rounds_for(int lanes, long long num_tokens) noexcept {
+  int rounds = 1;
+  while (rounds < lanes && num_tokens >= 64ll * rounds * rounds) rounds *= 2;
+  return rounds;
 }
 
 }  // namespace cuda

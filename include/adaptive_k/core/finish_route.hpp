@@ -1,0 +1,122 @@
+// From ranked scores to signal, k and weights: the part of the decision that looks at the top K0
+// alone. Written for any value type that core/math.hpp knows.
+#pragma once
+
+#include "adaptive_k/config.hpp"
+#include "adaptive_k/core/choose_k.hpp"
+#include "adaptive_k/core/gating.hpp"
+#include "adaptive_k/core/math.hpp"
+#include "adaptive_k/core/signal.hpp"
+
+ADAPTIVE_K_NAMESPACE_BEGIN
+
+namespace detail {
+
+/// What one token gets, or one token in each lane.
+template <int MaxTopK, class F = float>
+struct token_route {
+  math::integers<F> count;   ///< k_t in 1..K0
+  math::integers<F> chosen;  ///< what the policy chose; differs from `count` where that is dictated
+  math::integers<F> expert[MaxTopK];  ///< K0 ids, best first; past `count`: what full K would add
+  F weight[MaxTopK];                  ///< [count]
+  F signal;                           ///< in the unit of the policy's signal
+  bool has_nonfinite;                 ///< a logit was NaN or infinite
+};
+
+template <class F = float>
+struct score_sums {
+  F score;            ///< sum of s over all experts
+  F score_log_score;  ///< sum of s ln s
+};
+
+/// Which sums over all experts a decision reads; those it does not are 1 and 0.
+struct sums_needed {
+  bool scores;
+  bool logs;
+};
+template <gating_kind Kind>
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE sums_needed sums_for(const gating& model, const k_plan& plan,
+                                                     bool by_score) noexcept {
+  const bool entropy = is_full_entropy(plan.signal);
+  const bool total =
+      is_softmax(Kind) && (by_score || plan.predicts_distortion || !renormalizes(model));
+  return {entropy || total, entropy};
+}
+
+/// The model's own weight of a score: `score * own_factor`.
+template <gating_kind Kind, class F>
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE F own_factor(const gating& model, const F& topk_mass,
+                                             const F& total) noexcept {
+  const F scale = model.routed_scaling_factor;
+  if (renormalizes(model)) return math::divide(scale, topk_mass);
+  return Kind == gating_kind::softmax ? math::divide(scale, total) : scale;
+}
+
+inline constexpr int choice_counts = -1;
+
+/// Fills `route`, apart from `has_nonfinite`. Reads `expert`, `score` and `log_score` of `ranked`
+/// and completes it. `dictated` is k where something else than the policy decides it (shadow mode,
+/// replay), else `choice_counts`.
+template <gating_kind Kind, int MaxTopK, class F, class Ranks>
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE void finish_route(const gating& model, const k_plan& plan,
+                                                  const score_sums<F>& sums, k_limits limits,
+                                                  int dictated, Ranks ranks,
+                                                  ranked_experts<MaxTopK, F>& ranked,
+                                                  token_route<MaxTopK, F>& route) noexcept {
+  using integers = math::integers<F>;
+  const int top_k = model.top_k;
+  F full_entropy = 0.0f;
+  if (is_full_entropy(plan.signal)) {  // scores that all underflowed: as unsure as can be
+    const float most = math::log(static_cast<float>(model.num_experts));
+    full_entropy =
+        math::select(sums.score > 0.0f, entropy_nats(sums.score, sums.score_log_score), F(most));
+  }
+  F mass = 0.0f;
+  ADAPTIVE_K_UNROLL
+  for (int j = 0; j < ranks; ++j) {
+    mass = mass + ranked.score[j];
+    ranked.mass[j] = mass;
+  }
+  ranked.total = mass;
+  const auto weighs = mass > 0.0f;  // else every chosen score underflowed
+  if (!math::all(weighs)) {
+    ADAPTIVE_K_UNROLL
+    for (int j = 0; j < ranks; ++j) {
+      const int rank = j < top_k ? j + 1 : top_k;
+      ranked.score[j] = math::select(weighs, ranked.score[j], F(j < top_k ? 1.0f : 0.0f));
+      ranked.log_score[j] = math::select(weighs, ranked.log_score[j], F(0.0f));
+      ranked.mass[j] = math::select(weighs, ranked.mass[j], F(static_cast<float>(rank)));
+    }
+    ranked.total = math::select(weighs, ranked.total, F(static_cast<float>(top_k)));
+  }
+
+  // Sparsemixer's scores are shares already.
+  const bool relative = is_softmax(Kind) && Kind != gating_kind::sparsemixer;
+  const F topk_share = relative ? math::divide(ranked.total, sums.score) : ranked.total;
+  route.signal = signal_value(plan.signal, full_entropy, plan.inverse_log_experts, ranked, ranks);
+  route.chosen =
+      choose_k(plan, route.signal, ranked, topk_share, model.num_experts, top_k, ranks, limits);
+  route.count = route.chosen;
+  if (dictated != choice_counts) route.count = integers(dictated);
+
+  F factor = own_factor<Kind>(model, ranked.total, sums.score);
+  if (!renormalizes(model)) factor = math::select(weighs, factor, F(0.0f));
+  F kept = ranked.total;
+  ADAPTIVE_K_UNROLL
+  for (int j = 0; j < ranks; ++j) {
+    kept = math::select(route.count == integers(j + 1), ranked.mass[j], kept);
+    route.expert[j] = ranked.expert[j];
+    route.weight[j] = ranked.score[j] * factor;
+  }
+  const auto fewer = route.count < integers(top_k);
+  if (math::any(fewer)) {
+    const F kept_share = math::larger(math::divide(kept, ranked.total), least_share);
+    const F stretch = math::select(fewer, restore_mass(kept_share, plan.mass_exponent), F(1.0f));
+    ADAPTIVE_K_UNROLL
+    for (int j = 0; j < ranks; ++j) route.weight[j] = route.weight[j] * stretch;
+  }
+}
+
+}  // namespace detail
+
+ADAPTIVE_K_NAMESPACE_END

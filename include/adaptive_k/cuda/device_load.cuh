@@ -1,0 +1,301 @@
+// How a warp tile takes in a row: wide loads into words, and the words as logits.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "adaptive_k/core/math.hpp"
+#include "adaptive_k/core/route_token.hpp"
+#include "adaptive_k/cuda/device_tile.cuh"
+#include "adaptive_k/types.hpp"
+
+ADAPTIVE_K_NAMESPACE_BEGIN
+
+namespace cuda {
+
+/// One row of logits and the widest load that its address, stride and length allow.
+template <class Logit>
+struct device_row {
+  const Logit* data;  ///< [E]
+  int load_width;     ///< elements a load: 1, or a power of two that divides E
+};
+
+/// Arithmetic on what a 32-bit word holds: one fp32 logit, or two of 16 bits, the first in its low
+/// half. `has_pair_arithmetic`: the architecture computes on both halves at once.
+template <class Logit>
+struct logit_word;
+
+template <>
+struct logit_word<float> {
+  static constexpr int size = 1;
+  static constexpr bool has_pair_arithmetic = false;
+  static constexpr std::uint32_t minus_infinity = 0xFF800000u;
+  __device__ static ADAPTIVE_K_INLINE float at(std::uint32_t word, int) noexcept {
+    return __uint_as_float(word);
+  }
+};
+
+template <>
+struct logit_word<bfloat16> {
+  static constexpr int size = 2;
+  static constexpr std::uint32_t minus_infinity = 0xFF80FF80u;
+  static constexpr std::uint32_t lowest = 0xFF7FFF7Fu;  ///< of the finite ones
+  static constexpr std::uint32_t one = 0x3F803F80u;
+  static constexpr std::uint32_t infinity_bits = 0x7F80u;
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  static constexpr bool has_pair_arithmetic = true;
+#else
+  static constexpr bool has_pair_arithmetic = false;
+#endif
+  __device__ static ADAPTIVE_K_INLINE float at(std::uint32_t word, int half) noexcept {
+    float logit;  // written as a float at once: no move between registers
+    if (half == 0)
+      asm("shl.b32 %0, %1, 16;" : "=f"(logit) : "r"(word));
+    else
+      asm("and.b32 %0, %1, 0xFFFF0000;" : "=f"(logit) : "r"(word));
+    return logit;
+  }
+  /// a * b + c, each half rounded once.
+  __device__ static ADAPTIVE_K_INLINE std::uint32_t fma(std::uint32_t a, std::uint32_t b,
+                                                        std::uint32_t c) noexcept {
+    std::uint32_t result = 0;
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(result) : "r"(a), "r"(b), "r"(c));
+#endif
+    return result;
+  }
+  /// NaN where either is.
+  __device__ static ADAPTIVE_K_INLINE std::uint32_t larger(std::uint32_t a,
+                                                           std::uint32_t b) noexcept {
+    std::uint32_t result = 0;
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    asm("max.NaN.bf16x2 %0, %1, %2;" : "=r"(result) : "r"(a), "r"(b));
+#endif
+    return result;
+  }
+  __device__ static ADAPTIVE_K_INLINE std::uint32_t smaller(std::uint32_t a,
+                                                            std::uint32_t b) noexcept {
+    std::uint32_t result = 0;
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    asm("min.NaN.bf16x2 %0, %1, %2;" : "=r"(result) : "r"(a), "r"(b));
+#endif
+    return result;
+  }
+};
+
+template <>
+struct logit_word<float16> {
+  static constexpr int size = 2;
+  static constexpr std::uint32_t minus_infinity = 0xFC00FC00u;
+  static constexpr std::uint32_t lowest = 0xFBFFFBFFu;
+  static constexpr std::uint32_t one = 0x3C003C00u;
+  static constexpr std::uint32_t infinity_bits = 0x7C00u;
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  static constexpr bool has_pair_arithmetic = true;
+#else
+  static constexpr bool has_pair_arithmetic = false;
+#endif
+  __device__ static ADAPTIVE_K_INLINE float at(std::uint32_t word, int half) noexcept {
+    return to_float(float16{static_cast<std::uint16_t>(half == 0 ? word & 0xFFFFu : word >> 16)});
+  }
+  __device__ static ADAPTIVE_K_INLINE std::uint32_t fma(std::uint32_t a, std::uint32_t b,
+                                                        std::uint32_t c) noexcept {
+    std::uint32_t result;
+    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(result) : "r"(a), "r"(b), "r"(c));
+    return result;
+  }
+  __device__ static ADAPTIVE_K_INLINE std::uint32_t larger(std::uint32_t a,
+                                                           std::uint32_t b) noexcept {
+    std::uint32_t result = 0;
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    asm("max.NaN.f16x2 %0, %1, %2;" : "=r"(result) : "r"(a), "r"(b));
+#endif
+    return result;
+  }
+  __device__ static ADAPTIVE_K_INLINE std::uint32_t smaller(std::uint32_t a,
+                                                            std::uint32_t b) noexcept {
+    std::uint32_t result = 0;
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    asm("min.NaN.f16x2 %0, %1, %2;" : "=r"(result) : "r"(a), "r"(b));
+#endif
+    return result;
+  }
+};
+
+/// The least and the largest of a lane's logits; NaN where one of them is.
+template <class Logit, bool Pairs>
+class logit_range {
+ public:
+  using word = logit_word<Logit>;
+  __device__ ADAPTIVE_K_INLINE void see(std::uint32_t bits) noexcept {
+    ADAPTIVE_K_UNROLL
+    for (int i = 0; i < word::size; ++i) {
+      const float logit = word::at(bits, i);
+      least_ = smaller(logit, least_);
+      largest_ = larger(logit, largest_);
+    }
+  }
+  __device__ ADAPTIVE_K_INLINE float least() const noexcept { return least_; }
+  __device__ ADAPTIVE_K_INLINE float largest() const noexcept { return largest_; }
+
+  __device__ static ADAPTIVE_K_INLINE float larger(float a, float b) noexcept {
+    float result;
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    asm("max.NaN.f32 %0, %1, %2;" : "=f"(result) : "f"(a), "f"(b));
+#else
+    result = a > b || a != a ? a : b;
+#endif
+    return result;
+  }
+  __device__ static ADAPTIVE_K_INLINE float smaller(float a, float b) noexcept {
+    float result;
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    asm("min.NaN.f32 %0, %1, %2;" : "=f"(result) : "f"(a), "f"(b));
+#else
+    result = a < b || a != a ? a : b;
+#endif
+    return result;
+  }
+
+ private:
+  float least_ = math::largest_finite;
+  float largest_ = -math::largest_finite;
+};
+
+template <class Logit>
+class logit_range<Logit, true> {
+ public:
+  using word = logit_word<Logit>;
+  using single = logit_range<Logit, false>;
+  __device__ ADAPTIVE_K_INLINE void see(std::uint32_t bits) noexcept {
+    least_ = word::smaller(bits, least_);
+    largest_ = word::larger(bits, largest_);
+  }
+  __device__ ADAPTIVE_K_INLINE float least() const noexcept {
+    return single::smaller(word::at(least_, 0), word::at(least_, 1));
+  }
+  __device__ ADAPTIVE_K_INLINE float largest() const noexcept {
+    return single::larger(word::at(largest_, 0), word::at(largest_, 1));
+  }
+
+ private:
+  std::uint32_t least_ = word::lowest ^ 0x80008000u;
+  std::uint32_t largest_ = word::lowest;
+};
+
+/// A lane's share of a row, as loaded; slots past E hold -inf.
+template <class Tile, int MaxRows>
+struct loaded_row {
+  using logit = typename Tile::logit_type;
+  using word = logit_word<logit>;
+  std::uint32_t words[MaxRows][Tile::words];
+  float least;  ///< of this lane's logits, and `largest`; either is NaN where one of them is
+  float largest;
+
+  __device__ ADAPTIVE_K_INLINE float logit_at(int row, int slot) const noexcept {
+    return word::at(words[row][slot / word::size], slot % word::size);
+  }
+};
+
+namespace load_detail {
+template <int Bytes>
+struct wide_load;
+template <>
+struct wide_load<4> {
+  using type = unsigned;
+};
+template <>
+struct wide_load<8> {
+  using type = uint2;
+};
+template <>
+struct wide_load<16> {
+  using type = uint4;
+};
+
+/// `Width` neighbouring logits with one load each. `Exact`: every slot is an expert's.
+template <int Width, bool Exact, class Tile, int MaxRows, class Logit>
+__device__ ADAPTIVE_K_INLINE void fetch_by(loaded_row<Tile, MaxRows>& fetched, const Logit* data,
+                                           int num_experts) noexcept {
+  using word = logit_word<Logit>;
+  const int lane_offset = Tile::expert_at(Tile::lane(), 0, 0);
+  const Logit* own = data + lane_offset;
+  logit_range<Logit, word::has_pair_arithmetic> range;
+  ADAPTIVE_K_UNROLL
+  for (int row = 0; row < MaxRows; ++row) {
+    ADAPTIVE_K_UNROLL
+    for (int slot = 0; slot < Tile::slots_per_lane; slot += Width) {
+      const int offset = Tile::expert_at(0, row, slot);
+      const bool exists = Exact || offset + lane_offset < num_experts;
+      std::uint32_t* to = &fetched.words[row][slot / word::size];
+      if constexpr (Width * sizeof(Logit) >= 4) {
+        using wide = typename wide_load<Width * sizeof(Logit)>::type;
+        constexpr int count = static_cast<int>(sizeof(wide)) / 4;
+        if (exists) {
+          const wide loaded = __ldg(reinterpret_cast<const wide*>(own + offset));
+          std::uint32_t bits[count];
+          std::memcpy(bits, &loaded, sizeof loaded);
+          ADAPTIVE_K_UNROLL
+          for (int i = 0; i < count; ++i) {
+            to[i] = bits[i];
+            range.see(bits[i]);
+          }
+        } else {
+          ADAPTIVE_K_UNROLL
+          for (int i = 0; i < count; ++i) to[i] = word::minus_infinity;
+        }
+      } else {
+        const std::uint32_t bits = exists ? own[offset].bits : word::minus_infinity & 0xFFFFu;
+        if (exists) range.see(bits | bits << 16);
+        *to = slot % 2 == 0 ? bits : *to | bits << 16;
+      }
+    }
+  }
+  fetched.least = range.least();
+  fetched.largest = range.largest();
+}
+}  // namespace load_detail
+
+template <int MaxRows, class Tile, class Logit>
+__device__ ADAPTIVE_K_INLINE loaded_row<Tile, MaxRows> fetch_row(const device_row<Logit>& source,
+                                                                 int num_experts) noexcept {
+  constexpr int half = Tile::chunk >= 2 ? Tile::chunk / 2 : 1;
+  loaded_row<Tile, MaxRows> row;
+  if (source.load_width >= Tile::chunk && num_experts == MaxRows * Tile::row_width)
+    load_detail::fetch_by<Tile::chunk, true>(row, source.data, num_experts);
+  else if (source.load_width >= Tile::chunk)
+    load_detail::fetch_by<Tile::chunk, false>(row, source.data, num_experts);
+  else if (source.load_width >= half)
+    load_detail::fetch_by<half, false>(row, source.data, num_experts);
+  else
+    load_detail::fetch_by<1, false>(row, source.data, num_experts);
+  return row;
+}
+
+/// Unpacks a row into the state that core/ works on.
+template <int MaxRows, class Tile>
+__device__ ADAPTIVE_K_INLINE void unpack(const loaded_row<Tile, MaxRows>& row, int num_experts,
+                                         token_state<Tile, MaxRows>& token) noexcept {
+  token.num_experts = num_experts;
+  ADAPTIVE_K_UNROLL
+  for (int r = 0; r < MaxRows; ++r) {
+    ADAPTIVE_K_UNROLL
+    for (int slot = 0; slot < Tile::slots_per_lane; ++slot)
+      token.logits[0].at[r][slot] = row.logit_at(r, slot);
+  }
+}
+
+/// Core's `load_logits` for this tile.
+template <int MaxRows, int Lanes, int RowWidth, class Logit>
+__device__ ADAPTIVE_K_INLINE void load_logits(
+    const device_tile<Lanes, RowWidth, Logit>& tile,
+    token_state<device_tile<Lanes, RowWidth, Logit>, MaxRows>& token, int num_experts,
+    const device_row<Logit>& source) noexcept {
+  using tile_type = device_tile<Lanes, RowWidth, Logit>;
+  unpack(fetch_row<MaxRows, tile_type>(source, num_experts), num_experts, token);
+  detail::examine_logits(tile, token);
+}
+
+}  // namespace cuda
+
+ADAPTIVE_K_NAMESPACE_END

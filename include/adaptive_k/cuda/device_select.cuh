@@ -1,0 +1,146 @@
+// How a warp tile selects: sorting networks in each lane, then merges across lanes.
+#pragma once
+
+#include <cstdint>
+#include <utility>
+
+#include "adaptive_k/core/math.hpp"
+#include "adaptive_k/core/route_token.hpp"
+#include "adaptive_k/core/top_k.hpp"
+#include "adaptive_k/cuda/device_tile.cuh"
+
+ADAPTIVE_K_NAMESPACE_BEGIN
+
+namespace cuda {
+
+/// Keys that carry the inverted id, so that all of them are different.
+template <class Key, int Count>
+struct sorted_list {
+  Key at[Count];  ///< descending
+
+  __device__ static ADAPTIVE_K_INLINE void compare(Key& first, Key& second) noexcept {
+    const Key larger = first > second ? first : second;
+    second = first > second ? second : first;
+    first = larger;
+  }
+
+  /// Batcher's odd-even merge sort, spelled out by the compiler: a loop this deep is not unrolled.
+  __device__ ADAPTIVE_K_INLINE void sort() noexcept { merge_sort<1>(); }
+
+  /// Keeps the best Count of both lists; `other` is read backwards through `other_at(i)`.
+  template <class OtherAt>
+  __device__ ADAPTIVE_K_INLINE void keep_best(OtherAt other_at) noexcept {
+    Key theirs[Count];
+    ADAPTIVE_K_UNROLL
+    for (int i = 0; i < Count; ++i) theirs[i] = other_at(Count - 1 - i);
+    ADAPTIVE_K_UNROLL
+    for (int i = 0; i < Count; ++i) at[i] = at[i] > theirs[i] ? at[i] : theirs[i];
+    ADAPTIVE_K_UNROLL
+    for (int half = Count / 2; half >= 1; half /= 2) {
+      ADAPTIVE_K_UNROLL
+      for (int i = 0; i < Count; ++i)
+        if ((i & half) == 0) compare(at[i], at[i + half]);
+    }
+  }
+
+ private:
+  template <int P>
+  __device__ ADAPTIVE_K_INLINE void merge_sort() noexcept {
+    if constexpr (P < Count) {
+      merge<P, P>();
+      merge_sort<2 * P>();
+    }
+  }
+
+  template <int P, int K>
+  __device__ ADAPTIVE_K_INLINE void merge() noexcept {
+    if constexpr (K >= 1) {
+      compare_all<P, K>(std::make_integer_sequence<int, Count>{});
+      merge<P, K / 2>();
+    }
+  }
+
+  template <int P, int K, int... I>
+  __device__ ADAPTIVE_K_INLINE void compare_all(std::integer_sequence<int, I...>) noexcept {
+    (compare_one<P, K, I>(), ...);
+  }
+
+  template <int P, int K, int I>
+  __device__ ADAPTIVE_K_INLINE void compare_one() noexcept {
+    constexpr int first = K % P;
+    if constexpr (I >= first && I + K < Count)
+      if constexpr ((I - first) % (2 * K) < K && I / (2 * P) == (I + K) / (2 * P))
+        compare(at[I], at[I + K]);
+  }
+};
+
+/// 64-bit keys: the whole order key above the inverted id.
+struct wide_key {
+  using type = unsigned long long;
+  __device__ static ADAPTIVE_K_INLINE type pack(std::uint32_t key, int expert) noexcept {
+    const type packed = static_cast<type>(key) << 32 | ~static_cast<std::uint32_t>(expert);
+    return key == adaptive_k::detail::no_expert_key ? 0u : packed;
+  }
+  __device__ static ADAPTIVE_K_INLINE std::uint32_t key(type packed) noexcept {
+    return static_cast<std::uint32_t>(packed >> 32);
+  }
+  __device__ static ADAPTIVE_K_INLINE float value(type packed) noexcept {
+    return detail::key_value(key(packed));
+  }
+  __device__ static ADAPTIVE_K_INLINE int expert(type packed) noexcept {
+    return static_cast<int>(~static_cast<std::uint32_t>(packed));
+  }
+};
+
+/// Sorts chunks of each lane's keys, keeps the best MaxTopK of them, and merges the lanes' lists:
+/// every lane ends with the tile's best. `key_at(row, slot)` packs this lane's key; `finish(key)`
+/// may add what is the same for all of a lane's keys.
+template <class Tile, int MaxRows, int MaxTopK, class Key, class KeyAt, class Finish>
+__device__ ADAPTIVE_K_INLINE sorted_list<Key, MaxTopK> best_of_tile(KeyAt key_at,
+                                                                    Finish finish) noexcept {
+  constexpr int slots = Tile::slots_per_lane;
+  constexpr int count = MaxRows * slots;
+  sorted_list<Key, MaxTopK> winners;
+  ADAPTIVE_K_UNROLL
+  for (int start = 0; start < count; start += MaxTopK) {
+    sorted_list<Key, MaxTopK> part;
+    ADAPTIVE_K_UNROLL
+    for (int i = 0; i < MaxTopK; ++i) {
+      const int at = start + i;
+      part.at[i] = at < count ? key_at(at / slots, at % slots) : Key{0};
+    }
+    part.sort();
+    if (start == 0)
+      winners = part;
+    else
+      winners.keep_best([&](int i) { return part.at[i]; });
+  }
+  ADAPTIVE_K_UNROLL
+  for (int i = 0; i < MaxTopK; ++i) winners.at[i] = finish(winners.at[i]);
+  ADAPTIVE_K_UNROLL
+  for (int offset = 1; offset < Tile::lanes; offset *= 2)
+    winners.keep_best(
+        [&](int i) { return __shfl_xor_sync(Tile::whole_warp, winners.at[i], offset); });
+  return winners;
+}
+
+/// The device's core `select_experts`: by keys of any origin.
+template <int MaxRows, int MaxTopK, int Lanes, int RowWidth, class Logit>
+__device__ ADAPTIVE_K_INLINE void select_experts(
+    const device_tile<Lanes, RowWidth, Logit>&,
+    const expert_keys<device_tile<Lanes, RowWidth, Logit>, MaxRows>& keys, int, int,
+    keyed_expert (&best)[MaxTopK]) noexcept {
+  using tile = device_tile<Lanes, RowWidth, Logit>;
+  const auto winners = best_of_tile<tile, MaxRows, MaxTopK, wide_key::type>(
+      [&](int row, int slot) {
+        return wide_key::pack(keys[0].at[row][slot], tile::expert_at(tile::lane(), row, slot));
+      },
+      [](wide_key::type key) { return key; });
+  ADAPTIVE_K_UNROLL
+  for (int j = 0; j < MaxTopK; ++j)
+    best[j] = {wide_key::key(winners.at[j]), wide_key::expert(winners.at[j])};
+}
+
+}  // namespace cuda
+
+ADAPTIVE_K_NAMESPACE_END

@@ -1,0 +1,224 @@
+// One row under softmax ranked by logit alone: what most models do, and so worth its own path. A
+// tile reduces a row to its sums and its best experts; one lane then decides (plain_kernel.cuh).
+#pragma once
+
+#include <cstdint>
+
+#include "adaptive_k/core/finish_route.hpp"
+#include "adaptive_k/core/math.hpp"
+#include "adaptive_k/core/route_token.hpp"
+#include "adaptive_k/cuda/device_load.cuh"
+#include "adaptive_k/cuda/device_select.cuh"
+#include "adaptive_k/cuda/device_tile.cuh"
+
+ADAPTIVE_K_NAMESPACE_BEGIN
+
+namespace cuda {
+
+/// Selection keys of a row, larger first: the order of the logit above, the inverted id below.
+/// 16-bit logits: 32 bits in all.
+template <class Logit>
+struct plain_key {
+  using type = std::uint32_t;
+  using word = logit_word<Logit>;
+  static constexpr bool has_pair_orders = word::has_pair_arithmetic;
+  static constexpr std::uint32_t zero_order = 0x8000u;
+  static constexpr std::uint32_t nan_order = 1;
+
+  /// The orders of a word's two logits, both finite; -0 as +0.
+  __device__ static ADAPTIVE_K_INLINE std::uint32_t finite_orders(std::uint32_t pair) noexcept {
+    const std::uint32_t positive_zero = word::fma(pair, word::one, 0);
+    std::uint32_t signs;  // each sign, sixteen times (__byte_perm leaves out the sign modes)
+    asm("prmt.b32 %0, %1, 0, 0xBB99;" : "=r"(signs) : "r"(positive_zero));
+    return positive_zero ^ (signs | 0x80008000u);
+  }
+  __device__ static ADAPTIVE_K_INLINE type join_half(std::uint32_t orders, int half,
+                                                     int expert) noexcept {
+    return __byte_perm(orders, ~static_cast<std::uint32_t>(expert), half == 0 ? 0x1054 : 0x3254);
+  }
+  /// The order of any logit.
+  __device__ static ADAPTIVE_K_INLINE std::uint32_t order(std::uint32_t word, int half) noexcept {
+    const std::uint32_t bits = half == 0 ? word & 0xFFFFu : word >> 16;
+    const std::uint32_t upper = bits | 0x8000u;  // -0 joins the positive side
+    const std::uint32_t key = bits > 0x8000u ? ~bits & 0xFFFFu : upper;
+    return (bits & 0x7FFFu) > plain_key::word::infinity_bits ? nan_order : key;
+  }
+  __device__ static ADAPTIVE_K_INLINE type join(std::uint32_t order, int expert) noexcept {
+    return order << 16 | (~static_cast<std::uint32_t>(expert) & 0xFFFFu);
+  }
+  /// Adds a lane's bits to the id, which had them zero.
+  __device__ static ADAPTIVE_K_INLINE type add_lane(type key, int lane_offset) noexcept {
+    return key ^ static_cast<std::uint32_t>(lane_offset);
+  }
+  __device__ static ADAPTIVE_K_INLINE float logit(type key) noexcept {
+    const std::uint32_t order = key >> 16;
+    const std::uint32_t bits = (order & 0x8000u) != 0 ? order & 0x7FFFu : ~order & 0xFFFFu;
+    return order == nan_order ? -math::infinity : word::at(bits, 0);
+  }
+  __device__ static ADAPTIVE_K_INLINE int expert(type key) noexcept {
+    return static_cast<int>(~key & 0xFFFFu);
+  }
+};
+
+/// fp32 logits: 64 bits.
+template <>
+struct plain_key<float> {
+  using type = unsigned long long;
+  static constexpr bool has_pair_orders = false;
+  static constexpr std::uint32_t zero_order = 0x80000000u;
+
+  __device__ static ADAPTIVE_K_INLINE std::uint32_t order(std::uint32_t word, int) noexcept {
+    return detail::order_key(__uint_as_float(word));
+  }
+  /// Of a finite logit.
+  __device__ static ADAPTIVE_K_INLINE std::uint32_t finite_order(std::uint32_t word) noexcept {
+    const int bits = __float_as_int(__uint_as_float(word) + 0.0f);  // -0 as +0
+    return static_cast<std::uint32_t>(bits ^ (bits >> 31 | static_cast<int>(0x80000000u)));
+  }
+  __device__ static ADAPTIVE_K_INLINE type join(std::uint32_t order, int expert) noexcept {
+    return static_cast<type>(order) << 32 | ~static_cast<std::uint32_t>(expert);
+  }
+  __device__ static ADAPTIVE_K_INLINE type add_lane(type key, int lane_offset) noexcept {
+    return key ^ static_cast<std::uint32_t>(lane_offset);
+  }
+  __device__ static ADAPTIVE_K_INLINE float logit(type key) noexcept {
+    return detail::key_value(static_cast<std::uint32_t>(key >> 32));
+  }
+  __device__ static ADAPTIVE_K_INLINE int expert(type key) noexcept {
+    return static_cast<int>(~static_cast<std::uint32_t>(key));
+  }
+};
+
+/// All that a token's decision needs of its row.
+template <class Logit, int MaxTopK>
+struct row_summary {
+  using key = plain_key<Logit>;
+  float largest;
+  detail::score_sums<> sums;
+  sorted_list<typename key::type, MaxTopK> winners;
+  bool has_nonfinite;
+
+  /// The ranks as core/ takes them.
+  __device__ ADAPTIVE_K_INLINE void rank(int top_k,
+                                         detail::ranked_experts<MaxTopK>& ranked) const noexcept {
+    ADAPTIVE_K_UNROLL
+    for (int j = 0; j < MaxTopK; ++j) {
+      const detail::score_pair<> s =
+          detail::score_of<gating_kind::softmax>(key::logit(winners.at[j]), largest);
+      ranked.expert[j] = key::expert(winners.at[j]);
+      ranked.score[j] = j < top_k ? s.score : 0.0f;
+      ranked.log_score[j] = j < top_k ? s.log_score : 0.0f;
+    }
+  }
+};
+
+namespace plain_detail {
+
+template <detail::logits_are Logits, class Tile, int MaxRows>
+__device__ ADAPTIVE_K_INLINE detail::score_sums<> sum_row(const Tile& tile,
+                                                          const token_state<Tile, MaxRows>& token,
+                                                          detail::sums_needed needed) noexcept {
+  const auto all = [](float) { return true; };
+  if (needed.logs)
+    return detail::sum_scores<gating_kind::softmax, true, Logits>(tile, token, token.largest, all);
+  if (needed.scores)
+    return detail::sum_scores<gating_kind::softmax, false, Logits>(tile, token, token.largest, all);
+  return {1.0f, 0.0f};
+}
+
+/// A warp of rows that are all finite.
+template <detail::logits_are Logits, int MaxTopK, class Tile, int MaxRows>
+__device__ ADAPTIVE_K_INLINE void summarise_finite(
+    const Tile& tile, const loaded_row<Tile, MaxRows>& row, int num_experts, float largest,
+    detail::sums_needed needed, row_summary<typename Tile::logit_type, MaxTopK>& summary) noexcept {
+  using logit = typename Tile::logit_type;
+  using key = plain_key<logit>;
+  using word = logit_word<logit>;
+  token_state<Tile, MaxRows> token;
+  unpack(row, num_experts, token);
+  token.largest = largest;
+  summary.largest = largest;
+  summary.has_nonfinite = false;
+  summary.sums = sum_row<Logits>(tile, token, needed);
+  const int lane_offset = Tile::expert_at(Tile::lane(), 0, 0);
+  const auto add_lane = [=](typename key::type k) { return key::add_lane(k, lane_offset); };
+  if constexpr (key::has_pair_orders) {
+    std::uint32_t orders[MaxRows][Tile::words];
+    ADAPTIVE_K_UNROLL
+    for (int r = 0; r < MaxRows; ++r) {
+      ADAPTIVE_K_UNROLL
+      for (int i = 0; i < Tile::words; ++i) orders[r][i] = key::finite_orders(row.words[r][i]);
+    }
+    summary.winners = best_of_tile<Tile, MaxRows, MaxTopK, typename key::type>(
+        [&](int r, int slot) {
+          return key::join_half(orders[r][slot / 2], slot % 2, Tile::expert_at(0, r, slot));
+        },
+        add_lane);
+  } else {
+    summary.winners = best_of_tile<Tile, MaxRows, MaxTopK, typename key::type>(
+        [&](int r, int slot) {
+          const std::uint32_t from = row.words[r][slot / word::size];
+          std::uint32_t order;
+          if constexpr (word::size == 1)
+            order = key::finite_order(from);
+          else
+            order = key::order(from, slot % 2);
+          return key::join(order, Tile::expert_at(0, r, slot));
+        },
+        add_lane);
+  }
+}
+
+/// Rows of any kind.
+template <int MaxTopK, class Tile, int MaxRows>
+__device__ ADAPTIVE_K_INLINE void summarise_any(
+    const Tile& tile, const loaded_row<Tile, MaxRows>& row, int num_experts,
+    detail::sums_needed needed, row_summary<typename Tile::logit_type, MaxTopK>& summary) noexcept {
+  using logit = typename Tile::logit_type;
+  using key = plain_key<logit>;
+  using word = logit_word<logit>;
+  token_state<Tile, MaxRows> token;
+  unpack(row, num_experts, token);
+  detail::examine_logits(tile, token);
+  summary.largest = token.largest;
+  summary.has_nonfinite = token.has_nonfinite;
+  summary.sums = sum_row<detail::logits_are::any>(tile, token, needed);
+  const int lane_offset = Tile::expert_at(Tile::lane(), 0, 0);
+  summary.winners = best_of_tile<Tile, MaxRows, MaxTopK, typename key::type>(
+      [&](int r, int slot) {
+        const int expert = Tile::expert_at(0, r, slot);
+        const std::uint32_t order =
+            token.has_finite ? key::order(row.words[r][slot / word::size], slot % word::size)
+                             : key::zero_order;
+        return key::join(expert + lane_offset < num_experts ? order : 0u, expert);
+      },
+      [=](typename key::type k) { return key::add_lane(k, lane_offset); });
+}
+
+}  // namespace plain_detail
+
+/// Every lane of the warp takes part; every lane of a tile gets the summary of its row.
+template <int MaxTopK, class Tile, int MaxRows>
+__device__ ADAPTIVE_K_INLINE void summarise(
+    const Tile& tile, const loaded_row<Tile, MaxRows>& row, int num_experts,
+    detail::sums_needed needed, row_summary<typename Tile::logit_type, MaxTopK>& summary) noexcept {
+  using range = logit_range<typename Tile::logit_type, false>;
+  using detail::logits_are;
+  const float largest = tile.reduce(row.largest, range::larger);
+  const float least = tile.reduce(row.least, range::smaller);
+  const float spread = largest - least;  // not finite, or NaN, where a logit is not
+  const bool exact = num_experts == MaxRows * Tile::row_width;
+  if (__all_sync(Tile::whole_warp, exact && spread <= -math::exp_floor))
+    plain_detail::summarise_finite<logits_are::close>(tile, row, num_experts, largest, needed,
+                                                      summary);
+  else if (__all_sync(Tile::whole_warp,
+                      spread < math::infinity && math::magnitude(largest) < math::infinity))
+    plain_detail::summarise_finite<logits_are::ordinary>(tile, row, num_experts, largest, needed,
+                                                         summary);
+  else
+    plain_detail::summarise_any(tile, row, num_experts, needed, summary);
+}
+
+}  // namespace cuda
+
+ADAPTIVE_K_NAMESPACE_END

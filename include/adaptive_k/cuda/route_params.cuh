@@ -1,0 +1,140 @@
+// What every routing kernel takes, and what surrounds its decision.
+#pragma once
+
+#include <cstdint>
+
+#include "adaptive_k/core/choose_k.hpp"
+#include "adaptive_k/core/finish_route.hpp"
+#include "adaptive_k/core/gating.hpp"
+#include "adaptive_k/cuda/dependent_launch.cuh"
+#include "adaptive_k/cuda/device_metrics.cuh"
+#include "adaptive_k/cuda/permute_kernel.cuh"
+#include "adaptive_k/cuda/storage.cuh"
+#include "adaptive_k/types.hpp"
+
+ADAPTIVE_K_NAMESPACE_BEGIN
+
+namespace cuda {
+
+/// Everything a launch needs; device pointers unless said otherwise. Passed by value.
+struct route_params {
+  const void* logits;       ///< [num_tokens, E] of the kernel's logit type
+  std::int64_t num_tokens;  ///< >= 1
+  std::int64_t row_stride;  ///< elements
+  int load_width;           ///< as device_row
+  int rounds;               ///< of a plain kernel's warp, 1 to its lanes
+  gating model;
+  const detail::k_plan* plan;        ///< of the layer; may be rewritten between launches
+  const float* routing_bias;         ///< [E] or null
+  const std::uint8_t* padding_mask;  ///< [num_tokens] or null
+  const std::uint8_t* k_min;         ///< [num_tokens] or null
+  const std::uint8_t* k_max;         ///< [num_tokens] or null
+  const void* replay_ids;  ///< [num_tokens, K0] of type `ids`, or null: the router chooses
+  const std::int32_t* replay_counts;  ///< [num_tokens], or null: all K0
+  void* topk_ids;                     ///< [num_tokens, K0]
+  void* topk_weights;                 ///< [num_tokens, K0]
+  std::int32_t* topk_counts;          ///< [num_tokens] or null
+  std::int32_t* chosen_counts;        ///< [num_tokens] or null; given: route full K, record k here
+  float* signal;                      ///< [num_tokens] or null
+  device_metrics* metrics;            ///< or null
+  id_type ids;
+  float_type weights;
+  fill_id fill;
+  bool overlaps;               ///< host: may overlap the kernel before it on the stream
+  permute_params permutation;  ///< of the ids chosen here; null topk_ids: none
+};
+
+__device__ ADAPTIVE_K_INLINE void store_id(void* base, std::int64_t at, id_type type,
+                                           int value) noexcept {
+  switch (type) {
+    case id_type::int32:
+      static_cast<std::int32_t*>(base)[at] = value;
+      break;
+    case id_type::int64:
+      static_cast<std::int64_t*>(base)[at] = value;
+      break;
+    case id_type::int16:
+    case id_type::uint16:
+      static_cast<std::int16_t*>(base)[at] = static_cast<std::int16_t>(value);
+      break;
+  }
+}
+
+/// One token's dictated experts, read from the launch's parameters.
+struct device_replay {
+  static constexpr bool possible = true;
+  const route_params& params;
+  std::int64_t token;
+  __device__ ADAPTIVE_K_INLINE bool active() const noexcept { return params.replay_ids != nullptr; }
+  __device__ ADAPTIVE_K_INLINE int count() const noexcept {
+    const int top_k = params.model.top_k;
+    if (params.replay_counts == nullptr) return top_k;
+    const int given = params.replay_counts[token];
+    return given < 0 ? 0 : given > top_k ? top_k : given;
+  }
+  __device__ ADAPTIVE_K_INLINE int expert(int rank) const noexcept {
+    return load_id(params.replay_ids, token * params.model.top_k + rank, params.ids);
+  }
+};
+
+__device__ ADAPTIVE_K_INLINE void store_weight(void* base, std::int64_t at, float_type type,
+                                               float value) noexcept {
+  switch (type) {
+    case float_type::float32:
+      static_cast<float*>(base)[at] = value;
+      break;
+    case float_type::float16:
+      static_cast<float16*>(base)[at] = from_float<float16>(value);
+      break;
+    case float_type::bfloat16:
+      static_cast<bfloat16*>(base)[at] = from_float<bfloat16>(value);
+      break;
+  }
+}
+
+__device__ ADAPTIVE_K_INLINE bool is_padding(const route_params& params,
+                                             std::int64_t token) noexcept {
+  return params.padding_mask != nullptr && params.padding_mask[token] != 0;
+}
+
+/// What stands in the id slots past k_t.
+__device__ ADAPTIVE_K_INLINE int filler_of(const route_params& params, bool padding,
+                                           int first_expert) noexcept {
+  if (params.fill == fill_id::num_experts) return params.model.num_experts;
+  if (params.fill == fill_id::first_expert) return padding ? 0 : first_expert;
+  return -1;
+}
+
+/// A token's count, signal and metrics; one lane does this.
+template <int MaxTopK>
+__device__ ADAPTIVE_K_INLINE void store_token(const route_params& params, std::int64_t token,
+                                              bool padding,
+                                              const detail::token_route<MaxTopK>& route,
+                                              block_metrics& metrics) noexcept {
+  const int count = padding ? 0 : route.count;
+  if (params.topk_counts != nullptr) params.topk_counts[token] = count;
+  if (params.chosen_counts != nullptr) params.chosen_counts[token] = padding ? 0 : route.chosen;
+  if (params.signal != nullptr) params.signal[token] = padding ? 0.0f : route.signal;
+  metrics.add_token(padding, count, route.signal, route.has_nonfinite);
+}
+
+/// The token's bounds win over the plan's where they do not overlap.
+__device__ ADAPTIVE_K_INLINE detail::k_limits limits_of(const route_params& params,
+                                                        std::int64_t token) noexcept {
+  const int low = params.k_min != nullptr ? params.k_min[token] : 1;
+  const int high = params.k_max != nullptr ? params.k_max[token] : params.model.top_k;
+  return detail::narrow_limits(params.plan->limits, low, high);
+}
+
+/// How every routing kernel ends, each block once all its tokens are routed.
+__device__ ADAPTIVE_K_INLINE void finish_block(const route_params& params,
+                                               block_metrics& metrics) noexcept {
+  metrics.finish(params.model.top_k);
+  if (params.permutation.topk_ids == nullptr) return;
+  extern __shared__ uint4 adaptive_k_shared[];
+  permute_after_routing(params.permutation, adaptive_k_shared);
+}
+
+}  // namespace cuda
+
+ADAPTIVE_K_NAMESPACE_END

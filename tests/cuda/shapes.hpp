@@ -1,0 +1,75 @@
+// Shapes at the edges of the kernels' tiers, and every policy over them.
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <initializer_list>
+#include <string>
+#include <vector>
+
+#include "adaptive_k/cuda/tuning.cuh"
+#include "batches.hpp"
+
+namespace twin {
+
+struct shape {
+  int num_experts;
+  int top_k;
+};
+
+template <class... Tiers>
+std::vector<shape> edges_of(cuda::tier_list<Tiers...>) {
+  std::vector<shape> shapes;
+  int below = 0;
+  (void)std::initializer_list<int>{
+      (shapes.push_back({Tiers::max_experts, Tiers::max_top_k}),
+       shapes.push_back(
+           {Tiers::max_experts - 1, std::min(Tiers::max_top_k, Tiers::max_experts - 1)}),
+       shapes.push_back({below + 1, 1}), below = Tiers::max_experts, 0)...};
+  return shapes;
+}
+
+/// Every policy in turn over the shapes of a tier list.
+template <class Logit>
+void run_shapes(const std::vector<shape>& shapes, gating base, std::uint64_t seed,
+                bool replays = false) {
+  inputs::sequence from(seed);
+  for (const shape& s : shapes) {
+    gating g = base;
+    g.num_experts = s.num_experts;
+    g.top_k = g.kind == gating_kind::sparsemixer ? std::min(s.top_k, 2) : s.top_k;
+    if (g.n_group > 1 &&
+        (g.num_experts % g.n_group != 0 || g.topk_group * (g.num_experts / g.n_group) < g.top_k))
+      continue;
+    const inputs::distortion_tables tables(from, g.num_experts, g.top_k);
+    int index = 0;
+    for (checked::named_policy& named : checked::all_policies(from, g, tables)) {
+      named.policy.mass_exponent = checked::mass_exponent_number(index++);
+      SCOPED_TRACE("E " + std::to_string(g.num_experts) + ", K0 " + std::to_string(g.top_k) + ", " +
+                   named.name);
+      // Few rows, and enough for a warp to take several rounds.
+      const std::int64_t tokens = from.chance(4) ? from.between(60, 300) : from.between(1, 37);
+      batch<Logit> input = make_batch<Logit>(from, g, tokens, from.chance(2) ? 0 : from.below(4));
+      input.policy = named.policy;
+      input.fill = static_cast<fill_id>(from.below(3));
+      input.shadow = from.chance(6);
+      if (from.chance(3)) stretch(from, input);
+      if (from.chance(2)) spoil(from, input);
+      if (from.chance(3)) restrict_tokens(from, input);
+      if (replays && from.chance(6)) dictate(from, input);
+      expect_equal<std::int32_t, float>(input);
+      if (::testing::Test::HasFailure()) return;
+    }
+  }
+}
+
+#if defined(TEST_LOGIT_f32)  // a program of its own for each, so that they run side by side
+using logit_types = ::testing::Types<float>;
+#elif defined(TEST_LOGIT_f16)
+using logit_types = ::testing::Types<float16>;
+#elif defined(TEST_LOGIT_bf16)
+using logit_types = ::testing::Types<bfloat16>;
+#endif
+
+}  // namespace twin
