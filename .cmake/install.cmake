@@ -13,7 +13,8 @@ install(DIRECTORY "${PROJECT_SOURCE_DIR}/calibrations/" DESTINATION "${calibrati
         FILES_MATCHING PATTERN "*.json" PATTERN "README.md")
 install(FILES "${PROJECT_SOURCE_DIR}/LICENSE"
         DESTINATION "${CMAKE_INSTALL_DATADIR}/adaptive_k")
-install(TARGETS adaptive_k EXPORT adaptive_kTargets)
+install(TARGETS adaptive_k adaptive_k_c_host EXPORT adaptive_kTargets
+        ARCHIVE DESTINATION "${CMAKE_INSTALL_LIBDIR}")
 install(EXPORT adaptive_kTargets NAMESPACE adaptive_k:: DESTINATION "${package_dir}")
 
 configure_package_config_file(
@@ -21,10 +22,10 @@ configure_package_config_file(
   "${PROJECT_BINARY_DIR}/adaptive_kConfig.cmake"
   INSTALL_DESTINATION "${package_dir}"
   PATH_VARS calibration_dir)
-# Before 1.0 a minor version may change the interface. Headers only: any architecture will do.
+# Before 1.0 a minor version may change the interface.
 write_basic_package_version_file(
   "${PROJECT_BINARY_DIR}/adaptive_kConfigVersion.cmake"
-  COMPATIBILITY SameMinorVersion ARCH_INDEPENDENT)
+  COMPATIBILITY SameMinorVersion)
 install(FILES "${PROJECT_BINARY_DIR}/adaptive_kConfig.cmake"
               "${PROJECT_BINARY_DIR}/adaptive_kConfigVersion.cmake"
         DESTINATION "${package_dir}")

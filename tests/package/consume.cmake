@@ -1,6 +1,9 @@
 # Builds and runs the project CONSUMER the way a user would, in a folder outside the source tree.
 #   cmake -DSOURCE=... -DBUILD=... -DGENERATOR=... -DCOMPILER=... -DCONSUMER=... -DINSTALLED=ON|OFF
-#         [-DPRINTS=regex] [-DREFUSED=regex] [-DOPTIONS=option;...] -P consume.cmake
+#         [-DPRINTS=regex] [-DREFUSED=regex] [-DOPTIONS=option;...] [-DPROGRAM=name]
+#         [-DKERNEL_OBJECTS=object;... -DARCHIVER=...] -P consume.cmake
+# KERNEL_OBJECTS take the place of the machine code in the installed adaptive_k::kernels: the same
+# kernels as the interpreter reads them, where there is no GPU to run the package's own.
 
 set(temporary "$ENV{TMPDIR}")
 if(NOT temporary)
@@ -28,6 +31,10 @@ macro(run_step WHAT)
   endif()
 endmacro()
 
+if(NOT PROGRAM)
+  set(PROGRAM consumer)
+endif()
+
 file(COPY "${CONSUMER}/" DESTINATION "${work}/source")
 
 if(INSTALLED)
@@ -35,6 +42,13 @@ if(INSTALLED)
   # A package that is moved after its installation must still find its own files.
   file(RENAME "${work}/staged" "${work}/moved")
   list(APPEND OPTIONS "-DCMAKE_PREFIX_PATH=${work}/moved")
+  if(KERNEL_OBJECTS)
+    file(GLOB_RECURSE archive "${work}/moved/libadaptive_k_kernels.a")
+    run_step("list members" "${ARCHIVER}" t "${archive}")
+    string(REGEX MATCHALL "[^\n]+\\.cu\\.o" members "${output}")
+    run_step("drop machine code" "${ARCHIVER}" d "${archive}" ${members})
+    run_step("put PTX" "${ARCHIVER}" qs "${archive}" ${KERNEL_OBJECTS})
+  endif()
 endif()
 
 set(configure "${CMAKE_COMMAND}" -S "${work}/source" -B "${work}/build" -G "${GENERATOR}"
@@ -73,7 +87,7 @@ else()
   endif()
 endif()
 
-run_step("the program" "${work}/build/consumer")
+run_step("the program" "${work}/build/${PROGRAM}")
 if(NOT output MATCHES "${PRINTS}")
   finish("the program printed '${output}', not '${PRINTS}'")
   return()

@@ -50,23 +50,29 @@ inline status check_blocks(std::int64_t blocks, std::int64_t num_tokens) noexcep
                        static_cast<long long>(num_tokens));
 }
 
-constexpr std::int64_t divide_up(std::int64_t a, std::int64_t b) noexcept {
-  return (a + b - 1) / b;
-}
+/// What a block may hold without asking the runtime, less the most that routing itself takes.
+inline constexpr int shared_bytes_unasked = 48 * 1024 - 25 * 1024;
 
-/// Enqueues a route kernel, with the memory for the permutation that it does where asked to.
-inline status enqueue(void (*kernel)(route_params), std::int64_t blocks, const route_params& params,
-                      cudaStream_t stream) noexcept {
-  const status fits = check_blocks(blocks, params.num_tokens);
-  if (!fits) return fits;
+inline status launch_blocks(void (*kernel)(route_params), std::int64_t blocks,
+                            const route_params& params, cudaStream_t stream) noexcept {
   const permute_params& permutation = params.permutation;
   const bool permutes = permutation.topk_ids != nullptr && permutation.num_parts == 1;
   const int shared_bytes =
       permutes ? permute_detail::chunk_memory::bytes(permutation.shape.num_local_experts) : 0;
+  if (shared_bytes > shared_bytes_unasked) {
+    const status allowed =
+        to_status(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                                       cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes));
+    if (!allowed) return allowed;
+  }
   return to_status(cuda::launch(kernel,
                                 {static_cast<unsigned>(blocks), threads_per_block,
                                  static_cast<std::size_t>(shared_bytes), stream, params.overlaps},
                                 params));
+}
+
+constexpr std::int64_t divide_up(std::int64_t a, std::int64_t b) noexcept {
+  return (a + b - 1) / b;
 }
 
 template <class Logit>
@@ -85,8 +91,10 @@ struct plain_family {
     params.stages_rows = aligned && params.row_stride == params.model.num_experts &&
                          params.num_tokens > 1 && !loads_side_by_side;
     const std::int64_t warps = divide_up(params.num_tokens, 32 / Tier::lanes * params.rounds);
-    return enqueue(plain_route_kernel<Tier, Logit>, divide_up(warps, threads_per_block / 32),
-                   params, stream);
+    const std::int64_t blocks = divide_up(warps, threads_per_block / 32);
+    const status fits = check_blocks(blocks, params.num_tokens);
+    if (!fits) return fits;
+    return launch_blocks(plain_route_kernel<Tier, Logit>, blocks, params, stream);
   }
 };
 
@@ -94,8 +102,10 @@ template <gating_kind Kind, class Logit>
 struct general_family {
   template <class Tier>
   static status launch(const route_params& params, cudaStream_t stream) noexcept {
-    return enqueue(route_kernel<Tier, Kind, Logit>,
-                   divide_up(params.num_tokens * Tier::lanes, threads_per_block), params, stream);
+    const std::int64_t blocks = divide_up(params.num_tokens * Tier::lanes, threads_per_block);
+    const status fits = check_blocks(blocks, params.num_tokens);
+    if (!fits) return fits;
+    return launch_blocks(route_kernel<Tier, Kind, Logit>, blocks, params, stream);
   }
 };
 

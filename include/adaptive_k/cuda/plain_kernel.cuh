@@ -85,10 +85,10 @@ __device__ ADAPTIVE_K_INLINE void copy_weights(staged_slots<MaxTopK>& staged, vo
   }
 }
 
-/// What one warp does of a launch.
+/// Routes what falls to this warp.
 template <class Tier, class Logit>
-__device__ ADAPTIVE_K_INLINE void route_by_warp(const route_params& params,
-                                                block_metrics& metrics) noexcept {
+__device__ ADAPTIVE_K_INLINE void route_warp(const route_params& params,
+                                             block_metrics& metrics) noexcept {
   using tile_type = device_tile<Tier::lanes, Tier::row_width, Logit>;
   constexpr int lanes = Tier::lanes;
   constexpr int max_top_k = Tier::max_top_k;
@@ -187,12 +187,8 @@ __global__ void __launch_bounds__(threads_per_block, Tier::blocks_per_sm)
   wait_for_previous_kernel();
   allow_next_kernel();
   block_metrics metrics(params.metrics, params.model.num_experts);
-  route_by_warp<Tier, Logit>(params, metrics);
-  metrics.finish(params.model.top_k);
-  if (params.permutation.topk_ids != nullptr) {
-    extern __shared__ uint4 adaptive_k_shared[];
-    permute_after_routing(params.permutation, adaptive_k_shared);
-  }
+  route_warp<Tier, Logit>(params, metrics);
+  finish_block(params, metrics);
 }
 
 }  // namespace cuda

@@ -5,12 +5,10 @@
 #include <cstdint>
 
 #include "adaptive_k/core/route_token.hpp"
-#include "adaptive_k/cuda/dependent_launch.cuh"
 #include "adaptive_k/cuda/device_load.cuh"
 #include "adaptive_k/cuda/device_metrics.cuh"
 #include "adaptive_k/cuda/device_select.cuh"
 #include "adaptive_k/cuda/device_tile.cuh"
-#include "adaptive_k/cuda/permute_kernel.cuh"
 #include "adaptive_k/cuda/route_params.cuh"
 #include "adaptive_k/cuda/tuning.cuh"
 
@@ -66,11 +64,7 @@ __global__ void __launch_bounds__(threads_per_block, general_blocks_per_sm)
     }
     if (lane == 0) store_token(params, token, padding, route, metrics);
   }
-  metrics.finish(top_k);
-  if (params.permutation.topk_ids != nullptr) {
-    extern __shared__ uint4 adaptive_k_shared[];
-    permute_after_routing(params.permutation, adaptive_k_shared);
-  }
+  finish_block(params, metrics);
 }
 
 }  // namespace cuda

@@ -6,6 +6,7 @@
 #include "adaptive_k/core/choose_k.hpp"
 #include "adaptive_k/core/finish_route.hpp"
 #include "adaptive_k/core/gating.hpp"
+#include "adaptive_k/cuda/dependent_launch.cuh"
 #include "adaptive_k/cuda/device_metrics.cuh"
 #include "adaptive_k/cuda/permute_kernel.cuh"
 #include "adaptive_k/cuda/storage.cuh"
@@ -124,6 +125,15 @@ __device__ ADAPTIVE_K_INLINE detail::k_limits limits_of(const route_params& para
   const int low = params.k_min != nullptr ? params.k_min[token] : 1;
   const int high = params.k_max != nullptr ? params.k_max[token] : params.model.top_k;
   return detail::narrow_limits(params.plan->limits, low, high);
+}
+
+/// How every routing kernel ends, each block once all its tokens are routed.
+__device__ ADAPTIVE_K_INLINE void finish_block(const route_params& params,
+                                               block_metrics& metrics) noexcept {
+  metrics.finish(params.model.top_k);
+  if (params.permutation.topk_ids == nullptr) return;
+  extern __shared__ uint4 adaptive_k_shared[];
+  permute_after_routing(params.permutation, adaptive_k_shared);
 }
 
 }  // namespace cuda
