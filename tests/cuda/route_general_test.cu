@@ -15,6 +15,11 @@ template <class Logit>
 class route_general : public ::testing::Test {};
 TYPED_TEST_SUITE(route_general, twin::logit_types);
 
+TYPED_TEST(route_general, softmax_of_shapes_beyond_the_plain_tiers_equals_host) {
+  gating g;
+  run_shapes<TypeParam>({{513, 8}, {40, 17}, {1024, 32}}, g, 11, true);
+}
+
 TYPED_TEST(route_general, softmax_with_bias_equals_host) {
   gating g;
   g.selection_bias = true;

@@ -26,7 +26,8 @@ namespace cuda {
 /// Whether the model is served by the plain kernels: softmax ranked by logit alone.
 inline bool is_plain(const gating& g) noexcept {
   const bool softmax = g.kind == gating_kind::softmax || g.kind == gating_kind::top_k_softmax;
-  return softmax && !g.selection_bias && g.n_group == 1;
+  return softmax && !g.selection_bias && g.n_group == 1 &&
+         tier_for(plain_tiers{}, g.num_experts, g.top_k) >= 0;
 }
 
 /// Ok where a kernel serves the gating, else why not.
@@ -34,7 +35,7 @@ inline status supported(const gating& g) noexcept {
   const status fits = validate(g);
   if (!fits) return fits;
   int tier = tier_for(general_tiers{}, g.num_experts, g.top_k);
-  if (is_plain(g)) tier = tier_for(plain_tiers{}, g.num_experts, g.top_k);
+  if (is_plain(g)) tier = 0;
   if (g.kind == gating_kind::sparsemixer)
     tier = tier_for(sparsemixer_tiers{}, g.num_experts, g.top_k);
   if (tier >= 0) return {};

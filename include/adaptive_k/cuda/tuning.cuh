@@ -35,10 +35,10 @@ constexpr int tier_for(tier_list<Tiers...>, int num_experts, int top_k) noexcept
   return found ? index : -1;
 }
 
-/// Softmax ranked by logit alone: what most models do.
+/// Softmax ranked by logit alone: what most models do. Larger shapes go to the general kernels.
 using plain_tiers =
     tier_list<tier<8, 2, 1>, tier<16, 4, 1>, tier<64, 4, 2>, tier<64, 8, 2>, tier<128, 8, 2, 2>,
-              tier<256, 8, 4, 2>, tier<384, 8, 4, 2>, tier<512, 16, 16, 2>, tier<1024, 32, 32, 1>>;
+              tier<256, 8, 4, 2>, tier<384, 8, 4, 2>, tier<512, 16, 16, 2>>;
 
 /// Any gating, selection bias and groups.
 using general_tiers =
