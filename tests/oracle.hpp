@@ -56,9 +56,9 @@ inline std::size_t at(int index) {
   return static_cast<std::size_t>(index);
 }
 
-/// Documented: e^x is 0 below -80.
+/// Documented: e^x is 0 below -86.99.
 inline double exp_to_zero(double x) {
-  return x < -80.0 ? 0.0 : std::exp(x);
+  return x < -86.99 ? 0.0 : std::exp(x);
 }
 
 inline double sum(const std::vector<double>& values) {
@@ -83,11 +83,11 @@ inline std::vector<double> softmax(const std::vector<double>& logits) {
 }
 
 inline double sigmoid(double x) {
-  return std::isnan(x) || x < -80.0 ? 0.0 : 1.0 / (1.0 + std::exp(-x));
+  return std::isnan(x) || x < -86.99 ? 0.0 : 1.0 / (1.0 + std::exp(-x));
 }
 
 inline double sqrt_softplus(double x) {
-  if (std::isnan(x) || x < -80.0) return 0.0;
+  if (std::isnan(x) || x < -86.99) return 0.0;
   const double softplus = x > 0.0 ? x + std::log1p(std::exp(-x)) : std::log1p(std::exp(x));
   return std::sqrt(softplus);
 }

@@ -39,6 +39,11 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE float to_float(bfloat16 value) noexcept {
 }
 
 ADAPTIVE_K_HD ADAPTIVE_K_INLINE float to_float(float16 value) noexcept {
+#if defined(__CUDA_ARCH__)
+  float wide;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(wide) : "h"(value.bits));
+  return wide;
+#else
   const std::uint32_t sign = static_cast<std::uint32_t>(value.bits & 0x8000u) << 16;
   const std::uint32_t magnitude = value.bits & 0x7FFFu;
   const std::uint32_t normal = (magnitude << 13) + 0x38000000u;
@@ -49,6 +54,7 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE float to_float(float16 value) noexcept {
   const std::uint32_t bits =
       magnitude >= 0x7C00u ? special : (magnitude < 0x0400u ? subnormal : normal);
   return detail::bit_cast<float>(sign | bits);
+#endif
 }
 
 /// Rounds a binary32 to the storage type `T` (float, float16 or bfloat16).

@@ -42,7 +42,7 @@ void expect_same_bits(const token_route& a, const token_route& b, int top_k, int
   ASSERT_EQ(a.has_nonfinite, b.has_nonfinite) << lanes << " lanes";
   for (int j = 0; j < top_k; ++j) ASSERT_EQ(a.expert[j], b.expert[j]) << lanes << " lanes";
   for (int j = 0; j < a.count; ++j)
-    ASSERT_EQ(bits_of(a.weight[j]), bits_of(b.weight[j])) << lanes << " lanes, slot " << j;
+    ASSERT_EQ(bits_of(a.weight(j)), bits_of(b.weight(j))) << lanes << " lanes, slot " << j;
 }
 
 template <gating_kind Kind>
@@ -179,7 +179,7 @@ TEST(RouteToken, SumsInTheDocumentedOrder) {
       slots[e % 32] += math::exp(r.logits[static_cast<std::size_t>(e)] - largest);
     for (int count = 16; count > 0; count /= 2)
       for (int i = 0; i < count; ++i) slots[i] = slots[2 * i] + slots[2 * i + 1];
-    EXPECT_EQ(bits_of(expect_one_answer<gating_kind::softmax>(r).weight[0]),
+    EXPECT_EQ(bits_of(expect_one_answer<gating_kind::softmax>(r).weight(0)),
               bits_of(1.0f / slots[0]));
   }
 }

@@ -18,9 +18,15 @@ struct token_route {
   math::integers<F> count;   ///< k_t in 1..K0
   math::integers<F> chosen;  ///< what the policy chose; differs from `count` where that is dictated
   math::integers<F> expert[MaxTopK];  ///< K0 ids, best first; past `count`: what full K would add
-  F weight[MaxTopK];                  ///< [count]
+  F score[MaxTopK];                   ///< [count], of those experts, up to a common factor
+  F factor;                           ///< from a score to the model's own weight
+  F stretch;                          ///< what k < K0 makes of the weights that are kept
   F signal;                           ///< in the unit of the policy's signal
   bool has_nonfinite;                 ///< a logit was NaN or infinite
+
+  ADAPTIVE_K_HD ADAPTIVE_K_INLINE F weight(int rank) const noexcept {
+    return score[rank] * factor * stretch;
+  }
 };
 
 template <class F = float>
@@ -71,9 +77,10 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE void finish_route(const gating& model, const k_p
     full_entropy =
         math::select(sums.score > 0.0f, entropy_nats(sums.score, sums.score_log_score), F(most));
   }
-  F mass = 0.0f;
+  F mass = ranked.score[0];
+  ranked.mass[0] = mass;
   ADAPTIVE_K_UNROLL
-  for (int j = 0; j < ranks; ++j) {
+  for (int j = 1; j < ranks; ++j) {
     mass = mass + ranked.score[j];
     ranked.mass[j] = mass;
   }
@@ -99,21 +106,20 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE void finish_route(const gating& model, const k_p
   route.count = route.chosen;
   if (dictated != choice_counts) route.count = integers(dictated);
 
-  F factor = own_factor<Kind>(model, ranked.total, sums.score);
-  if (!renormalizes(model)) factor = math::select(weighs, factor, F(0.0f));
+  route.factor = own_factor<Kind>(model, ranked.total, sums.score);
+  if (!renormalizes(model)) route.factor = math::select(weighs, route.factor, F(0.0f));
   F kept = ranked.total;
   ADAPTIVE_K_UNROLL
   for (int j = 0; j < ranks; ++j) {
     kept = math::select(route.count == integers(j + 1), ranked.mass[j], kept);
     route.expert[j] = ranked.expert[j];
-    route.weight[j] = ranked.score[j] * factor;
+    route.score[j] = ranked.score[j];
   }
+  route.stretch = 1.0f;
   const auto fewer = route.count < integers(top_k);
   if (math::any(fewer)) {
     const F kept_share = math::larger(math::divide(kept, ranked.total), least_share);
-    const F stretch = math::select(fewer, restore_mass(kept_share, plan.mass_exponent), F(1.0f));
-    ADAPTIVE_K_UNROLL
-    for (int j = 0; j < ranks; ++j) route.weight[j] = route.weight[j] * stretch;
+    route.stretch = math::select(fewer, restore_mass(kept_share, plan.mass_exponent), F(1.0f));
   }
 }
 

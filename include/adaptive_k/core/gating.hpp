@@ -109,17 +109,17 @@ struct score_pair {
   F log_score;
 };
 
-/// NaN scores as -inf does; a logit of +inf is equal to a largest logit of +inf.
+/// NaN scores as -inf does. The largest logit is given as finite: +inf is then as large as it.
 template <gating_kind Kind, class F>
 ADAPTIVE_K_HD ADAPTIVE_K_INLINE score_pair<F> score_of(const F& logit,
                                                        const F& largest_logit) noexcept {
   if constexpr (is_softmax(Kind)) {
-    const F below = math::select(logit == largest_logit, F(0.0f), logit - largest_logit);
-    const F delta = math::larger(below, -100.0f);  // finite, so that 0 * delta is 0
-    return {math::exp(delta), delta};
+    const F above_floor = math::larger(logit - largest_logit, math::exp_floor);
+    const F delta = math::smaller(above_floor, 0.0f);
+    return {math::exp_above_floor(delta), delta};
   } else {
-    const F number = math::larger(logit, -math::infinity);
     F score = 0.0f;
+    const F number = math::larger(logit, -math::infinity);
     if constexpr (Kind == gating_kind::sigmoid) {
       score = math::sigmoid(number);
     } else {

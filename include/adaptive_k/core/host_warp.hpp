@@ -11,7 +11,9 @@
 //   unrolled                       loops run over all that fits, so that arrays stay in registers
 //   per_lane<T>                    one T in each lane, indexed by lane
 //   for_each_lane(f)               f(lane) in every lane
-//   reduce_add(per_lane<float>)    sum over lanes, neighbours first; the same value everywhere
+//   expert_at(lane, row, slot)     the expert there; owner_of(expert): the lane that has it
+//   row_cache<MaxRows>             what a tile keeps of a row besides its logits
+//   sum_slots(per_lane<float[]>)   sum over all slots, neighbours first; the same value everywhere
 //   reduce_max / reduce_min / reduce_sum  exact, so of any shape
 //   broadcast(per_lane<T>, lane)   one lane's value, everywhere
 #pragma once
@@ -25,6 +27,23 @@ ADAPTIVE_K_NAMESPACE_BEGIN
 namespace detail {
 
 inline constexpr int reduction_slots = 32;
+
+/// Sum of neighbouring slots as a binary tree, neighbours first; destroys them.
+template <int Count>
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE float fold_neighbours(float (&slots)[Count]) noexcept {
+  ADAPTIVE_K_UNROLL
+  for (int count = Count / 2; count > 0; count /= 2) {
+    ADAPTIVE_K_UNROLL
+    for (int i = 0; i < count; ++i) slots[i] = slots[2 * i] + slots[2 * i + 1];
+  }
+  return slots[0];
+}
+
+/// One lane's partial sums, one a slot.
+template <int Slots>
+struct slot_sums {
+  float at[Slots];
+};
 
 /// `Lanes` lanes as arrays: the host twin of a warp tile. One lane is what the router runs; more
 /// are there to show that the bits do not depend on them. Rows narrower than 32 are for E up to
@@ -48,15 +67,27 @@ struct host_warp {
     }
   };
 
+  template <int MaxRows>
+  struct row_cache {};
+
+  ADAPTIVE_K_HD static ADAPTIVE_K_INLINE constexpr int expert_at(int lane, int row,
+                                                                 int slot) noexcept {
+    return row * RowWidth + lane * slots_per_lane + slot;
+  }
+  ADAPTIVE_K_HD static ADAPTIVE_K_INLINE constexpr int owner_of(int expert) noexcept {
+    return expert % RowWidth / slots_per_lane;
+  }
+
   template <class F>
   ADAPTIVE_K_HD static ADAPTIVE_K_INLINE void for_each_lane(F f) noexcept {
     for (int lane = 0; lane < Lanes; ++lane) f(lane);
   }
 
-  ADAPTIVE_K_HD static ADAPTIVE_K_INLINE float reduce_add(per_lane<float> sums) noexcept {
-    for (int count = Lanes / 2; count > 0; count /= 2)
-      for (int i = 0; i < count; ++i) sums[i] = sums[2 * i] + sums[2 * i + 1];
-    return sums[0];
+  ADAPTIVE_K_HD static ADAPTIVE_K_INLINE float sum_slots(
+      per_lane<slot_sums<slots_per_lane>>& sums) noexcept {
+    float lane_sums[Lanes];
+    for (int lane = 0; lane < Lanes; ++lane) lane_sums[lane] = fold_neighbours(sums[lane].at);
+    return fold_neighbours(lane_sums);
   }
 
   ADAPTIVE_K_HD static ADAPTIVE_K_INLINE float reduce_max(const per_lane<float>& values) noexcept {
@@ -111,17 +142,6 @@ template <class T, int MaxRows, int Slots>
 struct expert_block {
   T at[MaxRows][Slots];
 };
-
-/// Sum of one lane's slots, neighbours first; destroys them.
-template <int Slots>
-ADAPTIVE_K_HD ADAPTIVE_K_INLINE float fold_slots(float (&slots)[Slots]) noexcept {
-  ADAPTIVE_K_UNROLL
-  for (int count = Slots / 2; count > 0; count /= 2) {
-    ADAPTIVE_K_UNROLL
-    for (int i = 0; i < count; ++i) slots[i] = slots[2 * i] + slots[2 * i + 1];
-  }
-  return slots[0];
-}
 
 }  // namespace detail
 

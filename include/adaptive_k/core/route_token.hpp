@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "adaptive_k/config.hpp"
 #include "adaptive_k/core/choose_k.hpp"
@@ -43,9 +44,10 @@ struct token_state {
   static constexpr int slots = Tile::slots_per_lane;
   typename Tile::template per_lane<expert_block<float, MaxRows, slots>> logits;
   expert_keys<Tile, MaxRows> keys;
+  typename Tile::template row_cache<MaxRows> cache;
   int num_experts;
   loop_count<Tile::unrolled, MaxRows> rows = {0};  ///< in use; slots past E hold -inf
-  float largest;                                   ///< of the logits
+  float largest;                                   ///< of the logits, made finite
   bool has_finite;
   bool has_nonfinite;
 };
@@ -58,13 +60,12 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE void for_each_slot(const Tile& tile, Rows rows, 
     ADAPTIVE_K_UNROLL
     for (int row = 0; row < rows; ++row) {
       ADAPTIVE_K_UNROLL
-      for (int slot = 0; slot < slots; ++slot)
-        f(lane, row, slot, row * Tile::row_width + lane * slots + slot);
+      for (int slot = 0; slot < slots; ++slot) f(lane, row, slot, Tile::expert_at(lane, row, slot));
     }
   });
 }
 
-/// Copies a row into the tile as float; slots past E get -inf. Tiles with wider loads overload it.
+/// Copies a row into the tile as float; slots past E get -inf.
 template <int MaxRows, int Lanes, int RowWidth, class LogitAt>
 ADAPTIVE_K_HD ADAPTIVE_K_INLINE void fetch_logits(
     const host_warp<Lanes, RowWidth>& tile, token_state<host_warp<Lanes, RowWidth>, MaxRows>& token,
@@ -85,16 +86,12 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE void fetch_logits(
   });
 }
 
-/// Loads a row and notes its largest logit and whether all or none of it was finite. NaN stays: it
+/// Notes a row's largest logit and whether all or none of it was finite. NaN stays: it
 /// compares false, so it is never the largest, and its key and its score are defined.
-template <class Tile, int MaxRows, class LogitAt>
-ADAPTIVE_K_HD ADAPTIVE_K_INLINE void load_logits(const Tile& tile,
-                                                 token_state<Tile, MaxRows>& token, int num_experts,
-                                                 LogitAt logit_at) noexcept {
+template <class Tile, int MaxRows>
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE void examine_logits(const Tile& tile,
+                                                    token_state<Tile, MaxRows>& token) noexcept {
   constexpr int slots = Tile::slots_per_lane;
-  token.num_experts = num_experts;
-  token.rows = {(num_experts + Tile::row_width - 1) / Tile::row_width};
-  fetch_logits<MaxRows>(tile, token, logit_at);
   typename Tile::template per_lane<float> lane_largest;
   typename Tile::template per_lane<int> lane_finite;
   tile.for_each_lane([&](int lane) {
@@ -122,17 +119,28 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE void load_logits(const Tile& tile,
     lane_largest[lane] = largest[0];
     lane_finite[lane] = finite[0];
   });
-  token.largest = tile.reduce_max(lane_largest);
+  token.largest = math::smaller(tile.reduce_max(lane_largest), math::largest_finite);
   const int num_finite = tile.reduce_sum(lane_finite);
   token.has_finite = num_finite > 0;
-  token.has_nonfinite = num_finite < num_experts;
+  token.has_nonfinite = num_finite < token.num_experts;
   if (!token.has_finite) {
     // A row with nothing finite is routed as zeros.
     token.largest = 0.0f;
     for_each_slot(tile, token.rows, [&](int lane, int row, int slot, int expert) {
-      token.logits[lane].at[row][slot] = expert < num_experts ? 0.0f : -math::infinity;
+      token.logits[lane].at[row][slot] = expert < token.num_experts ? 0.0f : -math::infinity;
     });
   }
+}
+
+/// Loads and examines a row. Tiles that do both at once overload it.
+template <int MaxRows, int Lanes, int RowWidth, class LogitAt>
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE void load_logits(
+    const host_warp<Lanes, RowWidth>& tile, token_state<host_warp<Lanes, RowWidth>, MaxRows>& token,
+    int num_experts, LogitAt logit_at) noexcept {
+  token.num_experts = num_experts;
+  token.rows = {(num_experts + RowWidth - 1) / RowWidth};
+  fetch_logits<MaxRows>(tile, token, logit_at);
+  examine_logits(tile, token);
 }
 
 /// Both sums in the one reduction order; experts for which `counts(logit)` is false add nothing.
@@ -141,11 +149,13 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE score_sums<> sum_scores(const Tile& tile,
                                                         const token_state<Tile, MaxRows>& token,
                                                         float largest, Counts counts) noexcept {
   constexpr int slots = Tile::slots_per_lane;
-  typename Tile::template per_lane<float> lane_score;
-  typename Tile::template per_lane<float> lane_log;
+  typename Tile::template per_lane<slot_sums<slots>> scores;
+  typename Tile::template per_lane<slot_sums<slots>> logs;
   tile.for_each_lane([&](int lane) {
-    float score[slots] = {};
-    float log[slots] = {};
+    float(&score)[slots] = scores[lane].at;
+    float(&log)[slots] = logs[lane].at;
+    ADAPTIVE_K_UNROLL
+    for (int slot = 0; slot < slots; ++slot) score[slot] = log[slot] = 0.0f;
     ADAPTIVE_K_UNROLL
     for (int row = 0; row < token.rows; ++row) {
       ADAPTIVE_K_UNROLL
@@ -153,15 +163,14 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE score_sums<> sum_scores(const Tile& tile,
         const float logit = token.logits[lane].at[row][slot];
         const score_pair<> s = score_of<Kind>(logit, largest);
         const float counted = counts(logit) ? s.score : 0.0f;
-        score[slot] += counted;
+        const bool first = Tile::unrolled && row == 0;  // 0 + s is s
+        score[slot] = first ? counted : score[slot] + counted;
         if constexpr (WithLogs) log[slot] = math::fma(counted, s.log_score, log[slot]);
       }
     }
-    lane_score[lane] = fold_slots(score);
-    if constexpr (WithLogs) lane_log[lane] = fold_slots(log);
   });
-  const float total = tile.reduce_add(lane_score);
-  if constexpr (WithLogs) return {total, tile.reduce_add(lane_log)};
+  const float total = tile.sum_slots(scores);
+  if constexpr (WithLogs) return {total, tile.sum_slots(logs)};
   return {total, 0.0f};
 }
 
@@ -224,7 +233,7 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE float logit_of(const Tile& tile,
       lane_logit[lane] = token.logits[lane].at[expert / Tile::row_width][expert % slots];
     });
   }
-  return tile.broadcast(lane_logit, expert % Tile::row_width / slots);
+  return tile.broadcast(lane_logit, Tile::owner_of(expert));
 }
 
 /// Phi-3.5's weights: each chosen expert's softmax over the experts within a relative 2 eps of
@@ -245,7 +254,8 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE void score_by_masked_softmax(const Tile& tile,
       const float scale = math::larger(math::magnitude(logit), largest);
       return !(largest - logit > tolerance * scale);
     };
-    const score_sums<> sums = sum_scores<gating_kind::softmax, false>(tile, token, largest, counts);
+    const score_sums<> sums = sum_scores<gating_kind::softmax, false>(
+        tile, token, math::smaller(largest, math::largest_finite), counts);
     const bool weighs = largest > -math::infinity;  // neither -inf nor NaN
     const float share = math::divide(1.0f, math::larger(sums.score, 1.0f));
     ranked.score[j] = weighs ? share : 0.0f;
@@ -256,25 +266,23 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE void score_by_masked_softmax(const Tile& tile,
   }
 }
 
-/// Selects and scores the top K0. With `by_score` the keys do not tell the logits.
+/// Selects and scores the top K0 by their keys, which tell the logits unless `by_score`.
 template <gating_kind Kind, class Tile, int MaxRows, int MaxTopK, class Ranks>
-ADAPTIVE_K_HD ADAPTIVE_K_INLINE void rank_experts(const Tile& tile,
-                                                  token_state<Tile, MaxRows>& token,
-                                                  const gating& model, bool by_score, Ranks ranks,
-                                                  ranked_experts<MaxTopK>& ranked) noexcept {
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE void rank_by_key(const Tile& tile,
+                                                 token_state<Tile, MaxRows>& token, bool by_score,
+                                                 int top_k, Ranks ranks,
+                                                 ranked_experts<MaxTopK>& ranked) noexcept {
   keyed_expert best[MaxTopK];
-  select_experts<MaxRows>(tile, token.keys, token.rows, model.top_k, best);
+  select_experts<MaxRows>(tile, token.keys, token.rows, top_k, best);
   ADAPTIVE_K_UNROLL
   for (int j = 0; j < ranks; ++j) {
-    const bool chosen = j < model.top_k;
+    const bool chosen = j < top_k;
     const float logit = by_score ? logit_of(tile, token, best[j].expert) : key_value(best[j].key);
     const score_pair<> s = score_of<Kind>(logit, token.largest);
     ranked.expert[j] = best[j].expert;
     ranked.score[j] = chosen ? s.score : 0.0f;
     ranked.log_score[j] = chosen ? s.log_score : 0.0f;
   }
-  if constexpr (Kind == gating_kind::sparsemixer)
-    score_by_masked_softmax(tile, token, model.jitter_epsilon, ranked, model.top_k);
 }
 
 /// Routes one token of a layer, its gating of kind `Kind`. `logit_at(e)` gives logit e as float;
@@ -293,7 +301,7 @@ ADAPTIVE_K_HD inline token_route<MaxTopK> route_token(const Tile& tile, const ga
   const loop_count<Tile::unrolled, MaxTopK> ranks = {top_k};
 
   token_state<Tile, MaxRows> token;
-  load_logits(tile, token, model.num_experts, logit_at);
+  load_logits<MaxRows>(tile, token, model.num_experts, logit_at);
   // Nothing but the call decides which collectives run: tiles of one warp must stay together.
   const bool by_score = !Tile::by_logit_only && selects_by_score(model);
 
@@ -305,16 +313,23 @@ ADAPTIVE_K_HD inline token_route<MaxTopK> route_token(const Tile& tile, const ga
   else if (needed.scores)
     sums = sum_scores<Kind, false>(tile, token, token.largest, all);
 
-  if (by_score)
-    key_by_score<Kind>(tile, token, model, bias, sums.score);
-  else
-    key_by_logit(tile, token);
-  if (!Tile::by_logit_only && model.n_group > 1)
-    keep_best_groups<Tile, MaxRows>(tile, token.keys, model, token.rows, token.has_finite);
   const bool replays = Replay::possible && replay.active();
-  if (replays) key_replay_first(tile, token, replay, ranks);
   ranked_experts<MaxTopK> ranked;
-  rank_experts<Kind>(tile, token, model, by_score || replays, ranks, ranked);
+  if constexpr (Tile::by_logit_only) {
+    rank_by_logit(std::integral_constant<gating_kind, Kind>{}, tile, token, top_k,
+                  ranked);  // the tile's own
+  } else {
+    if (by_score)
+      key_by_score<Kind>(tile, token, model, bias, sums.score);
+    else
+      key_by_logit(tile, token);
+    if (model.n_group > 1)
+      keep_best_groups<Tile, MaxRows>(tile, token.keys, model, token.rows, token.has_finite);
+    if (replays) key_replay_first(tile, token, replay, ranks);
+    rank_by_key<Kind>(tile, token, by_score || replays, top_k, ranks, ranked);
+    if constexpr (Kind == gating_kind::sparsemixer)
+      score_by_masked_softmax(tile, token, model.jitter_epsilon, ranked, top_k);
+  }
   int dictated = shadow ? top_k : choice_counts;
   if (replays) dictated = replay.count();
   token_route<MaxTopK> route;

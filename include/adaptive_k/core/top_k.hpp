@@ -156,7 +156,7 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE best_two best_two_keys(const Tile& tile,
         continue;
       ADAPTIVE_K_UNROLL
       for (int slot = 0; slot < slots; ++slot) {
-        const int expert = row * Tile::row_width + lane * slots + slot;
+        const int expert = Tile::expert_at(lane, row, slot);
         const bool inside = static_cast<unsigned>(expert - first) < static_cast<unsigned>(count);
         const std::uint32_t key = inside ? keys[lane].at[row][slot] : no_expert_key;
         const bool leads = key > best.first;
@@ -232,7 +232,7 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE void keep_best_groups(const Tile& tile,
     for (int row = 0; row < rows; ++row) {
       ADAPTIVE_K_UNROLL
       for (int slot = 0; slot < slots; ++slot) {
-        const int group = (row * Tile::row_width + lane * slots + slot) / group_size;
+        const int group = Tile::expert_at(lane, row, slot) / group_size;
         if (limited && (group >= g.n_group || (kept >> group & 1u) == 0))
           keys[lane].at[row][slot] = no_expert_key;
       }

@@ -7,7 +7,9 @@
 #include "adaptive_k/core/choose_k.hpp"
 #include "adaptive_k/core/gating.hpp"
 #include "adaptive_k/core/route_token.hpp"
+#include "adaptive_k/cuda/device_load.cuh"
 #include "adaptive_k/cuda/device_metrics.cuh"
+#include "adaptive_k/cuda/device_select.cuh"
 #include "adaptive_k/cuda/device_tile.cuh"
 #include "adaptive_k/cuda/tuning.cuh"
 #include "adaptive_k/types.hpp"
@@ -120,7 +122,7 @@ __device__ ADAPTIVE_K_INLINE detail::k_limits limits_of(const route_params& para
 template <class Tier, gating_kind Kind, class Logit, bool ByLogitOnly>
 __global__ void __launch_bounds__(threads_per_block, blocks_per_sm<Tier>(ByLogitOnly))
     route_kernel(route_params params) {
-  using tile_type = device_tile<Tier::lanes, Tier::row_width, ByLogitOnly, sizeof(Logit) == 2>;
+  using tile_type = device_tile<Tier::lanes, Tier::row_width, ByLogitOnly, Logit>;
   constexpr int lanes = Tier::lanes;
   constexpr int max_top_k = Tier::max_top_k;
   const tile_type tile;
@@ -155,7 +157,7 @@ __global__ void __launch_bounds__(threads_per_block, blocks_per_sm<Tier>(ByLogit
       for (int i = 0; i < lanes && start + i < max_top_k; ++i) {
         if (i == lane && start + i < count) {
           expert = route.expert[start + i];
-          weight = route.weight[start + i];
+          weight = route.weight(start + i);
         }
       }
       const int j = start + lane;

@@ -350,7 +350,7 @@ void router::route_rows(const detail::k_plan& plan, const logits_view<Logit>& lo
     const Id filler = fill<Id>(route.expert[0]);
     for (int j = 0; j < top_k; ++j) {
       ids[j] = j < route.count ? static_cast<Id>(route.expert[j]) : filler;
-      weights[j] = from_float<Weight>(j < route.count ? route.weight[j] : 0.0f);
+      weights[j] = from_float<Weight>(j < route.count ? route.weight(j) : 0.0f);
     }
     if (output.topk_counts != nullptr) output.topk_counts[token] = route.count;
     if (shadow) output.chosen_counts[token] = route.chosen;
