@@ -10,10 +10,10 @@
 #include "adaptive_k/config.hpp"
 #include "adaptive_k/core/check_call.hpp"
 #include "adaptive_k/core/gating.hpp"
-#include "adaptive_k/core/host_warp.hpp"
 #include "adaptive_k/core/k_policy.hpp"
-#include "adaptive_k/core/route_token.hpp"
+#include "adaptive_k/host/instruction_set.hpp"
 #include "adaptive_k/host/metrics.hpp"
+#include "adaptive_k/host/route_rows.hpp"
 #include "adaptive_k/status.hpp"
 #include "adaptive_k/types.hpp"
 
@@ -21,6 +21,8 @@ ADAPTIVE_K_NAMESPACE_BEGIN
 
 struct router_options {
   fill_id fill = fill_id::minus_one;  ///< what stands in the id slots past k_t
+  /// For tests and measurements: the bits do not depend on it. One that is not there is refused.
+  instruction_set instructions = instruction_set::best;
 };
 
 /// The result of the convenience call: buffers of its own, laid out as in `routing_output`.
@@ -69,7 +71,7 @@ class router {
     const status refusal =
         check(layer, logits, output.topk_ids != nullptr, output.topk_weights != nullptr, extras);
     if (!refusal) return refusal;
-    dispatch(layer, logits, routing_replay<Id>{}, output, metrics, extras);
+    route_rows(layer, logits, routing_replay<Id>{}, output, metrics, extras);
     return {};
   }
 
@@ -84,7 +86,7 @@ class router {
     status refusal =
         check(layer, logits, output.topk_ids != nullptr, output.topk_weights != nullptr, extras);
     if (refusal) refusal = check_replay(logits.num_tokens, given);
-    if (refusal) dispatch(layer, logits, given, output, metrics, extras);
+    if (refusal) route_rows(layer, logits, given, output, metrics, extras);
     return refusal;
   }
 
@@ -116,6 +118,12 @@ class router {
     validity_ = validate(model);
     if (policies.empty())
       validity_ = status::error(status_code::invalid_argument, "policies is empty");
+    if (!is_available(options.instructions))
+      validity_ = status::error(status_code::unsupported,
+                                "instructions is %s, which this build or machine does not have",
+                                name_of(options.instructions));
+    instructions_ = options.instructions == instruction_set::best ? best_instruction_set()
+                                                                  : options.instructions;
     auto plans = std::make_shared<std::vector<detail::k_plan>>();
     for (std::size_t i = 0; i < policies.size() && validity_; ++i) {
       const status fits = validate(policies[i], model);
@@ -181,182 +189,24 @@ class router {
   }
 
   template <class Logit, class Id, class Weight>
-  void dispatch(int layer, const logits_view<Logit>& logits, const routing_replay<Id>& given,
-                const routing_output<Id, Weight>& output, routing_metrics* metrics,
-                const routing_extras& extras) const noexcept {
-    const detail::k_plan& plan = (*plans_)[index(layer)];
-    switch (model_.kind) {
-      case gating_kind::softmax:
-        return route_rows<gating_kind::softmax>(plan, logits, given, output, metrics, extras);
-      case gating_kind::sigmoid:
-        return route_rows<gating_kind::sigmoid>(plan, logits, given, output, metrics, extras);
-      case gating_kind::top_k_softmax:
-        return route_rows<gating_kind::top_k_softmax>(plan, logits, given, output, metrics, extras);
-      case gating_kind::sqrt_softplus:
-        return route_rows<gating_kind::sqrt_softplus>(plan, logits, given, output, metrics, extras);
-      case gating_kind::sparsemixer:
-        return route_rows<gating_kind::sparsemixer>(plan, logits, given, output, metrics, extras);
-    }
+  void route_rows(int layer, const logits_view<Logit>& logits, const routing_replay<Id>& given,
+                  const routing_output<Id, Weight>& output, routing_metrics* metrics,
+                  const routing_extras& extras) const noexcept {
+    detail::routing_call<Logit, Id, Weight> call = {
+        &model_, &(*plans_)[index(layer)], options_.fill, logits, given, output, extras};
+    if (call.logits.row_stride == 0) call.logits.row_stride = model_.num_experts;
+    detail::row_router<Logit, Id, Weight> rows(call, metrics);
+    rows.run(instructions_, 0, logits.num_tokens);
   }
-
-  static detail::k_limits limits_of(const detail::k_plan& plan, const routing_extras& extras,
-                                    std::int64_t token) noexcept {
-    if (extras.k_min == nullptr && extras.k_max == nullptr) return plan.limits;
-    return detail::narrow_limits(plan.limits, extras.k_min != nullptr ? extras.k_min[token] : 1,
-                                 extras.k_max != nullptr ? extras.k_max[token] : max_top_k);
-  }
-
-  template <class Id>
-  Id fill(int first_expert) const noexcept {
-    switch (options_.fill) {
-      case fill_id::num_experts:
-        return static_cast<Id>(model_.num_experts);
-      case fill_id::first_expert:
-        return static_cast<Id>(first_expert);
-      case fill_id::minus_one:
-        break;
-    }
-    return static_cast<Id>(-1);
-  }
-
-  template <gating_kind Kind, class Logit, class Id, class Weight>
-  void route_rows(const detail::k_plan& plan, const logits_view<Logit>& logits,
-                  const routing_replay<Id>& given, const routing_output<Id, Weight>& output,
-                  routing_metrics* metrics, const routing_extras& extras) const noexcept;
 
   gating model_;
   router_options options_;
+  instruction_set instructions_;
   bool one_policy_;
   status validity_;
   std::shared_ptr<const std::vector<k_policy>> policies_;
   std::shared_ptr<const std::vector<detail::k_plan>> plans_;
   std::shared_ptr<const void> tables_;
 };
-
-namespace detail {
-
-/// A row of logits as floats: itself, or a copy in `buffer`. One type keeps compile times down.
-template <class Logit>
-const float* as_floats(const Logit* row, int num_experts, float* buffer) noexcept {
-  if constexpr (std::is_same_v<Logit, float>) {
-    return row;
-  } else {
-    for (int e = 0; e < num_experts; ++e) buffer[e] = to_float(row[e]);
-    return buffer;
-  }
-}
-
-/// One token's dictated experts; `given` was checked.
-template <class Id>
-class host_replay {
- public:
-  static constexpr bool possible = true;
-  host_replay(const routing_replay<Id>& given, std::int64_t token, int top_k) noexcept
-      : ids_(given.topk_ids == nullptr ? nullptr : given.topk_ids + token * top_k),
-        count_(given.topk_counts == nullptr ? top_k : given.topk_counts[token]) {}
-  ADAPTIVE_K_HD bool active() const noexcept { return ids_ != nullptr; }
-  ADAPTIVE_K_HD int count() const noexcept { return count_; }
-  ADAPTIVE_K_HD int expert(int rank) const noexcept { return static_cast<int>(ids_[rank]); }
-
- private:
-  const Id* ids_;
-  int count_;
-};
-
-/// Gathers one call's counts without touching the caller's struct until the end.
-class call_metrics {
- public:
-  explicit call_metrics(routing_metrics* target) noexcept : target_(target) {}
-
-  void add_padding() noexcept { ++padding_tokens_; }
-
-  void add_token(const int* experts, int count, float signal, bool has_nonfinite) noexcept {
-    if (target_ == nullptr) return;
-    for (int j = 0; j < count; ++j) {
-      ++target_->expert_counts[experts[j]];
-      touched_[experts[j] / 64] |= std::uint64_t{1} << (experts[j] % 64);
-    }
-    ++target_->k_histogram[count];
-    expert_calls_ += static_cast<std::uint64_t>(count);
-    nonfinite_rows_ += has_nonfinite ? 1u : 0u;
-    signal_sum_ += signal_to_fixed(signal);
-    lowest_ = tokens_ == 0 || signal < lowest_ ? signal : lowest_;
-    highest_ = tokens_ == 0 || signal > highest_ ? signal : highest_;
-    ++tokens_;
-  }
-
-  void finish(int top_k) noexcept {
-    if (target_ == nullptr) return;
-    target_->padding_tokens += padding_tokens_;
-    if (tokens_ == 0) return;
-    const bool first = target_->tokens == 0;
-    if (first || lowest_ < target_->signal_lowest) target_->signal_lowest = lowest_;
-    if (first || highest_ > target_->signal_highest) target_->signal_highest = highest_;
-    target_->calls += 1;
-    target_->tokens += tokens_;
-    target_->expert_calls += expert_calls_;
-    target_->full_expert_calls += tokens_ * static_cast<std::uint64_t>(top_k);
-    target_->nonfinite_rows += nonfinite_rows_;
-    target_->signal_sum_fixed += signal_sum_;
-    for (std::uint64_t word : touched_)
-      for (; word != 0; word &= word - 1) ++target_->distinct_experts;
-  }
-
- private:
-  routing_metrics* target_;
-  std::uint64_t tokens_ = 0;
-  std::uint64_t padding_tokens_ = 0;
-  std::uint64_t expert_calls_ = 0;
-  std::uint64_t nonfinite_rows_ = 0;
-  std::int64_t signal_sum_ = 0;
-  float lowest_ = 0.0f;
-  float highest_ = 0.0f;
-  std::uint64_t touched_[max_experts / 64] = {};
-};
-
-}  // namespace detail
-
-template <gating_kind Kind, class Logit, class Id, class Weight>
-void router::route_rows(const detail::k_plan& plan, const logits_view<Logit>& logits,
-                        const routing_replay<Id>& given, const routing_output<Id, Weight>& output,
-                        routing_metrics* metrics, const routing_extras& extras) const noexcept {
-  constexpr int max_rows = max_experts / detail::reduction_slots;
-  const detail::host_warp<1> tile;
-  const int top_k = model_.top_k;
-  const std::int64_t stride = logits.row_stride != 0 ? logits.row_stride : logits.num_experts;
-  const bool shadow = output.chosen_counts != nullptr;
-  float floats[max_experts];
-  detail::call_metrics counts(metrics);
-  for (std::int64_t token = 0; token < logits.num_tokens; ++token) {
-    detail::token_route<max_top_k> route;
-    const detail::host_replay<Id> replay(given, token, top_k);
-    if ((extras.padding_mask != nullptr && extras.padding_mask[token] != 0) ||
-        (replay.active() && replay.count() == 0)) {
-      route.count = 0;
-      route.chosen = 0;
-      route.expert[0] = 0;
-      route.signal = 0.0f;
-      counts.add_padding();
-    } else {
-      const float* row =
-          detail::as_floats(logits.data + token * stride, model_.num_experts, floats);
-      route = detail::route_token<Kind, max_rows, max_top_k>(
-          tile, model_, plan, extras.routing_bias, limits_of(plan, extras, token), shadow,
-          detail::logit_row<float>{row}, replay);
-      counts.add_token(route.expert, route.count, route.signal, route.has_nonfinite);
-    }
-    Id* ids = output.topk_ids + token * top_k;
-    Weight* weights = output.topk_weights + token * top_k;
-    const Id filler = fill<Id>(route.expert[0]);
-    for (int j = 0; j < top_k; ++j) {
-      ids[j] = j < route.count ? static_cast<Id>(route.expert[j]) : filler;
-      weights[j] = from_float<Weight>(j < route.count ? route.weight[j] : 0.0f);
-    }
-    if (output.topk_counts != nullptr) output.topk_counts[token] = route.count;
-    if (shadow) output.chosen_counts[token] = route.chosen;
-    if (output.signal != nullptr) output.signal[token] = route.signal;
-  }
-  counts.finish(top_k);
-}
 
 ADAPTIVE_K_NAMESPACE_END

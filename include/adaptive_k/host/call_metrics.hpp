@@ -1,0 +1,106 @@
+// The counts of one routing call, or of one thread's part of it.
+#pragma once
+
+#include <cstdint>
+
+#include "adaptive_k/config.hpp"
+#include "adaptive_k/core/math.hpp"
+#include "adaptive_k/core/signal.hpp"
+#include "adaptive_k/host/metrics.hpp"
+
+ADAPTIVE_K_NAMESPACE_BEGIN
+
+namespace detail {
+
+/// Gathers one call's counts without touching the caller's struct until the end.
+class call_metrics {
+ public:
+  call_metrics(routing_metrics* target, int num_experts) noexcept
+      : target_(target), num_experts_(num_experts) {
+    if (target == nullptr) return;
+    for (int e = 0; e < num_experts; ++e) expert_counts_[e] = 0;
+    for (std::uint32_t& tokens : k_histogram_) tokens = 0;
+  }
+
+  void add_padding() noexcept { ++padding_tokens_; }
+  void add_nonfinite_row() noexcept { ++nonfinite_rows_; }
+
+  void add_token(const int* experts, int count, float signal) noexcept {
+    if (target_ == nullptr) return;
+    for (int j = 0; j < count; ++j) ++expert_counts_[experts[j]];
+    ++k_histogram_[count];
+    signal_sum_ += signal_to_fixed(signal);
+    note_signals(signal, signal);
+    ++tokens_;
+  }
+
+  /// A token a lane; lane i of `experts` is at [rank][i].
+  template <class Reals>
+  ADAPTIVE_K_INLINE void add_lanes(const std::uint32_t (*experts)[Reals::lanes], int top_k,
+                                   const std::uint32_t* counts, const float* signals) noexcept {
+    if (target_ == nullptr) return;
+    using words = typename Reals::words;
+    const words count = words::load(counts);
+    for (int j = 0; j < top_k; ++j) {
+      for (int lane = 0; lane < Reals::lanes; ++lane)
+        expert_counts_[experts[j][lane]] += static_cast<int>(counts[lane]) > j ? 1u : 0u;
+      const auto of_k = Reals::mask::to_bits(count == words(j + 1));
+      k_histogram_[j + 1] += static_cast<std::uint32_t>(__builtin_popcount(of_k));
+    }
+    const Reals signal = Reals::load(signals);
+    signal_sum_ += Reals::sum_truncated(signal * Reals(static_cast<float>(signal_scale)));
+    float lowest = signals[0], highest = signals[0];
+    for (int lane = 1; lane < Reals::lanes; ++lane) {
+      lowest = math::smaller(signals[lane], lowest);
+      highest = math::larger(signals[lane], highest);
+    }
+    note_signals(lowest, highest);
+    tokens_ += Reals::lanes;
+  }
+
+  /// Adds all to the target. Parts of a call that was split count their experts and calls later.
+  void finish(int top_k) noexcept {
+    if (target_ == nullptr) return;
+    target_->padding_tokens += padding_tokens_;
+    if (tokens_ == 0) return;
+    const bool first = target_->tokens == 0;
+    if (first || lowest_ < target_->signal_lowest) target_->signal_lowest = lowest_;
+    if (first || highest_ > target_->signal_highest) target_->signal_highest = highest_;
+    target_->calls += 1;
+    target_->tokens += tokens_;
+    target_->full_expert_calls += tokens_ * static_cast<std::uint64_t>(top_k);
+    target_->nonfinite_rows += nonfinite_rows_;
+    target_->signal_sum_fixed += signal_sum_;
+    for (int k = 0; k <= top_k; ++k) {
+      target_->k_histogram[k] += k_histogram_[k];
+      target_->expert_calls += static_cast<std::uint64_t>(k) * k_histogram_[k];
+    }
+    std::uint64_t distinct = 0;
+    for (int e = 0; e < num_experts_; ++e) {
+      target_->expert_counts[e] += expert_counts_[e];
+      distinct += expert_counts_[e] != 0 ? 1u : 0u;
+    }
+    target_->distinct_experts += distinct;
+  }
+
+ private:
+  ADAPTIVE_K_INLINE void note_signals(float lowest, float highest) noexcept {
+    lowest_ = tokens_ == 0 || lowest < lowest_ ? lowest : lowest_;
+    highest_ = tokens_ == 0 || highest > highest_ ? highest : highest_;
+  }
+
+  routing_metrics* target_;
+  int num_experts_;
+  std::uint64_t tokens_ = 0;
+  std::uint64_t padding_tokens_ = 0;
+  std::uint64_t nonfinite_rows_ = 0;
+  std::int64_t signal_sum_ = 0;
+  float lowest_ = 0.0f;
+  float highest_ = 0.0f;
+  std::uint32_t k_histogram_[max_top_k + 1];
+  std::uint32_t expert_counts_[max_experts];
+};
+
+}  // namespace detail
+
+ADAPTIVE_K_NAMESPACE_END

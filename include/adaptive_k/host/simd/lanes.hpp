@@ -1,0 +1,275 @@
+// Several tokens at once, one in each lane: the path for many tokens.
+#pragma once
+
+#include <cstdint>
+
+#include "adaptive_k/config.hpp"
+#include "adaptive_k/core/finish_route.hpp"
+#include "adaptive_k/core/gating.hpp"
+#include "adaptive_k/core/host_warp.hpp"
+#include "adaptive_k/core/k_policy.hpp"
+#include "adaptive_k/host/simd/keys.hpp"
+#include "adaptive_k/host/simd/top_k_network.hpp"
+
+ADAPTIVE_K_NAMESPACE_BEGIN
+
+namespace detail {
+
+/// What the vectorised paths take: the rest goes to the scalar one.
+inline constexpr int most_lane_experts = 256;
+inline constexpr int most_lane_top_k = 16;
+
+/// A decision about a block of tokens.
+struct block_request {
+  const gating* model;
+  const k_plan* plan;
+  const float* routing_bias;  ///< [E] or null
+  int dictated;               ///< as finish_route takes it
+  const float* rows;          ///< [lanes, E rounded up to 4], 4 readable floats at every 4th
+  std::int64_t stride;        ///< of rows
+};
+
+/// Decided tokens, one a column.
+template <int Lanes>
+struct block_routes {
+  alignas(64) std::uint32_t expert[most_lane_top_k][Lanes];
+  alignas(64) float weight[most_lane_top_k][Lanes];
+  alignas(64) std::uint32_t count[Lanes];
+  alignas(64) std::uint32_t chosen[Lanes];
+  alignas(64) float signal[Lanes];
+};
+
+/// Expert-major logits of a block: [expert][lane].
+template <int Lanes>
+struct block_columns {
+  alignas(64) float at[most_lane_experts][Lanes];
+};
+
+/// Sums in the one reduction order while the slots come one after the other: a sum of 2^i
+/// neighbours waits at level i for the next one.
+template <class Reals>
+struct slot_tree {
+  Reals waiting[6];
+
+  /// Takes the sum of slots 2 * pair and 2 * pair + 1.
+  ADAPTIVE_K_INLINE void add_pair(int pair, const Reals& pair_sum) noexcept {
+    Reals sum = pair_sum;
+    int level = 1;
+    for (int bits = pair; (bits & 1) != 0; bits >>= 1) sum = waiting[level++] + sum;
+    waiting[level] = sum;
+  }
+  /// The sum of all; slots that never came would only have added +0.
+  ADAPTIVE_K_INLINE Reals total(int pairs) const noexcept {
+    Reals sum = 0.0f;
+    for (int level = 1; level < 6; ++level)
+      if ((pairs >> (level - 1) & 1) != 0) sum = waiting[level] + sum;
+    return sum;
+  }
+};
+
+/// Sums over all experts, a token a lane.
+template <gating_kind Kind, bool WithLogs, class Reals>
+ADAPTIVE_K_INLINE score_sums<Reals> sum_columns(const block_columns<Reals::lanes>& logits,
+                                                int num_experts, const Reals& largest) noexcept {
+  slot_tree<Reals> scores;
+  slot_tree<Reals> logs;
+  const int slots = num_experts < reduction_slots ? num_experts : reduction_slots;
+  const int pairs = (slots + 1) / 2;
+  for (int pair = 0; pair < pairs; ++pair) {
+    Reals even_score = 0.0f, odd_score = 0.0f, even_log = 0.0f, odd_log = 0.0f;
+    int expert = 2 * pair;
+    for (; expert + 1 < num_experts; expert += reduction_slots) {
+      const auto even = score_of<Kind>(Reals::load(logits.at[expert]), largest);
+      const auto odd = score_of<Kind>(Reals::load(logits.at[expert + 1]), largest);
+      even_score = even_score + even.score;
+      odd_score = odd_score + odd.score;
+      if constexpr (WithLogs) {
+        even_log = Reals::fma(even.score, even.log_score, even_log);
+        odd_log = Reals::fma(odd.score, odd.log_score, odd_log);
+      }
+    }
+    if (expert < num_experts) {  // an odd number of experts: its last one has no neighbour
+      const auto even = score_of<Kind>(Reals::load(logits.at[expert]), largest);
+      even_score = even_score + even.score;
+      if constexpr (WithLogs) even_log = Reals::fma(even.score, even.log_score, even_log);
+    }
+    scores.add_pair(pair, even_score + odd_score);
+    if constexpr (WithLogs) logs.add_pair(pair, even_log + odd_log);
+  }
+  if constexpr (WithLogs) return {scores.total(pairs), logs.total(pairs)};
+  return {scores.total(pairs), Reals(0.0f)};
+}
+
+/// Keys of the logits.
+template <class Reals>
+struct column_keys {
+  const block_columns<Reals::lanes>& values;
+  key_maker<Reals> maker;
+  typename Reals::words inverted;  ///< of the expert that comes next
+
+  ADAPTIVE_K_INLINE column_keys(const block_columns<Reals::lanes>& from, int num_indices) noexcept
+      : values(from), maker(num_indices), inverted(num_indices - 1) {}
+  /// Experts in ascending order.
+  ADAPTIVE_K_INLINE typename Reals::words at(int expert) noexcept {
+    const auto key = maker.key_of(Reals::load(values.at[expert]), inverted);
+    inverted = inverted - typename Reals::words(1);
+    return key;
+  }
+};
+
+template <class Reals>
+struct column_choice {
+  typename Reals::words expert[most_lane_top_k];
+  typename Reals::mask uncertain;
+};
+
+/// The best top_k <= N of the columns, which reach to a multiple of N.
+template <int N, class Reals>
+ADAPTIVE_K_INLINE void choose_columns(const block_columns<Reals::lanes>& values, int num_experts,
+                                      int top_k, column_choice<Reals>& choice) noexcept {
+  using words = typename Reals::words;
+  const int count = (num_experts + N - 1) / N * N;
+  column_keys<Reals> keys(values, power_of_two_from(count));
+  words best[N];
+  words lost = 0;
+  best_keys(keys, count, best, lost);
+  choice.uncertain = keys.maker.uncertain(best, lost, top_k);
+  const words last = num_experts - 1;  // keys of NaN may hold no expert
+  for (int j = 0; j < N; ++j)
+    choice.expert[j] = words::smaller(keys.maker.expert_of(best[j]), last);
+}
+
+/// Own functions, so that each network is there once.
+template <int N>
+struct choose_columns_of {
+  template <class Target>
+  struct body {
+    using reals = typename Target::reals;
+    static ADAPTIVE_K_INLINE void run(const block_columns<reals::lanes>* values, int num_experts,
+                                      int top_k, column_choice<reals>* choice) noexcept {
+      choose_columns<N, reals>(*values, num_experts, top_k, *choice);
+    }
+  };
+};
+
+template <class Target>
+ADAPTIVE_K_INLINE void choose_columns(const block_columns<Target::reals::lanes>& values,
+                                      int num_experts, int top_k,
+                                      column_choice<typename Target::reals>& choice) noexcept {
+  switch (power_of_two_from(top_k)) {
+    case 1:
+      return Target::template run<choose_columns_of<1>::template body>(&values, num_experts, top_k,
+                                                                       &choice);
+    case 2:
+      return Target::template run<choose_columns_of<2>::template body>(&values, num_experts, top_k,
+                                                                       &choice);
+    case 4:
+      return Target::template run<choose_columns_of<4>::template body>(&values, num_experts, top_k,
+                                                                       &choice);
+    case 8:
+      return Target::template run<choose_columns_of<8>::template body>(&values, num_experts, top_k,
+                                                                       &choice);
+    default:
+      return Target::template run<choose_columns_of<16>::template body>(&values, num_experts, top_k,
+                                                                        &choice);
+  }
+}
+
+/// Transposes a block of rows; the columns past E are -inf.
+template <class Reals>
+ADAPTIVE_K_INLINE void load_columns(const float* rows, std::int64_t stride, int num_experts,
+                                    block_columns<Reals::lanes>& columns, Reals& largest,
+                                    Reals& not_finite) noexcept {
+  largest = -math::infinity;
+  not_finite = 0.0f;
+  for (int expert = 0; expert < num_experts; expert += 4) {
+    Reals v[4] = {Reals::load_quarters(rows + expert, stride),
+                  Reals::load_quarters(rows + expert + stride, stride),
+                  Reals::load_quarters(rows + expert + 2 * stride, stride),
+                  Reals::load_quarters(rows + expert + 3 * stride, stride)};
+    Reals::transpose_quarters(v);
+    for (int i = 0; i < 4; ++i) {
+      if (i > 0 && expert + i >= num_experts) break;
+      Reals::store(columns.at[expert + i], v[i]);
+      largest = Reals::larger(v[i], largest);
+      not_finite = Reals::fma(v[i], 0.0f, not_finite);  // NaN from there on
+    }
+  }
+  for (int expert = num_experts; expert % most_lane_top_k != 0; ++expert)
+    Reals::store(columns.at[expert], -math::infinity);
+}
+
+/// Values to select by, where they are not the logits: score + bias, as key_by_score has them.
+template <gating_kind Kind, class Reals>
+ADAPTIVE_K_INLINE void score_columns(const block_columns<Reals::lanes>& logits, int num_experts,
+                                     const float* bias, const Reals& largest, const Reals& total,
+                                     block_columns<Reals::lanes>& values,
+                                     Reals& not_finite) noexcept {
+  const Reals inverse_total = is_softmax(Kind) ? Reals::divide(1.0f, total) : Reals(1.0f);
+  for (int expert = 0; expert < num_experts; ++expert) {
+    const Reals offset = bias != nullptr ? bias[expert] : 0.0f;
+    const Reals score = score_of<Kind>(Reals::load(logits.at[expert]), largest).score;
+    const Reals value = Reals::fma(score, inverse_total, offset);
+    not_finite = Reals::fma(value, 0.0f, not_finite);
+    Reals::store(values.at[expert], value);
+  }
+  for (int expert = num_experts; expert % most_lane_top_k != 0; ++expert)
+    Reals::store(values.at[expert], -math::infinity);
+}
+
+/// Decides one block; the result tells the lanes, one bit each, that it could not decide.
+template <gating_kind Kind>
+struct route_lanes {
+  template <class Target>
+  struct body {
+    using reals = typename Target::reals;
+    static ADAPTIVE_K_INLINE std::uint32_t run(const block_request* request,
+                                               block_routes<reals::lanes>* routes) noexcept {
+      using words = typename reals::words;
+      const gating& model = *request->model;
+      const k_plan& plan = *request->plan;
+      const int num_experts = model.num_experts;
+      const int top_k = model.top_k;
+      block_columns<reals::lanes> logits;
+      reals largest, not_finite;
+      load_columns<reals>(request->rows, request->stride, num_experts, logits, largest, not_finite);
+
+      const sums_needed needed = sums_for<Kind>(model, plan, selects_by_score(model));
+      score_sums<reals> sums = {reals(1.0f), reals(0.0f)};
+      if (needed.logs)
+        sums = sum_columns<Kind, true, reals>(logits, num_experts, largest);
+      else if (needed.scores)
+        sums = sum_columns<Kind, false, reals>(logits, num_experts, largest);
+
+      block_columns<reals::lanes> scored;
+      const bool by_score = selects_by_score(model);
+      if (by_score)
+        score_columns<Kind>(logits, num_experts, request->routing_bias, largest, sums.score, scored,
+                            not_finite);
+      column_choice<reals> choice;
+      choose_columns<Target>(by_score ? scored : logits, num_experts, top_k, choice);
+      ranked_experts<most_lane_top_k, reals> ranked;
+      for (int j = 0; j < top_k; ++j) {
+        const words expert = choice.expert[j];
+        const auto s = score_of<Kind>(reals::pick(logits.at[0], expert), largest);
+        ranked.expert[j] = expert;
+        ranked.score[j] = s.score;
+        ranked.log_score[j] = s.log_score;
+      }
+      token_route<most_lane_top_k, reals> route;
+      finish_route<Kind>(model, plan, sums, plan.limits, request->dictated, top_k, ranked, route);
+      for (int j = 0; j < top_k; ++j) {
+        words::store(routes->expert[j], route.expert[j]);
+        reals::store(routes->weight[j], route.weight[j]);
+      }
+      words::store(routes->count, route.count);
+      words::store(routes->chosen, route.chosen);
+      reals::store(routes->signal, route.signal);
+      return reals::mask::to_bits((not_finite != not_finite) | choice.uncertain);
+    }
+  };
+};
+
+}  // namespace detail
+
+ADAPTIVE_K_NAMESPACE_END

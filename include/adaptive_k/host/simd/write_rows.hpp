@@ -1,0 +1,144 @@
+// Rows of logits into a block, and a block's decisions into rows.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#include "adaptive_k/config.hpp"
+#include "adaptive_k/core/finish_route.hpp"
+#include "adaptive_k/host/simd/lanes.hpp"
+#include "adaptive_k/types.hpp"
+
+ADAPTIVE_K_NAMESPACE_BEGIN
+
+namespace detail {
+
+struct block_rows {
+  const float* data;
+  std::int64_t stride;
+};
+
+/// A block's rows as load_columns takes them: themselves, or floats in `copies`
+/// [lanes, most_lane_experts].
+template <class Reals, class Logit>
+ADAPTIVE_K_INLINE block_rows float_rows(const Logit* rows, std::int64_t stride, int num_experts,
+                                        float* copies) noexcept {
+  if constexpr (std::is_same_v<Logit, float>) {
+    if (num_experts % 4 == 0) return {rows, stride};
+  }
+  constexpr int lanes = Reals::lanes;
+  const std::int64_t copy_stride = (num_experts + 3) / 4 * 4;
+  for (int lane = 0; lane < lanes; ++lane) {
+    const Logit* row = rows + lane * stride;
+    float* copy = copies + lane * copy_stride;
+    int expert = 0;
+    for (; expert + lanes <= num_experts; expert += lanes)
+      Reals::store(copy + expert, Reals::load(row + expert));
+    for (; expert < num_experts; ++expert) copy[expert] = to_float(row[expert]);
+    for (; expert < copy_stride; ++expert) copy[expert] = 0.0f;
+  }
+  return {copies, copy_stride};
+}
+
+/// Puts one token's decision where the block has it.
+template <int Lanes>
+void put_lane(const token_route<max_top_k>& route, int top_k, int lane,
+              block_routes<Lanes>& routes) noexcept {
+  for (int j = 0; j < top_k; ++j) {
+    routes.expert[j][lane] = static_cast<std::uint32_t>(route.expert[j]);
+    routes.weight[j][lane] = route.weight[j];
+  }
+  routes.count[lane] = static_cast<std::uint32_t>(route.count);
+  routes.chosen[lane] = static_cast<std::uint32_t>(route.chosen);
+  routes.signal[lane] = route.signal;
+}
+
+/// [rank][lane] to [lane, top_k]: `at(rank)` gives a rank's vector. `to` may be of any 4-byte type.
+template <class Reals, class Ranks>
+ADAPTIVE_K_INLINE void transpose_ranks(const Ranks& ranks, int top_k, float* to) noexcept {
+  constexpr int lanes = Reals::lanes;
+  int rank = 0;
+  for (; rank + 4 <= top_k; rank += 4) {
+    Reals v[4] = {ranks.at(rank), ranks.at(rank + 1), ranks.at(rank + 2), ranks.at(rank + 3)};
+    Reals::transpose_quarters(v);
+    for (int i = 0; i < 4; ++i) Reals::store_quarters(to + i * top_k + rank, top_k, v[i]);
+  }
+  if (top_k == 2) {
+    Reals low = ranks.at(0);
+    Reals high = ranks.at(1);
+    Reals::interleave_quarters(low, high);
+    Reals::store_quarters(to, 2, low);
+    Reals::store_quarters(to + 4, 2, high);
+    return;
+  }
+  for (; rank < top_k; ++rank) {
+    float each[lanes];
+    Reals::store(each, ranks.at(rank));
+    for (int lane = 0; lane < lanes; ++lane)
+      std::memcpy(to + lane * top_k + rank, each + lane, sizeof *to);
+  }
+}
+
+template <class Reals>
+struct kept_weights {
+  const block_routes<Reals::lanes>& routes;
+  typename Reals::words count;
+  ADAPTIVE_K_INLINE Reals at(int rank) const noexcept {
+    const auto kept = count > typename Reals::words(rank);
+    return Reals::select(kept, Reals::load(routes.weight[rank]), 0.0f);
+  }
+};
+
+/// Ids as bits of floats, so that one transposition serves both.
+template <class Reals>
+struct kept_ids {
+  const block_routes<Reals::lanes>& routes;
+  typename Reals::words count;
+  typename Reals::words filler;
+  ADAPTIVE_K_INLINE Reals at(int rank) const noexcept {
+    using words = typename Reals::words;
+    const auto kept = count > words(rank);
+    return Reals::from_bits(words::select(kept, words::load(routes.expert[rank]), filler));
+  }
+};
+
+/// Writes a block's decisions from `token` on.
+template <class Reals, class Id, class Weight>
+ADAPTIVE_K_INLINE void write_block(const block_routes<Reals::lanes>& routes, int top_k,
+                                   bool fill_first, int fixed_filler, std::int64_t token,
+                                   const routing_output<Id, Weight>& output) noexcept {
+  using words = typename Reals::words;
+  constexpr int lanes = Reals::lanes;
+  const words count = words::load(routes.count);
+  const words filler = fill_first ? words::load(routes.expert[0]) : words(fixed_filler);
+  const kept_weights<Reals> weights = {routes, count};
+  const kept_ids<Reals> ids = {routes, count, filler};
+  Weight* weights_to = output.topk_weights + token * top_k;
+  Id* ids_to = output.topk_ids + token * top_k;
+  if constexpr (std::is_same_v<Weight, float>) {
+    transpose_ranks<Reals>(weights, top_k, weights_to);
+  } else {
+    float rows[lanes * most_lane_top_k];
+    transpose_ranks<Reals>(weights, top_k, rows);
+    for (int i = 0; i < lanes * top_k; ++i) weights_to[i] = from_float<Weight>(rows[i]);
+  }
+  if constexpr (std::is_same_v<Id, std::int32_t>) {
+    transpose_ranks<Reals>(ids, top_k, reinterpret_cast<float*>(ids_to));
+  } else {
+    float rows[lanes * most_lane_top_k];
+    transpose_ranks<Reals>(ids, top_k, rows);
+    for (int i = 0; i < lanes * top_k; ++i)
+      ids_to[i] = static_cast<Id>(static_cast<std::int32_t>(math::to_bits(rows[i])));
+  }
+  if (output.topk_counts != nullptr)
+    words::store(reinterpret_cast<std::uint32_t*>(output.topk_counts + token), count);
+  if (output.chosen_counts != nullptr)
+    words::store(reinterpret_cast<std::uint32_t*>(output.chosen_counts + token),
+                 words::load(routes.chosen));
+  if (output.signal != nullptr) Reals::store(output.signal + token, Reals::load(routes.signal));
+}
+
+}  // namespace detail
+
+ADAPTIVE_K_NAMESPACE_END
