@@ -3,6 +3,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <list>
 #include <numeric>
 #include <string>
 #include <vector>
@@ -32,8 +33,9 @@ bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
   return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0;
 }
 
-std::vector<gating> gatings() {
-  std::vector<gating> made;
+/// A list: g++ 12 warns of its own vector here.
+std::list<gating> gatings() {
+  std::list<gating> made;
   for (const gating_kind kind : {gating_kind::softmax, gating_kind::sigmoid,
                                  gating_kind::top_k_softmax, gating_kind::sqrt_softplus}) {
     gating g;
