@@ -16,6 +16,7 @@
 #include "adaptive_k/cuda/route_kernel.cuh"
 #include "adaptive_k/cuda/storage.cuh"
 #include "adaptive_k/cuda/tuning.cuh"
+#include "adaptive_k/cuda/usual_call.cuh"
 #include "adaptive_k/status.hpp"
 #include "adaptive_k/types.hpp"
 
@@ -52,7 +53,7 @@ inline status check_blocks(std::int64_t blocks, std::int64_t num_tokens) noexcep
 }
 
 /// What a block may hold without asking the runtime, less the most that routing itself takes.
-inline constexpr int shared_bytes_unasked = 48 * 1024 - 25 * 1024;
+inline constexpr int shared_bytes_unasked = 48 * 1024 - 30 * 1024;
 
 inline status launch_blocks(void (*kernel)(route_params), std::int64_t blocks,
                             const route_params& params, cudaStream_t stream) noexcept {
@@ -87,10 +88,13 @@ struct plain_family {
         32 / Tier::lanes * params.row_stride * static_cast<std::int64_t>(sizeof(Logit));
     const bool aligned =
         reinterpret_cast<std::uintptr_t>(params.logits) % 16 == 0 && round_bytes % 16 == 0;
+    const bool whole_sectors =
+        params.row_stride * static_cast<std::int64_t>(sizeof(Logit)) % 32 == 0;
     const bool loads_side_by_side =
-        params.load_width >= tile::chunk && (Tier::lanes > 1 || tile::chunks == 1);
+        params.load_width >= tile::chunk && (Tier::lanes > 1 ? whole_sectors : tile::chunks == 1);
     params.stages_rows = aligned && params.row_stride == params.model.num_experts &&
                          params.num_tokens > 1 && !loads_side_by_side;
+    params.usual = is_usual_call(params, Tier::max_top_k);
     const std::int64_t warps = divide_up(params.num_tokens, 32 / Tier::lanes * params.rounds);
     const std::int64_t blocks = divide_up(warps, threads_per_block / 32);
     const status fits = check_blocks(blocks, params.num_tokens);
