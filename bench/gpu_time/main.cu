@@ -1,5 +1,5 @@
-// gpu_time: what the routing kernels take on a GPU, beside a copy of the logits, which is the least
-// that any kernel reading them could take.
+// gpu_time: what the routing kernels take on a GPU, beside a copy of the logits: it reads them once
+// too, and writes as much again, so that a routing call may well take less.
 #include <cuda_runtime_api.h>
 
 #include <CLI/CLI.hpp>

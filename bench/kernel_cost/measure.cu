@@ -54,6 +54,7 @@ cost measure_as(const routing_case& which, bool with_metrics) {
   const permutation_shape shape = {which.num_tokens, which.top_k, which.num_experts, 0, 64};
   const permuted order(shape);
   std::size_t bytes = cuda::permute_detail::workspace_bytes(shape);
+  const int chunk_bytes = cuda::permute_detail::chunk_memory::bytes(which.num_experts);
   if (which.operation == "permute") {
     require(route());
     const permutation_input<> chosen = {work.output().topk_ids, work.output().topk_counts, nullptr};
@@ -62,7 +63,7 @@ cost measure_as(const routing_case& which, bool with_metrics) {
           return cuda::permute(shape, chosen, order.output(), order.workspace(), &bytes, false,
                                nullptr);
         },
-        4 * (work.slots() + work.tokens()), order.stored_bytes());
+        4 * (work.slots() + work.tokens()), order.stored_bytes(), chunk_bytes);
   }
   return work.count(
       [&] {
@@ -70,7 +71,8 @@ cost measure_as(const routing_case& which, bool with_metrics) {
                                     cuda::expert_major{order.output(), 64}, metrics, {},
                                     order.workspace(), &bytes, nullptr);
       },
-      work.logit_bytes(), work.output_bytes() + order.stored_bytes());
+      work.logit_bytes(), work.output_bytes() + order.stored_bytes(),
+      which.num_tokens <= 256 ? chunk_bytes : 0);
 }
 
 }  // namespace

@@ -31,6 +31,7 @@ struct cost {
   std::uint64_t shared_bank_conflicts = 0;
   int launches = 0;
   int threads_per_block = 0;
+  int dynamic_shared_bytes = 0;
 };
 
 /// Routes a softmax model, renormalised, with int32 ids, fp32 weights, counts and signal, and

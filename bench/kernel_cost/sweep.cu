@@ -35,7 +35,8 @@ void measure_candidate(const routing_case& which, const workload<Logit>& work,
   const cost c = work.count([&] { return family::template launch<Tier>(params, nullptr); },
                             work.logit_bytes(), work.output_bytes());
   const auto found = used.find({"sm_80", c.kernel});
-  const resources r = found == used.end() ? resources{} : found->second;
+  if (found == used.end()) throw std::runtime_error("ptxas said nothing of " + c.kernel);
+  const resources& r = found->second;
   const double occupancy = theoretical_occupancy(r, "sm_80", cuda::threads_per_block);
   std::printf("%4d/%-2d  %-5s %5d %12.1f %12.2f %10d %6d %9.0f%%\n", which.num_experts, which.top_k,
               dtype_name<Logit>(), Tier::lanes, c.warp_instructions_per_token,

@@ -92,7 +92,8 @@ class workload {
 
   /// Counts what `launch()`, which returns a status, makes run.
   template <class Launch>
-  cost count(Launch launch, std::size_t least_loaded, std::size_t least_stored) const {
+  cost count(Launch launch, std::size_t least_loaded, std::size_t least_stored,
+             int dynamic_shared_bytes = 0) const {
     ptx::reset_counters();
     require(launch());
     const ptx::counters counted = ptx::total_counters();
@@ -114,6 +115,7 @@ class workload {
         per_token(counted.global_atomic_requests + counted.shared_atomic_requests);
     made.shared_bank_conflicts = counted.shared_bank_conflicts;
     made.launches = static_cast<int>(counted.launches);
+    made.dynamic_shared_bytes = dynamic_shared_bytes;
     made.threads_per_block = made.kernel.find("permute_kernel") == std::string::npos
                                  ? cuda::threads_per_block
                                  : cuda::permute_threads;

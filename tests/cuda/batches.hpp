@@ -77,6 +77,7 @@ void restrict_tokens(inputs::sequence& from, batch<Logit>& input) {
 template <class Logit>
 void dictate(inputs::sequence& from, batch<Logit>& input) {
   const int top_k = input.model.top_k;
+  input.replays_in_place = from.chance(2);
   for (std::int64_t t = 0; t < input.num_tokens; ++t) {
     std::vector<std::int32_t> experts;
     for (int e = 0; e < input.model.num_experts; ++e) experts.push_back(e);

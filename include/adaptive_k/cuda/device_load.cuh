@@ -235,7 +235,7 @@ __device__ ADAPTIVE_K_INLINE void fetch_by(loaded_row<Tile, MaxRows>& fetched, c
         constexpr int count = static_cast<int>(sizeof(wide)) / 4;
         if (exists) {
           const wide* const from = reinterpret_cast<const wide*>(own + offset);
-          const wide loaded = Shared ? *from : __ldg(from);
+          const wide loaded = *from;  // __ldg would not be safe where launches overlap
           std::uint32_t bits[count];
           std::memcpy(bits, &loaded, sizeof loaded);
           ADAPTIVE_K_UNROLL
@@ -293,8 +293,7 @@ struct staged_rows {
     constexpr int width = 16 / static_cast<int>(sizeof(logit));
     const int wide = count / width;
     __syncwarp();  // the round before may still read
-    for (int i = lane; i < wide; i += 32)
-      words[i] = __ldg(reinterpret_cast<const uint4*>(data) + i);
+    for (int i = lane; i < wide; i += 32) words[i] = reinterpret_cast<const uint4*>(data)[i];
     logit* const to = reinterpret_cast<logit*>(words);
     for (int i = wide * width + lane; i < count; i += 32) to[i] = data[i];
     __syncwarp();

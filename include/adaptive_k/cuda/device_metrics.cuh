@@ -10,7 +10,8 @@ ADAPTIVE_K_NAMESPACE_BEGIN
 
 namespace cuda {
 
-/// Counters in device memory, at an address of the caller's. All zero is empty; launches add to it.
+/// Counters in device memory, at an address of the caller's. All zero is empty; launches add to it,
+/// one at a time: streams that may run together need one each.
 struct device_metrics {
   unsigned long long calls;
   unsigned long long tokens;
