@@ -7,6 +7,7 @@
 #include "adaptive_k/core/math.hpp"
 #include "adaptive_k/core/signal.hpp"
 #include "adaptive_k/host/metrics.hpp"
+#include "adaptive_k/host/simd/row.hpp"
 
 ADAPTIVE_K_NAMESPACE_BEGIN
 
@@ -41,20 +42,19 @@ class call_metrics {
     if (target_ == nullptr) return;
     using words = typename Reals::words;
     const words count = words::load(counts);
+    // Experts that are not kept count where none is, in another place for each lane.
+    const words nowhere = words::lane() + words(max_experts);
+    std::uint32_t kept[Reals::lanes];
     for (int j = 0; j < top_k; ++j) {
-      for (int lane = 0; lane < Reals::lanes; ++lane)
-        expert_counts_[experts[j][lane]] += static_cast<int>(counts[lane]) > j ? 1u : 0u;
+      const auto is_kept = count > words(j);
+      words::store(kept, words::select(is_kept, words::load(experts[j]), nowhere));
+      for (int lane = 0; lane < Reals::lanes; ++lane) ++expert_counts_[kept[lane]];
       const auto of_k = Reals::mask::to_bits(count == words(j + 1));
       k_histogram_[j + 1] += static_cast<std::uint32_t>(__builtin_popcount(of_k));
     }
     const Reals signal = Reals::load(signals);
     signal_sum_ += Reals::sum_truncated(signal * Reals(static_cast<float>(signal_scale)));
-    float lowest = signals[0], highest = signals[0];
-    for (int lane = 1; lane < Reals::lanes; ++lane) {
-      lowest = math::smaller(signals[lane], lowest);
-      highest = math::larger(signals[lane], highest);
-    }
-    note_signals(lowest, highest);
+    note_signals(-Reals::first(largest_of_lanes(-signal)), Reals::first(largest_of_lanes(signal)));
     tokens_ += Reals::lanes;
   }
 
@@ -98,7 +98,7 @@ class call_metrics {
   float lowest_ = 0.0f;
   float highest_ = 0.0f;
   std::uint32_t k_histogram_[max_top_k + 1];
-  std::uint32_t expert_counts_[max_experts];
+  std::uint32_t expert_counts_[max_experts + 16];  ///< the last: see add_lanes
 };
 
 }  // namespace detail

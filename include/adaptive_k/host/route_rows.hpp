@@ -271,8 +271,11 @@ class row_router {
                                       std::int64_t last) noexcept {
       constexpr int lanes = Target::reals::lanes;
       const bool fits = self->fits_lanes();
+      const bool prefetches =
+          self->call_.model->num_experts * static_cast<int>(sizeof(Logit)) >= 256;
       for (std::int64_t token = first; token < last;) {
         if (fits && last - token >= lanes && !self->any_padding(token, lanes)) {
+          if (prefetches && last - token >= 2 * lanes) self->prefetch(token + lanes, lanes);
           self->template route_block<Target>(token);
           token += lanes;
           continue;
@@ -288,6 +291,26 @@ class row_router {
       }
     }
   };
+
+  /// Rows that come next, into the second-level cache: a block takes longer than memory does, but
+  /// reads its rows side by side, which hardware prefetchers follow badly.
+  ADAPTIVE_K_INLINE void prefetch(std::int64_t token, int number) const noexcept {
+    const auto row_bytes = call_.model->num_experts * static_cast<int>(sizeof(Logit));
+    const std::int64_t gap = call_.logits.row_stride - call_.model->num_experts;
+    if (gap == 0) return prefetch_bytes(row_of(token), number * row_bytes);
+    for (int i = 0; i < number; ++i) prefetch_bytes(row_of(token + i), row_bytes);
+  }
+  static ADAPTIVE_K_INLINE void prefetch_bytes(const void* from, int bytes) noexcept {
+    const char* at = static_cast<const char*>(from);
+    const char* const end = at + bytes;
+    for (; end - at >= 256; at += 256) {
+      __builtin_prefetch(at, 0, 2);
+      __builtin_prefetch(at + 64, 0, 2);
+      __builtin_prefetch(at + 128, 0, 2);
+      __builtin_prefetch(at + 192, 0, 2);
+    }
+    for (; at < end; at += 64) __builtin_prefetch(at, 0, 2);
+  }
 
   bool any_padding(std::int64_t token, int number) const noexcept {
     if (call_.extras.padding_mask == nullptr) return false;

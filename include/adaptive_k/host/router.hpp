@@ -144,13 +144,14 @@ class router {
   template <class Logit>
   status check(int layer, const logits_view<Logit>& logits, bool has_ids, bool has_weights,
                const routing_extras& extras) const noexcept {
-    const status refusal = detail::check_call(validity_, model_, num_layers(), layer, logits,
-                                              has_ids, has_weights, extras);
-    return refusal ? check_limits(logits.num_tokens, extras) : refusal;
+    status refusal = detail::check_call(validity_, model_, num_layers(), layer, logits, has_ids,
+                                        has_weights, extras);
+    if (refusal && (extras.k_min != nullptr || extras.k_max != nullptr))
+      refusal = check_limits(logits.num_tokens, extras);
+    return refusal;
   }
 
   status check_limits(std::int64_t num_tokens, const routing_extras& extras) const noexcept {
-    if (extras.k_min == nullptr && extras.k_max == nullptr) return {};
     for (std::int64_t t = 0; t < num_tokens; ++t) {
       const int low = extras.k_min != nullptr ? extras.k_min[t] : 1;
       const int high = extras.k_max != nullptr ? extras.k_max[t] : model_.top_k;

@@ -36,7 +36,7 @@ ADAPTIVE_K_INLINE block_rows float_rows(const Logit* rows, std::int64_t stride, 
     for (; expert + lanes <= num_experts; expert += lanes)
       Reals::store(copy + expert, Reals::load(row + expert));
     for (; expert < num_experts; ++expert) copy[expert] = to_float(row[expert]);
-    for (; expert < copy_stride; ++expert) copy[expert] = 0.0f;
+    for (; expert < copy_stride; ++expert) copy[expert] = copy[0];  // neither larger nor infinite
   }
   return {copies, copy_stride};
 }
@@ -59,10 +59,11 @@ template <class Reals, class Ranks>
 ADAPTIVE_K_INLINE void transpose_ranks(const Ranks& ranks, int top_k, float* to) noexcept {
   constexpr int lanes = Reals::lanes;
   int rank = 0;
+  float* const row[4] = {to, to + top_k, to + 2 * top_k, to + 3 * top_k};
   for (; rank + 4 <= top_k; rank += 4) {
     Reals v[4] = {ranks.at(rank), ranks.at(rank + 1), ranks.at(rank + 2), ranks.at(rank + 3)};
     Reals::transpose_quarters(v);
-    for (int i = 0; i < 4; ++i) Reals::store_quarters(to + i * top_k + rank, top_k, v[i]);
+    for (int i = 0; i < 4; ++i) Reals::store_quarters(row[i] + rank, top_k, v[i]);
   }
   if (top_k == 2) {
     Reals low = ranks.at(0);
