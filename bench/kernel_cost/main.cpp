@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-#include "../adaptive_k/text_table.hpp"
+#include "bench/adaptive_k/text_table.hpp"
 #include "measure.hpp"
 #include "resources.hpp"
 

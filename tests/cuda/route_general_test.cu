@@ -10,6 +10,7 @@ namespace {
 using namespace adaptive_k;  // NOLINT(google-build-using-namespace)
 using twin::edges_of;
 using twin::run_shapes;
+using twin::shape;
 
 template <class Logit>
 class route_general : public ::testing::Test {};
