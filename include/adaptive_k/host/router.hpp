@@ -14,6 +14,7 @@
 #include "adaptive_k/host/instruction_set.hpp"
 #include "adaptive_k/host/metrics.hpp"
 #include "adaptive_k/host/route_rows.hpp"
+#include "adaptive_k/host/route_vectors.hpp"
 #include "adaptive_k/status.hpp"
 #include "adaptive_k/types.hpp"
 
@@ -196,8 +197,9 @@ class router {
     detail::routing_call<Logit, Id, Weight> call = {
         &model_, &(*plans_)[index(layer)], options_.fill, logits, given, output, extras};
     if (call.logits.row_stride == 0) call.logits.row_stride = model_.num_experts;
-    detail::row_router<Logit, Id, Weight> rows(call, metrics);
-    rows.run(instructions_, 0, logits.num_tokens);
+    detail::call_metrics counts(metrics, model_.num_experts);
+    detail::row_router<Logit, Id, Weight>(call, counts).run(instructions_, 0, logits.num_tokens);
+    counts.finish(model_.top_k);
   }
 
   gating model_;

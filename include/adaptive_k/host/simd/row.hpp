@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cstdint>
-#include <type_traits>
 
 #include "adaptive_k/config.hpp"
 #include "adaptive_k/core/finish_route.hpp"
@@ -11,6 +10,7 @@
 #include "adaptive_k/core/k_policy.hpp"
 #include "adaptive_k/host/simd/keys.hpp"
 #include "adaptive_k/host/simd/top_k_network.hpp"
+#include "adaptive_k/types.hpp"
 
 ADAPTIVE_K_NAMESPACE_BEGIN
 
@@ -221,22 +221,29 @@ ADAPTIVE_K_INLINE void choose_row(const row_plan& plan, const float* values, int
 }
 
 /// The first `count` of a vector, the others -inf.
-template <class Reals, class Logit>
-ADAPTIVE_K_INLINE Reals load_part(const Logit* from, int count) noexcept {
-  Logit part[Reals::lanes] = {};
+template <class Reals>
+ADAPTIVE_K_INLINE Reals load_part(const float* from, int count) noexcept {
+  float part[Reals::lanes] = {};
   for (int i = 0; i < count; ++i) part[i] = from[i];
   const auto in_row = Reals::words::lane() < typename Reals::words(count);
   return Reals::select(in_row, Reals::load(part), -math::infinity);
 }
 
-/// A row as floats: itself where whole vectors can be read from it, else a copy in `buffer`, -inf
-/// past E.
+/// A row of 16-bit logits as floats.
 template <class Reals, class Logit>
-ADAPTIVE_K_INLINE const float* load_row(const Logit* row, int num_experts, int num_vectors,
+ADAPTIVE_K_INLINE void widen_row(const Logit* row, int num_experts, float* floats) noexcept {
+  int expert = 0;
+  for (; expert + Reals::lanes <= num_experts; expert += Reals::lanes)
+    Reals::store(floats + expert, Reals::load(row + expert));
+  for (; expert < num_experts; ++expert) floats[expert] = to_float(row[expert]);
+}
+
+/// A row: itself where whole vectors can be read from it, else a copy in `buffer`, -inf past E.
+template <class Reals>
+ADAPTIVE_K_INLINE const float* load_row(const float* row, int num_experts, int num_vectors,
                                         float* buffer, Reals& largest, Reals& not_finite) noexcept {
   constexpr int lanes = Reals::lanes;
-  constexpr bool is_float = std::is_same_v<Logit, float>;
-  const bool copies = !is_float || num_experts != num_vectors * lanes;
+  const bool copies = num_experts != num_vectors * lanes;
   largest = -math::infinity;
   not_finite = 0.0f;
   int expert = 0;
@@ -256,8 +263,7 @@ ADAPTIVE_K_INLINE const float* load_row(const Logit* row, int num_experts, int n
   }
   for (; expert < num_vectors * lanes; expert += lanes)
     Reals::store(buffer + expert, -math::infinity);
-  if constexpr (is_float) return copies ? buffer : row;
-  return buffer;
+  return copies ? buffer : row;
 }
 
 template <class Words, int Distance = 1>
@@ -318,12 +324,12 @@ struct choose_row_exactly {
 };
 
 /// Decides one token; false: a number was not finite.
-template <gating_kind Kind, class Logit>
+template <gating_kind Kind>
 struct route_row {
   template <class Target>
   struct body {
     using reals = typename Target::reals;
-    static ADAPTIVE_K_INLINE bool run(const row_request* request, const Logit* row,
+    static ADAPTIVE_K_INLINE bool run(const row_request* request, const float* row,
                                       token_route<max_top_k>* route) noexcept {
       using words = typename reals::words;
       constexpr int lanes = reals::lanes;

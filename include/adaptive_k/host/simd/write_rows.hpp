@@ -8,6 +8,7 @@
 #include "adaptive_k/config.hpp"
 #include "adaptive_k/core/finish_route.hpp"
 #include "adaptive_k/host/simd/lanes.hpp"
+#include "adaptive_k/host/simd/row.hpp"
 #include "adaptive_k/types.hpp"
 
 ADAPTIVE_K_NAMESPACE_BEGIN
@@ -32,11 +33,9 @@ ADAPTIVE_K_INLINE block_rows float_rows(const Logit* rows, std::int64_t stride, 
   for (int lane = 0; lane < lanes; ++lane) {
     const Logit* row = rows + lane * stride;
     float* copy = copies + lane * copy_stride;
-    int expert = 0;
-    for (; expert + lanes <= num_experts; expert += lanes)
-      Reals::store(copy + expert, Reals::load(row + expert));
-    for (; expert < num_experts; ++expert) copy[expert] = to_float(row[expert]);
-    for (; expert < copy_stride; ++expert) copy[expert] = copy[0];  // neither larger nor infinite
+    widen_row<Reals>(row, num_experts, copy);
+    for (int expert = num_experts; expert < copy_stride; ++expert)
+      copy[expert] = copy[0];  // neither larger nor infinite
   }
   return {copies, copy_stride};
 }
@@ -105,33 +104,17 @@ struct kept_ids {
 };
 
 /// Writes a block's decisions from `token` on.
-template <class Reals, class Id, class Weight>
+template <class Reals>
 ADAPTIVE_K_INLINE void write_block(const block_routes<Reals::lanes>& routes, int top_k,
                                    bool fill_first, int fixed_filler, std::int64_t token,
-                                   const routing_output<Id, Weight>& output) noexcept {
+                                   const routing_output<std::int32_t, float>& output) noexcept {
   using words = typename Reals::words;
-  constexpr int lanes = Reals::lanes;
   const words count = words::load(routes.count);
   const words filler = fill_first ? words::load(routes.expert[0]) : words(fixed_filler);
   const kept_weights<Reals> weights = {routes, count};
   const kept_ids<Reals> ids = {routes, count, filler};
-  Weight* weights_to = output.topk_weights + token * top_k;
-  Id* ids_to = output.topk_ids + token * top_k;
-  if constexpr (std::is_same_v<Weight, float>) {
-    transpose_ranks<Reals>(weights, top_k, weights_to);
-  } else {
-    float rows[lanes * most_lane_top_k];
-    transpose_ranks<Reals>(weights, top_k, rows);
-    for (int i = 0; i < lanes * top_k; ++i) weights_to[i] = from_float<Weight>(rows[i]);
-  }
-  if constexpr (std::is_same_v<Id, std::int32_t>) {
-    transpose_ranks<Reals>(ids, top_k, reinterpret_cast<float*>(ids_to));
-  } else {
-    float rows[lanes * most_lane_top_k];
-    transpose_ranks<Reals>(ids, top_k, rows);
-    for (int i = 0; i < lanes * top_k; ++i)
-      ids_to[i] = static_cast<Id>(static_cast<std::int32_t>(math::to_bits(rows[i])));
-  }
+  transpose_ranks<Reals>(weights, top_k, output.topk_weights + token * top_k);
+  transpose_ranks<Reals>(ids, top_k, reinterpret_cast<float*>(output.topk_ids + token * top_k));
   if (output.topk_counts != nullptr)
     words::store(reinterpret_cast<std::uint32_t*>(output.topk_counts + token), count);
   if (output.chosen_counts != nullptr)

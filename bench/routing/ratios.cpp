@@ -1,0 +1,48 @@
+#include "ratios.hpp"
+
+#include <fmt/core.h>
+
+#include <algorithm>
+#include <cstdint>
+
+#include "inputs.hpp"
+
+namespace routing_bench {
+
+void ratio_reporter::ReportRuns(const std::vector<Run>& runs) {
+  ConsoleReporter::ReportRuns(runs);
+  for (const Run& run : runs) {
+    if (run.run_type != Run::RT_Iteration || run.iterations == 0) continue;
+    const double seconds = run.real_accumulated_time / static_cast<double>(run.iterations);
+    const auto found = best_seconds_.emplace(run.run_name.function_name, seconds).first;
+    found->second = std::min(found->second, seconds);
+  }
+}
+
+void ratio_reporter::print_ratios() const {
+  static constexpr const char* rivals[] = {
+      "scalar/f32",          "ggml_chain/f32",           "adaptive_k_scalar/f32",
+      "adaptive_k_avx2/f32", "adaptive_k_2_threads/f32", "adaptive_k/bf16"};
+  fmt::print("\nns per token of route/adaptive_k/f32, and the time of the others over its time\n");
+  fmt::print("{:>6} {:>8} {:>8}", "T", "E/K", "ns");
+  for (const char* rival : rivals) fmt::print("  {:>24}", rival);
+  fmt::print("\n");
+  for (const std::int64_t tokens : token_counts)
+    for (const shape s : shapes) {
+      const std::string at = fmt::format("/T:{}/E:{}/K:{}", tokens, s.num_experts, s.top_k);
+      const auto own = best_seconds_.find("route/adaptive_k/f32" + at);
+      if (own == best_seconds_.end()) continue;
+      fmt::print("{:>6} {:>8} {:>8.1f}", tokens, fmt::format("{}/{}", s.num_experts, s.top_k),
+                 own->second * 1e9 / static_cast<double>(tokens));
+      for (const char* rival : rivals) {
+        const auto found = best_seconds_.find(std::string("route/") + rival + at);
+        if (found == best_seconds_.end())
+          fmt::print("  {:>24}", "-");
+        else
+          fmt::print("  {:>24.2f}", found->second / own->second);
+      }
+      fmt::print("\n");
+    }
+}
+
+}  // namespace routing_bench
