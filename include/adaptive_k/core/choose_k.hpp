@@ -28,6 +28,7 @@ struct k_plan {
   std::uint32_t tried = 0;           ///< bit k - 1: k has a threshold
   float threshold[max_top_k] = {};   ///< by k - 1
   float mass_exponent = 1.0f;        ///< in [0, 1]
+  float log_experts = 0.0f;          ///< ln E
   float inverse_log_experts = 0.0f;  ///< 1 / ln E; 0 for E = 1
   distortion_ref distortion;
 };
@@ -51,8 +52,8 @@ inline k_plan make_plan(const gating& g, const k_policy& policy) noexcept {
   plan.mass_exponent = policy.mass_exponent;
   if (policy.mass_exponent == k_policy::mass_exponent_of_model)
     plan.mass_exponent = renormalizes(g) ? 1.0f : 0.0f;
-  if (g.num_experts > 1)
-    plan.inverse_log_experts = math::divide(1.0f, math::log(static_cast<float>(g.num_experts)));
+  plan.log_experts = math::log(static_cast<float>(g.num_experts));
+  if (g.num_experts > 1) plan.inverse_log_experts = math::divide(1.0f, plan.log_experts);
   plan.distortion = policy.distortion;
   return plan;
 }

@@ -67,9 +67,8 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE void finish_route(const gating& model, const k_p
   const int top_k = model.top_k;
   F full_entropy = 0.0f;
   if (is_full_entropy(plan.signal)) {  // scores that all underflowed: as unsure as can be
-    const float most = math::log(static_cast<float>(model.num_experts));
-    full_entropy =
-        math::select(sums.score > 0.0f, entropy_nats(sums.score, sums.score_log_score), F(most));
+    full_entropy = math::select(sums.score > 0.0f, entropy_nats(sums.score, sums.score_log_score),
+                                F(plan.log_experts));
   }
   F mass = 0.0f;
   ADAPTIVE_K_UNROLL
