@@ -2,7 +2,6 @@
 // do without it. All in one process, so that ratios mean something; README.md says how to read it.
 #include <benchmark/benchmark.h>
 #include <adaptive_k/adaptive_k.hpp>
-#include <adaptive_k/host/route_in_threads.hpp>
 
 #include <algorithm>
 #include <cmath>
@@ -14,6 +13,7 @@
 #include "routing/inputs.hpp"
 #include "routing/ratios.hpp"
 #include "routing/rivals.hpp"
+#include "routing/two_threads.hpp"
 
 namespace {
 
@@ -57,7 +57,7 @@ void count_tokens(benchmark::State& state, std::int64_t tokens) {
 
 template <class Logit>
 void route_adaptive_k(benchmark::State& state, adaptive_k::instruction_set instructions,
-                      int threads, std::int64_t tokens, shape s) {
+                      std::int64_t tokens, shape s) {
   batch b(tokens, s);
   adaptive_k::router_options options;
   options.instructions = instructions;
@@ -70,15 +70,36 @@ void route_adaptive_k(benchmark::State& state, adaptive_k::instruction_set instr
   for (auto _ : state) {
     const Logit* logits = inputs[turn++ % inputs.size()].data();
     const adaptive_k::logits_view<Logit> view = {logits, tokens, s.num_experts, 0};
-    const adaptive_k::status result =
-        threads > 1 ? adaptive_k::route_in_threads(router, threads, 0, view, output, &metrics)
-                    : router.route(0, view, output, &metrics);
+    const adaptive_k::status result = router.route(0, view, output, &metrics);
     if (!result) state.SkipWithError(result.message());
     benchmark::DoNotOptimize(b.ids.data());
     benchmark::ClobberMemory();
   }
   count_tokens(state, tokens);
   state.counters["mean_k"] = metrics.mean_k();
+}
+
+/// Half of the call each, by `route_range`; the metrics put together as those of one call.
+void route_by_two_threads(benchmark::State& state, std::int64_t tokens, shape s) {
+  batch b(tokens, s);
+  const adaptive_k::router router(gating_of(s), policy_of(s, b.logits[0], tokens));
+  const adaptive_k::routing_output<> output = {b.ids.data(), b.weights.data(), b.counts.data(),
+                                               b.signal.data()};
+  second_thread second;
+  adaptive_k::routing_metrics metrics;
+  std::size_t turn = 0;
+  for (auto _ : state) {
+    const adaptive_k::logits_view<float> view = {b.logits[turn++ % b.logits.size()].data(), tokens,
+                                                 s.num_experts, 0};
+    adaptive_k::routing_metrics parts[2];
+    const auto half = [&](int part) {
+      router.route_range(0, view, output, tokens / 2 * part, tokens / 2 * (part + 1), &parts[part]);
+    };
+    second.run([&] { half(0); }, [&] { half(1); });
+    adaptive_k::add_parts_of_call(parts, 2, &metrics);
+    benchmark::ClobberMemory();
+  }
+  count_tokens(state, tokens);
 }
 
 template <class Rival>
@@ -94,11 +115,11 @@ void route_rival(benchmark::State& state, Rival rival, std::int64_t tokens, shap
 }
 
 template <class Logit>
-void add_adaptive_k(const std::string& name, adaptive_k::instruction_set set, int threads,
-                    std::int64_t tokens, shape s) {
+void add_adaptive_k(const std::string& name, adaptive_k::instruction_set set, std::int64_t tokens,
+                    shape s) {
   if (!adaptive_k::is_available(set)) return;
   benchmark::RegisterBenchmark(name.c_str(), [=](benchmark::State& state) {
-    route_adaptive_k<Logit>(state, set, threads, tokens, s);
+    route_adaptive_k<Logit>(state, set, tokens, s);
   })->UseRealTime();
 }
 
@@ -106,14 +127,16 @@ void add_all(std::int64_t tokens, shape s) {
   using adaptive_k::instruction_set;
   const std::string at = "/T:" + std::to_string(tokens) + "/E:" + std::to_string(s.num_experts) +
                          "/K:" + std::to_string(s.top_k);
-  add_adaptive_k<float>("route/adaptive_k/f32" + at, instruction_set::best, 1, tokens, s);
-  add_adaptive_k<adaptive_k::bfloat16>("route/adaptive_k/bf16" + at, instruction_set::best, 1,
-                                       tokens, s);
-  add_adaptive_k<float>("route/adaptive_k_avx2/f32" + at, instruction_set::avx2, 1, tokens, s);
-  add_adaptive_k<float>("route/adaptive_k_scalar/f32" + at, instruction_set::scalar, 1, tokens, s);
+  add_adaptive_k<float>("route/adaptive_k/f32" + at, instruction_set::best, tokens, s);
+  add_adaptive_k<adaptive_k::bfloat16>("route/adaptive_k/bf16" + at, instruction_set::best, tokens,
+                                       s);
+  add_adaptive_k<float>("route/adaptive_k_avx2/f32" + at, instruction_set::avx2, tokens, s);
+  add_adaptive_k<float>("route/adaptive_k_scalar/f32" + at, instruction_set::scalar, tokens, s);
   if (tokens == 4096)
-    add_adaptive_k<float>("route/adaptive_k_2_threads/f32" + at, instruction_set::best, 2, tokens,
-                          s);
+    benchmark::RegisterBenchmark(
+        ("route/adaptive_k_2_threads/f32" + at).c_str(),
+        [=](benchmark::State& state) { route_by_two_threads(state, tokens, s); })
+        ->UseRealTime();
   benchmark::RegisterBenchmark(("route/scalar/f32" + at).c_str(), [=](benchmark::State& state) {
     route_rival(state, scalar_rival(s), tokens, s);
   })->UseRealTime();
