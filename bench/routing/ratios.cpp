@@ -13,9 +13,11 @@ void ratio_reporter::ReportRuns(const std::vector<Run>& runs) {
   ConsoleReporter::ReportRuns(runs);
   for (const Run& run : runs) {
     if (run.run_type != Run::RT_Iteration || run.iterations == 0) continue;
-    const double seconds = run.real_accumulated_time / static_cast<double>(run.iterations);
-    const auto found = best_seconds_.emplace(run.run_name.function_name, seconds).first;
-    found->second = std::min(found->second, seconds);
+    const auto calls = static_cast<double>(run.iterations);
+    const seconds times = {run.cpu_accumulated_time / calls, run.real_accumulated_time / calls};
+    seconds& best = best_.emplace(run.run_name.function_name, times).first->second;
+    best.processor = std::min(best.processor, times.processor);
+    best.real = std::min(best.real, times.real);
   }
 }
 
@@ -30,16 +32,18 @@ void ratio_reporter::print_ratios() const {
   for (const std::int64_t tokens : token_counts)
     for (const shape s : shapes) {
       const std::string at = fmt::format("/T:{}/E:{}/K:{}", tokens, s.num_experts, s.top_k);
-      const auto own = best_seconds_.find("route/adaptive_k/f32" + at);
-      if (own == best_seconds_.end()) continue;
+      const auto own = best_.find("route/adaptive_k/f32" + at);
+      if (own == best_.end()) continue;
       fmt::print("{:>6} {:>8} {:>8.1f}", tokens, fmt::format("{}/{}", s.num_experts, s.top_k),
-                 own->second * 1e9 / static_cast<double>(tokens));
+                 own->second.processor * 1e9 / static_cast<double>(tokens));
       for (const char* rival : rivals) {
-        const auto found = best_seconds_.find(std::string("route/") + rival + at);
-        if (found == best_seconds_.end())
+        const auto found = best_.find(std::string("route/") + rival + at);
+        if (found == best_.end())
           fmt::print("  {:>24}", "-");
         else
-          fmt::print("  {:>24.2f}", found->second / own->second);
+          fmt::print("  {:>24.2f}", std::string(rival).find("threads") == std::string::npos
+                                        ? found->second.processor / own->second.processor
+                                        : found->second.real / own->second.real);
       }
       fmt::print("\n");
     }
