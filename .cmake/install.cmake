@@ -13,7 +13,7 @@ install(DIRECTORY "${PROJECT_SOURCE_DIR}/calibrations/" DESTINATION "${calibrati
         FILES_MATCHING PATTERN "*.json" PATTERN "README.md")
 install(FILES "${PROJECT_SOURCE_DIR}/LICENSE"
         DESTINATION "${CMAKE_INSTALL_DATADIR}/adaptive_k")
-install(TARGETS adaptive_k adaptive_k_c_host EXPORT adaptive_kTargets
+install(TARGETS adaptive_k adaptive_k_host adaptive_k_c_host EXPORT adaptive_kTargets
         ARCHIVE DESTINATION "${CMAKE_INSTALL_LIBDIR}")
 install(EXPORT adaptive_kTargets NAMESPACE adaptive_k:: DESTINATION "${package_dir}")
 

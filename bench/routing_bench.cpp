@@ -1,58 +1,53 @@
-// Time of a routing call: the library, with its entropy and adaptive K, against the straightforward
-// scalar code an engine would write for full K with an entropy.
+// Time of a routing call: the library, with entropy, adaptive K and metrics, against what engines
+// do without it. All in one process, so that ratios mean something; README.md says how to read it.
 #include <benchmark/benchmark.h>
 #include <adaptive_k/adaptive_k.hpp>
 
 #include <algorithm>
 #include <cmath>
-#include <cstddef>
 #include <cstdint>
-#include <numeric>
 #include <string>
+#include <type_traits>
 #include <vector>
+
+#include "routing/inputs.hpp"
+#include "routing/ratios.hpp"
+#include "routing/rivals.hpp"
+#include "routing/two_threads.hpp"
 
 namespace {
 
-struct shape {
-  int num_experts;
-  int top_k;
-};
+using namespace routing_bench;  // NOLINT(google-build-using-namespace)
 
-constexpr shape shapes[] = {{8, 2}, {60, 4}, {64, 8}, {128, 8}, {256, 8}};
-constexpr std::int64_t token_counts[] = {1, 512, 4096};
-constexpr std::size_t num_inputs = 8;  // so that branches cannot learn one input by heart
-
-/// Logits of about standard deviation 2, made from integers: the same everywhere.
-std::vector<float> random_logits(std::size_t size, std::uint64_t seed) {
-  std::vector<float> logits(size);
-  std::uint64_t state = seed;
-  for (float& logit : logits) {
-    std::int64_t sum = 0;
-    for (int i = 0; i < 4; ++i) {
-      state = state * 6364136223846793005u + 1442695040888963407u;
-      sum += static_cast<std::int64_t>(state >> 48) - 32768;
-    }
-    logit = static_cast<float>(sum) / 18918.0f;
-  }
-  return logits;
+adaptive_k::gating gating_of(shape s) {
+  adaptive_k::gating gating;
+  gating.num_experts = s.num_experts;
+  gating.top_k = s.top_k;
+  return gating;
 }
 
-struct buffers {
-  std::vector<std::vector<float>> logits;
-  std::vector<std::int32_t> ids;
-  std::vector<float> weights;
-  std::vector<std::int32_t> counts;
-  std::vector<float> signal;
+/// K0 / 2 below the median entropy of the first input, else K0: no branch can guess it.
+adaptive_k::k_policy policy_of(shape s, const std::vector<float>& logits, std::int64_t tokens) {
+  const adaptive_k::router full(gating_of(s),
+                                adaptive_k::k_policy::entropy({s.top_k / 2, s.top_k}, {0.0f}));
+  const auto rows = random_logits(static_cast<std::size_t>(256 * s.num_experts), 1);
+  const bool enough = tokens >= 256;
+  const adaptive_k::logits_view<float> view = {enough ? logits.data() : rows.data(), 256,
+                                               s.num_experts, 0};
+  auto entropies = full.route(0, view).signal;
+  std::nth_element(entropies.begin(), entropies.begin() + 128, entropies.end());
+  return adaptive_k::k_policy::entropy({s.top_k / 2, s.top_k}, {entropies[128]});
+}
 
-  buffers(std::int64_t tokens, shape s)
-      : ids(static_cast<std::size_t>(tokens * s.top_k)),
-        weights(ids.size()),
-        counts(static_cast<std::size_t>(tokens)),
-        signal(counts.size()) {
-    for (std::size_t i = 0; i < num_inputs; ++i)
-      logits.push_back(random_logits(static_cast<std::size_t>(tokens * s.num_experts), i + 1));
+template <class Logit>
+std::vector<std::vector<Logit>> converted(const std::vector<std::vector<float>>& inputs) {
+  std::vector<std::vector<Logit>> made;
+  for (const std::vector<float>& input : inputs) {
+    made.emplace_back();
+    for (const float logit : input) made.back().push_back(adaptive_k::from_float<Logit>(logit));
   }
-};
+  return made;
+}
 
 void count_tokens(benchmark::State& state, std::int64_t tokens) {
   state.counters["time/token"] = benchmark::Counter(
@@ -60,90 +55,115 @@ void count_tokens(benchmark::State& state, std::int64_t tokens) {
       benchmark::Counter::kIsIterationInvariantRate | benchmark::Counter::kInvert);
 }
 
-void route_adaptive_k(benchmark::State& state, std::int64_t tokens, shape s) {
-  adaptive_k::gating gating;
-  gating.num_experts = s.num_experts;
-  gating.top_k = s.top_k;
-  const auto middle = static_cast<float>(0.75 * std::log(s.num_experts));
-  const adaptive_k::router router(gating,
-                                  adaptive_k::k_policy::entropy({s.top_k / 2, s.top_k}, {middle}));
-  buffers b(tokens, s);
+template <class Logit>
+void route_adaptive_k(benchmark::State& state, adaptive_k::instruction_set instructions,
+                      std::int64_t tokens, shape s) {
+  batch b(tokens, s);
+  adaptive_k::router_options options;
+  options.instructions = instructions;
+  const adaptive_k::router router(gating_of(s), policy_of(s, b.logits[0], tokens), options);
+  const auto inputs = converted<Logit>(b.logits);
   const adaptive_k::routing_output<> output = {b.ids.data(), b.weights.data(), b.counts.data(),
                                                b.signal.data()};
+  adaptive_k::routing_metrics metrics;
   std::size_t turn = 0;
   for (auto _ : state) {
-    const std::vector<float>& logits = b.logits[turn++ % num_inputs];
-    const adaptive_k::status result = router.route(
-        0, adaptive_k::logits_view<float>{logits.data(), tokens, s.num_experts, 0}, output);
+    const Logit* logits = inputs[turn++ % inputs.size()].data();
+    const adaptive_k::logits_view<Logit> view = {logits, tokens, s.num_experts, 0};
+    const adaptive_k::status result = router.route(0, view, output, &metrics);
     if (!result) state.SkipWithError(result.message());
     benchmark::DoNotOptimize(b.ids.data());
     benchmark::ClobberMemory();
   }
   count_tokens(state, tokens);
+  state.counters["mean_k"] = metrics.mean_k();
 }
 
-/// Softmax, entropy and a partial sort, as first written.
-void route_token_scalar(const float* logits, shape s, std::vector<float>& probabilities,
-                        std::vector<std::int32_t>& order, std::int32_t* ids, float* weights,
-                        float* entropy) {
-  const float largest = *std::max_element(logits, logits + s.num_experts);
-  float sum = 0.0f;
-  for (int e = 0; e < s.num_experts; ++e) {
-    probabilities[static_cast<std::size_t>(e)] = std::exp(logits[e] - largest);
-    sum += probabilities[static_cast<std::size_t>(e)];
-  }
-  *entropy = 0.0f;
-  for (float& p : probabilities) {
-    p /= sum;
-    if (p > 0.0f) *entropy -= p * std::log(p);
-  }
-  std::iota(order.begin(), order.end(), 0);
-  std::partial_sort(order.begin(), order.begin() + s.top_k, order.end(),
-                    [&](std::int32_t a, std::int32_t b) {
-                      const float pa = probabilities[static_cast<std::size_t>(a)];
-                      const float pb = probabilities[static_cast<std::size_t>(b)];
-                      return pa != pb ? pa > pb : a < b;
-                    });
-  float mass = 0.0f;
-  for (int k = 0; k < s.top_k; ++k) {
-    ids[k] = order[static_cast<std::size_t>(k)];
-    weights[k] = probabilities[static_cast<std::size_t>(ids[k])];
-    mass += weights[k];
-  }
-  for (int k = 0; k < s.top_k; ++k) weights[k] /= mass;
-}
-
-void route_scalar(benchmark::State& state, std::int64_t tokens, shape s) {
-  buffers b(tokens, s);
-  std::vector<float> probabilities(static_cast<std::size_t>(s.num_experts));
-  std::vector<std::int32_t> order(probabilities.size());
+/// Half of the call each, by `route_range`; the metrics put together as those of one call.
+void route_by_two_threads(benchmark::State& state, std::int64_t tokens, shape s) {
+  batch b(tokens, s);
+  const adaptive_k::router router(gating_of(s), policy_of(s, b.logits[0], tokens));
+  const adaptive_k::routing_output<> output = {b.ids.data(), b.weights.data(), b.counts.data(),
+                                               b.signal.data()};
+  second_thread second;
+  adaptive_k::routing_metrics metrics;
   std::size_t turn = 0;
   for (auto _ : state) {
-    const float* logits = b.logits[turn++ % num_inputs].data();
-    for (std::int64_t t = 0; t < tokens; ++t)
-      route_token_scalar(logits + t * s.num_experts, s, probabilities, order,
-                         b.ids.data() + t * s.top_k, b.weights.data() + t * s.top_k,
-                         b.signal.data() + t);
+    const adaptive_k::logits_view<float> view = {b.logits[turn++ % b.logits.size()].data(), tokens,
+                                                 s.num_experts, 0};
+    adaptive_k::routing_metrics parts[2];
+    const auto half = [&](int part) {
+      router.route_range(0, view, output, tokens / 2 * part, tokens / 2 * (part + 1), &parts[part]);
+    };
+    second.run([&] { half(0); }, [&] { half(1); });
+    adaptive_k::add_parts_of_call(parts, 2, &metrics);
+    benchmark::ClobberMemory();
+  }
+  count_tokens(state, tokens);
+}
+
+template <class Rival>
+void route_rival(benchmark::State& state, Rival rival, std::int64_t tokens, shape s) {
+  batch b(tokens, s);
+  std::size_t turn = 0;
+  for (auto _ : state) {
+    rival.route(b.logits[turn++ % b.logits.size()].data(), tokens, b);
     benchmark::DoNotOptimize(b.ids.data());
     benchmark::ClobberMemory();
   }
   count_tokens(state, tokens);
 }
 
-[[maybe_unused]] const bool registered = [] {
-  for (const shape s : shapes)
-    for (const std::int64_t tokens : token_counts) {
-      const std::string suffix = "/f32/T:" + std::to_string(tokens) +
-                                 "/E:" + std::to_string(s.num_experts) +
-                                 "/K:" + std::to_string(s.top_k);
-      benchmark::RegisterBenchmark(
-          ("route/adaptive_k" + suffix).c_str(),
-          [=](benchmark::State& state) { route_adaptive_k(state, tokens, s); });
-      benchmark::RegisterBenchmark(("route/scalar" + suffix).c_str(), [=](benchmark::State& state) {
-        route_scalar(state, tokens, s);
-      });
-    }
-  return true;
-}();
+template <class Logit>
+void add_adaptive_k(const std::string& name, adaptive_k::instruction_set set, std::int64_t tokens,
+                    shape s) {
+  if (!adaptive_k::is_available(set)) return;
+  benchmark::RegisterBenchmark(name.c_str(), [=](benchmark::State& state) {
+    route_adaptive_k<Logit>(state, set, tokens, s);
+  })->UseRealTime();
+}
+
+void add_all(std::int64_t tokens, shape s) {
+  using adaptive_k::instruction_set;
+  const std::string at = "/T:" + std::to_string(tokens) + "/E:" + std::to_string(s.num_experts) +
+                         "/K:" + std::to_string(s.top_k);
+  add_adaptive_k<float>("route/adaptive_k/f32" + at, instruction_set::best, tokens, s);
+  add_adaptive_k<adaptive_k::bfloat16>("route/adaptive_k/bf16" + at, instruction_set::best, tokens,
+                                       s);
+  add_adaptive_k<float>("route/adaptive_k_avx2/f32" + at, instruction_set::avx2, tokens, s);
+  add_adaptive_k<float>("route/adaptive_k_scalar/f32" + at, instruction_set::scalar, tokens, s);
+  if (tokens == 4096)
+    benchmark::RegisterBenchmark(
+        ("route/adaptive_k_2_threads/f32" + at).c_str(),
+        [=](benchmark::State& state) { route_by_two_threads(state, tokens, s); })
+        ->UseRealTime();
+  benchmark::RegisterBenchmark(("route/scalar/f32" + at).c_str(), [=](benchmark::State& state) {
+    route_rival(state, scalar_rival(s), tokens, s);
+  })->UseRealTime();
+  benchmark::RegisterBenchmark(("route/ggml_chain/f32" + at).c_str(), [=](benchmark::State& state) {
+    route_rival(state, pass_chain_rival(s, tokens), tokens, s);
+  })->UseRealTime();
+}
 
 }  // namespace
+
+int main(int argc, char** argv) {
+  for (const std::int64_t tokens : token_counts)
+    for (const shape s : shapes) add_all(tokens, s);
+  // Before the caller's own options, which so prevail.
+  std::string repetitions = "--benchmark_repetitions=5";
+  std::string interleaving = "--benchmark_enable_random_interleaving=true";
+  std::string time = "--benchmark_min_time=0.02";
+  std::vector<char*> arguments = {argv[0], repetitions.data(), interleaving.data(), time.data()};
+  arguments.insert(arguments.end(), argv + 1, argv + argc);
+  int count = static_cast<int>(arguments.size());
+  arguments.push_back(nullptr);
+  benchmark::Initialize(&count, arguments.data());
+  if (benchmark::ReportUnrecognizedArguments(count, arguments.data())) return 2;
+  benchmark::AddCustomContext("instructions",
+                              adaptive_k::name_of(adaptive_k::best_instruction_set()));
+  routing_bench::ratio_reporter reporter;
+  benchmark::RunSpecifiedBenchmarks(&reporter);
+  reporter.print_ratios();
+  return 0;
+}

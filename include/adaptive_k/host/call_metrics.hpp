@@ -7,17 +7,21 @@
 #include "adaptive_k/core/math.hpp"
 #include "adaptive_k/core/signal.hpp"
 #include "adaptive_k/host/metrics.hpp"
+#include "adaptive_k/host/simd/row.hpp"
+#include "adaptive_k/host/simd/target.hpp"
 
 ADAPTIVE_K_NAMESPACE_BEGIN
 
 namespace detail {
 
-/// Gathers one call's counts without touching the caller's struct until the end.
+/// Gathers one call's counts, and adds them to the caller's struct at the end. A single token, as
+/// in decoding, is counted there at once: walking over all experts would take longer than routing
+/// it.
 class call_metrics {
  public:
-  call_metrics(routing_metrics* target, int num_experts) noexcept
-      : target_(target), num_experts_(num_experts) {
-    if (target == nullptr) return;
+  call_metrics(routing_metrics* target, int num_experts, std::int64_t num_tokens) noexcept
+      : target_(target), num_experts_(num_experts), single_(num_tokens == 1) {
+    if (target == nullptr || single_) return;
     for (int e = 0; e < num_experts; ++e) expert_counts_[e] = 0;
     for (std::uint32_t& tokens : k_histogram_) tokens = 0;
   }
@@ -27,13 +31,21 @@ class call_metrics {
 
   void add_token(const int* experts, int count, float signal) noexcept {
     if (target_ == nullptr) return;
-    for (int j = 0; j < count; ++j) ++expert_counts_[experts[j]];
-    ++k_histogram_[count];
+    if (single_) {
+      for (int j = 0; j < count; ++j) ++target_->expert_counts[experts[j]];
+      ++target_->k_histogram[count];
+      target_->expert_calls += static_cast<std::uint64_t>(count);
+      target_->distinct_experts += static_cast<std::uint64_t>(count);
+    } else {
+      for (int j = 0; j < count; ++j) ++expert_counts_[experts[j]];
+      ++k_histogram_[count];
+    }
     signal_sum_ += signal_to_fixed(signal);
     note_signals(signal, signal);
     ++tokens_;
   }
 
+#if ADAPTIVE_K_SIMD
   /// A token a lane; lane i of `experts` is at [rank][i].
   template <class Reals>
   ADAPTIVE_K_INLINE void add_lanes(const std::uint32_t (*experts)[Reals::lanes], int top_k,
@@ -41,24 +53,26 @@ class call_metrics {
     if (target_ == nullptr) return;
     using words = typename Reals::words;
     const words count = words::load(counts);
+    // Experts that are not kept count where none is, in another place for each lane.
+    const words nowhere = words::lane() + words(max_experts);
+    std::uint32_t kept[Reals::lanes];
     for (int j = 0; j < top_k; ++j) {
-      for (int lane = 0; lane < Reals::lanes; ++lane)
-        expert_counts_[experts[j][lane]] += static_cast<int>(counts[lane]) > j ? 1u : 0u;
+      const auto is_kept = count > words(j);
+      words::store(kept, words::select(is_kept, words::load(experts[j]), nowhere));
+      // Read back from memory: g++ would take the vector apart, lane by lane, which is far slower.
+      __asm__("" : "+m"(kept));
+      for (int lane = 0; lane < Reals::lanes; ++lane) ++expert_counts_[kept[lane]];
       const auto of_k = Reals::mask::to_bits(count == words(j + 1));
       k_histogram_[j + 1] += static_cast<std::uint32_t>(__builtin_popcount(of_k));
     }
     const Reals signal = Reals::load(signals);
     signal_sum_ += Reals::sum_truncated(signal * Reals(static_cast<float>(signal_scale)));
-    float lowest = signals[0], highest = signals[0];
-    for (int lane = 1; lane < Reals::lanes; ++lane) {
-      lowest = math::smaller(signals[lane], lowest);
-      highest = math::larger(signals[lane], highest);
-    }
-    note_signals(lowest, highest);
+    note_signals(-Reals::first(largest_of_lanes(-signal)), Reals::first(largest_of_lanes(signal)));
     tokens_ += Reals::lanes;
   }
+#endif
 
-  /// Adds all to the target. Parts of a call that was split count their experts and calls later.
+  /// Adds all to the target.
   void finish(int top_k) noexcept {
     if (target_ == nullptr) return;
     target_->padding_tokens += padding_tokens_;
@@ -71,6 +85,7 @@ class call_metrics {
     target_->full_expert_calls += tokens_ * static_cast<std::uint64_t>(top_k);
     target_->nonfinite_rows += nonfinite_rows_;
     target_->signal_sum_fixed += signal_sum_;
+    if (single_) return;
     for (int k = 0; k <= top_k; ++k) {
       target_->k_histogram[k] += k_histogram_[k];
       target_->expert_calls += static_cast<std::uint64_t>(k) * k_histogram_[k];
@@ -91,6 +106,7 @@ class call_metrics {
 
   routing_metrics* target_;
   int num_experts_;
+  bool single_;
   std::uint64_t tokens_ = 0;
   std::uint64_t padding_tokens_ = 0;
   std::uint64_t nonfinite_rows_ = 0;
@@ -98,7 +114,7 @@ class call_metrics {
   float lowest_ = 0.0f;
   float highest_ = 0.0f;
   std::uint32_t k_histogram_[max_top_k + 1];
-  std::uint32_t expert_counts_[max_experts];
+  std::uint32_t expert_counts_[max_experts + 16];  ///< the last: see add_lanes
 };
 
 }  // namespace detail

@@ -24,9 +24,9 @@ inline bool is_available(instruction_set set) noexcept {
     case instruction_set::scalar:
       return true;
     case instruction_set::generic:
-      return ADAPTIVE_K_SIMD != 0;
+      return ADAPTIVE_K_HAS_GENERIC || ADAPTIVE_K_LINKS_EVERY_SET;
     case instruction_set::avx2:
-#if ADAPTIVE_K_SIMD_X86
+#if defined(__x86_64__) && (ADAPTIVE_K_HAS_AVX2 || ADAPTIVE_K_LINKS_EVERY_SET)
       return ADAPTIVE_K_BUILT_FOR_AVX2 != 0 ||
              (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
               __builtin_cpu_supports("bmi2"));  // all of these have F16C
@@ -34,9 +34,10 @@ inline bool is_available(instruction_set set) noexcept {
       return false;
 #endif
     case instruction_set::avx512:
-#if ADAPTIVE_K_SIMD_X86
+#if defined(__x86_64__) && (ADAPTIVE_K_HAS_AVX512 || ADAPTIVE_K_LINKS_EVERY_SET)
       return ADAPTIVE_K_BUILT_FOR_AVX512 != 0 ||
-             (is_available(instruction_set::avx2) && __builtin_cpu_supports("avx512f") &&
+             (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+              __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("avx512f") &&
               __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
               __builtin_cpu_supports("avx512vl"));
 #else

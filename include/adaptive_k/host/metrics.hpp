@@ -89,4 +89,17 @@ struct routing_metrics {
   }
 };
 
+/// Adds to `total` what the ranges of one call counted, each in a struct of its own: the same as if
+/// the call had not been split.
+inline void add_parts_of_call(const routing_metrics* parts, int num_parts,
+                              routing_metrics* total) noexcept {
+  routing_metrics call;
+  for (int i = 0; i < num_parts; ++i) call += parts[i];
+  call.calls = call.tokens != 0 ? 1u : 0u;
+  call.distinct_experts = 0;
+  for (const std::uint64_t tokens : call.expert_counts)
+    call.distinct_experts += tokens != 0 ? 1u : 0u;
+  *total += call;
+}
+
 ADAPTIVE_K_NAMESPACE_END

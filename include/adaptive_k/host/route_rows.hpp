@@ -10,11 +10,7 @@
 #include "adaptive_k/core/route_token.hpp"
 #include "adaptive_k/host/call_metrics.hpp"
 #include "adaptive_k/host/instruction_set.hpp"
-#include "adaptive_k/host/simd/avx2.hpp"
-#include "adaptive_k/host/simd/avx512.hpp"
-#include "adaptive_k/host/simd/lanes.hpp"
 #include "adaptive_k/host/simd/row.hpp"
-#include "adaptive_k/host/simd/write_rows.hpp"
 #include "adaptive_k/types.hpp"
 
 ADAPTIVE_K_NAMESPACE_BEGIN
@@ -70,44 +66,86 @@ inline void route_by_scalar(const row_request& request, const float* row, const 
   }
 }
 
+template <class Logit, class Id, class Weight>
+class row_router;
+
+/// A range of a call's tokens by vectors of a set that is available. In route_vectors.hpp, or
+/// compiled once for all logits in kernels/route_vectors.cpp.
+template <class Logit>
+void route_vectors(row_router<Logit, std::int32_t, float>& rows, instruction_set set,
+                   std::int64_t first, std::int64_t last) noexcept;
+
 /// Routes a range of a call's tokens.
 template <class Logit, class Id, class Weight>
 class row_router {
  public:
-  row_router(const routing_call<Logit, Id, Weight>& call, routing_metrics* metrics) noexcept
+  /// `call` and `counts` must outlive it.
+  row_router(const routing_call<Logit, Id, Weight>& call, call_metrics& counts) noexcept
       : call_(call),
-        counts_(metrics, call.model->num_experts),
+        counts_(counts),
         request_{call.model, call.plan, call.extras.routing_bias, call.plan->limits,
                  call.output.chosen_counts != nullptr ? call.model->top_k : choice_counts} {}
 
+  /// Tokens first to last - 1.
   void run(instruction_set set, std::int64_t first, std::int64_t last) noexcept {
-    if (!vectorizes()) set = instruction_set::scalar;
-    switch (set) {
-#if ADAPTIVE_K_SIMD_X86
-      case instruction_set::avx512:
-        avx512::run<vector_loop>(this, first, last);
-        break;
-      case instruction_set::avx2:
-        avx2::run<vector_loop>(this, first, last);
-        break;
-#endif
-      default:
-        for (std::int64_t token = first; token < last; ++token) route_alone(token);
-        break;
+#if ADAPTIVE_K_VECTORS
+    if (set != instruction_set::scalar && vectorizes()) {
+      if constexpr (is_plain)
+        route_vectors<Logit>(*this, set, first, last);
+      else
+        route_by_way_of_plain(set, first, last);
+      return;
     }
-    counts_.finish(call_.model->top_k);
+#endif
+    static_cast<void>(set);
+    for (std::int64_t token = first; token < last; ++token) route_alone(token);
   }
 
  private:
+  template <class>
+  friend class vector_rows;
+  template <class, class, class>
+  friend class row_router;
+  static constexpr bool is_plain =
+      std::is_same_v<Id, std::int32_t> && std::is_same_v<Weight, float>;
+
   /// Whether a call is of the common kinds that have a vectorised path.
   bool vectorizes() const noexcept {
     return call_.model->kind != gating_kind::sparsemixer && call_.model->n_group == 1 &&
            call_.given.topk_ids == nullptr;
   }
-  bool fits_lanes() const noexcept {
-    return call_.model->num_experts <= most_lane_experts && call_.model->top_k <= most_lane_top_k &&
-           call_.extras.k_min == nullptr && call_.extras.k_max == nullptr;
+
+#if ADAPTIVE_K_VECTORS
+  /// Other ids and weights than the vectorised path writes: routed in pieces, then converted.
+  void route_by_way_of_plain(instruction_set set, std::int64_t first, std::int64_t last) noexcept {
+    constexpr int piece = 32;
+    std::int32_t ids[piece * max_top_k];
+    float weights[piece * max_top_k];
+    const int top_k = call_.model->top_k;
+    for (; first < last; first += piece) {
+      const std::int64_t left = last - first;
+      const std::int64_t number = left < piece ? left : piece;
+      routing_call<Logit, std::int32_t, float> part = {
+          call_.model, call_.plan, call_.fill, call_.logits, {}, {}, call_.extras};
+      part.logits.data = row_of(first);
+      part.output = {ids, weights, at(call_.output.topk_counts, first),
+                     at(call_.output.signal, first), at(call_.output.chosen_counts, first)};
+      part.extras.padding_mask = at(call_.extras.padding_mask, first);
+      part.extras.k_min = at(call_.extras.k_min, first);
+      part.extras.k_max = at(call_.extras.k_max, first);
+      row_router<Logit, std::int32_t, float> rows(part, counts_);
+      route_vectors<Logit>(rows, set, 0, number);
+      for (std::int64_t i = 0; i < number * top_k; ++i) {
+        call_.output.topk_ids[first * top_k + i] = static_cast<Id>(ids[i]);
+        call_.output.topk_weights[first * top_k + i] = from_float<Weight>(weights[i]);
+      }
+    }
   }
+  template <class T>
+  static T* at(T* array, std::int64_t token) noexcept {
+    return array != nullptr ? array + token : nullptr;
+  }
+#endif
 
   const Logit* row_of(std::int64_t token) const noexcept {
     return call_.logits.data + token * call_.logits.row_stride;
@@ -189,116 +227,8 @@ class row_router {
     count_and_write(token, route);
   }
 
-#if ADAPTIVE_K_SIMD
-  template <class Target, gating_kind Kind>
-  ADAPTIVE_K_INLINE bool decide_row(const Logit* row, token_route<max_top_k>& route) noexcept {
-    return Target::template run<route_row<Kind, Logit>::template body>(
-        static_cast<const row_request*>(&request_), row, &route);
-  }
-
-  /// One token in the lanes of one vector.
-  template <class Target>
-  ADAPTIVE_K_INLINE void decide_by_row(std::int64_t token, token_route<max_top_k>& route) noexcept {
-    limits_of(token);
-    const Logit* row = row_of(token);
-    bool decided = false;
-    switch (call_.model->kind) {
-      case gating_kind::softmax:
-      case gating_kind::top_k_softmax:  // the same, renormalised
-        decided = decide_row<Target, gating_kind::softmax>(row, route);
-        break;
-      case gating_kind::sigmoid:
-        decided = decide_row<Target, gating_kind::sigmoid>(row, route);
-        break;
-      case gating_kind::sqrt_softplus:
-        decided = decide_row<Target, gating_kind::sqrt_softplus>(row, route);
-        break;
-      case gating_kind::sparsemixer:
-        break;
-    }
-    if (!decided) decide_alone(token, {nullptr, 0}, route);
-  }
-
-  template <class Target, gating_kind Kind>
-  ADAPTIVE_K_INLINE std::uint32_t decide_lanes(
-      const block_request& request, block_routes<Target::reals::lanes>& routes) noexcept {
-    return Target::template run<route_lanes<Kind>::template body>(&request, &routes);
-  }
-
-  /// A block of tokens, one a lane.
-  template <class Target>
-  ADAPTIVE_K_INLINE void route_block(std::int64_t token) noexcept {
-    using reals = typename Target::reals;
-    constexpr int lanes = reals::lanes;
-    const int num_experts = call_.model->num_experts;
-    const int top_k = call_.model->top_k;
-    alignas(64) float copies[lanes * most_lane_experts];
-    const block_rows rows =
-        float_rows<reals>(row_of(token), call_.logits.row_stride, num_experts, copies);
-    const block_request request = {call_.model,       call_.plan, request_.routing_bias,
-                                   request_.dictated, rows.data,  rows.stride};
-    block_routes<lanes> routes;
-    std::uint32_t undecided = 0;
-    switch (call_.model->kind) {
-      case gating_kind::softmax:
-      case gating_kind::top_k_softmax:
-        undecided = decide_lanes<Target, gating_kind::softmax>(request, routes);
-        break;
-      case gating_kind::sigmoid:
-        undecided = decide_lanes<Target, gating_kind::sigmoid>(request, routes);
-        break;
-      case gating_kind::sqrt_softplus:
-        undecided = decide_lanes<Target, gating_kind::sqrt_softplus>(request, routes);
-        break;
-      case gating_kind::sparsemixer:
-        break;
-    }
-    for (; undecided != 0; undecided &= undecided - 1) {
-      const int lane = __builtin_ctz(undecided);
-      token_route<max_top_k> route;
-      decide_by_row<Target>(token + lane, route);
-      if (route.has_nonfinite) counts_.add_nonfinite_row();
-      put_lane(route, top_k, lane, routes);
-    }
-    counts_.template add_lanes<reals>(routes.expert, top_k, routes.count, routes.signal);
-    write_block<reals>(routes, top_k, call_.fill == fill_id::first_expert, fixed_filler(), token,
-                       call_.output);
-  }
-
-  template <class Target>
-  struct vector_loop {
-    static ADAPTIVE_K_INLINE void run(row_router* self, std::int64_t first,
-                                      std::int64_t last) noexcept {
-      constexpr int lanes = Target::reals::lanes;
-      const bool fits = self->fits_lanes();
-      for (std::int64_t token = first; token < last;) {
-        if (fits && last - token >= lanes && !self->any_padding(token, lanes)) {
-          self->template route_block<Target>(token);
-          token += lanes;
-          continue;
-        }
-        if (self->is_padding(token)) {
-          self->write_padding(token);
-        } else {
-          token_route<max_top_k> route;
-          self->template decide_by_row<Target>(token, route);
-          self->count_and_write(token, route);
-        }
-        ++token;
-      }
-    }
-  };
-
-  bool any_padding(std::int64_t token, int number) const noexcept {
-    if (call_.extras.padding_mask == nullptr) return false;
-    for (int i = 0; i < number; ++i)
-      if (is_padding(token + i)) return true;
-    return false;
-  }
-#endif
-
   const routing_call<Logit, Id, Weight>& call_;
-  call_metrics counts_;
+  call_metrics& counts_;
   row_request request_;
 };
 

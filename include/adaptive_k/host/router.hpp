@@ -14,6 +14,7 @@
 #include "adaptive_k/host/instruction_set.hpp"
 #include "adaptive_k/host/metrics.hpp"
 #include "adaptive_k/host/route_rows.hpp"
+#include "adaptive_k/host/route_vectors.hpp"
 #include "adaptive_k/status.hpp"
 #include "adaptive_k/types.hpp"
 
@@ -68,11 +69,32 @@ class router {
   status route(int layer, const logits_view<Logit>& logits,
                const routing_output<Id, Weight>& output, routing_metrics* metrics = nullptr,
                const routing_extras& extras = {}) const noexcept {
-    const status refusal =
-        check(layer, logits, output.topk_ids != nullptr, output.topk_weights != nullptr, extras);
-    if (!refusal) return refusal;
-    route_rows(layer, logits, routing_replay<Id>{}, output, metrics, extras);
-    return {};
+    return route_range(layer, logits, output, 0, logits.num_tokens, metrics, extras);
+  }
+
+  /// Tokens `first` to `last` - 1 of the same call, 0 <= first <= last <= num_tokens: what one
+  /// thread of a pool takes. All pointers are those of the whole call; nothing outside the range is
+  /// written. The outputs are those of `route`, however a call is split. `metrics` counts the range
+  /// as a call of its own; give each range its own struct, zeroed, and `add_parts_of_call` makes
+  /// one of them.
+  template <class Logit = float, class Id = std::int32_t, class Weight = float>
+  status route_range(int layer, const logits_view<Logit>& logits,
+                     const routing_output<Id, Weight>& output, std::int64_t first,
+                     std::int64_t last, routing_metrics* metrics = nullptr,
+                     const routing_extras& extras = {}) const noexcept {
+    status refusal =
+        detail::check_call(validity_, model_, num_layers(), layer, logits,
+                           output.topk_ids != nullptr, output.topk_weights != nullptr, extras);
+    if (refusal && (first < 0 || first > last || last > logits.num_tokens))
+      refusal =
+          status::error(status_code::invalid_argument,
+                        "tokens %lld to %lld, expected 0 <= first <= last <= num_tokens = %lld",
+                        static_cast<long long>(first), static_cast<long long>(last),
+                        static_cast<long long>(logits.num_tokens));
+    if (refusal) refusal = check_limits(first, last, extras);
+    if (refusal)
+      route_rows(layer, logits, routing_replay<Id>{}, output, first, last, metrics, extras);
+    return refusal;
   }
 
   /// The weights of experts chosen earlier, for these logits: the `given` experts take the first
@@ -86,7 +108,7 @@ class router {
     status refusal =
         check(layer, logits, output.topk_ids != nullptr, output.topk_weights != nullptr, extras);
     if (refusal) refusal = check_replay(logits.num_tokens, given);
-    if (refusal) route_rows(layer, logits, given, output, metrics, extras);
+    if (refusal) route_rows(layer, logits, given, output, 0, logits.num_tokens, metrics, extras);
     return refusal;
   }
 
@@ -144,14 +166,16 @@ class router {
   template <class Logit>
   status check(int layer, const logits_view<Logit>& logits, bool has_ids, bool has_weights,
                const routing_extras& extras) const noexcept {
-    const status refusal = detail::check_call(validity_, model_, num_layers(), layer, logits,
-                                              has_ids, has_weights, extras);
-    return refusal ? check_limits(logits.num_tokens, extras) : refusal;
+    status refusal = detail::check_call(validity_, model_, num_layers(), layer, logits, has_ids,
+                                        has_weights, extras);
+    if (refusal) refusal = check_limits(0, logits.num_tokens, extras);
+    return refusal;
   }
 
-  status check_limits(std::int64_t num_tokens, const routing_extras& extras) const noexcept {
+  status check_limits(std::int64_t first, std::int64_t last,
+                      const routing_extras& extras) const noexcept {
     if (extras.k_min == nullptr && extras.k_max == nullptr) return {};
-    for (std::int64_t t = 0; t < num_tokens; ++t) {
+    for (std::int64_t t = first; t < last; ++t) {
       const int low = extras.k_min != nullptr ? extras.k_min[t] : 1;
       const int high = extras.k_max != nullptr ? extras.k_max[t] : model_.top_k;
       if (low < 1 || low > high || high > model_.top_k)
@@ -190,13 +214,14 @@ class router {
 
   template <class Logit, class Id, class Weight>
   void route_rows(int layer, const logits_view<Logit>& logits, const routing_replay<Id>& given,
-                  const routing_output<Id, Weight>& output, routing_metrics* metrics,
-                  const routing_extras& extras) const noexcept {
+                  const routing_output<Id, Weight>& output, std::int64_t first, std::int64_t last,
+                  routing_metrics* metrics, const routing_extras& extras) const noexcept {
     detail::routing_call<Logit, Id, Weight> call = {
         &model_, &(*plans_)[index(layer)], options_.fill, logits, given, output, extras};
     if (call.logits.row_stride == 0) call.logits.row_stride = model_.num_experts;
-    detail::row_router<Logit, Id, Weight> rows(call, metrics);
-    rows.run(instructions_, 0, logits.num_tokens);
+    detail::call_metrics counts(metrics, model_.num_experts, last - first);
+    detail::row_router<Logit, Id, Weight>(call, counts).run(instructions_, first, last);
+    counts.finish(model_.top_k);
   }
 
   gating model_;

@@ -5,7 +5,7 @@
 #include "adaptive_k/host/simd/target.hpp"
 #include "adaptive_k/types.hpp"
 
-#if ADAPTIVE_K_SIMD_X86
+#if ADAPTIVE_K_HAS_AVX512
 
 #include <immintrin.h>
 

@@ -22,6 +22,12 @@ constexpr int power_of_two_from(int count) {
   return power;
 }
 
+constexpr int power_of_two_log(int power) {
+  int log = 0;
+  while ((power >> log) > 1) ++log;
+  return log;
+}
+
 /// Makes keys of values, and remembers whether low bits were lost.
 template <class Reals>
 struct key_maker {

@@ -25,7 +25,7 @@ struct block_request {
   const k_plan* plan;
   const float* routing_bias;  ///< [E] or null
   int dictated;               ///< as finish_route takes it
-  const float* rows;          ///< [lanes, E rounded up to 4], 4 readable floats at every 4th
+  const float* rows;          ///< [lanes, E rounded up to 4], past E any of the row's
   std::int64_t stride;        ///< of rows
 };
 
@@ -45,59 +45,53 @@ struct block_columns {
   alignas(64) float at[most_lane_experts][Lanes];
 };
 
-/// Sums in the one reduction order while the slots come one after the other: a sum of 2^i
-/// neighbours waits at level i for the next one.
+/// The one reduction tree while its slots come four at a time: a sum of 2^i neighbouring groups
+/// waits at level i for the next one.
 template <class Reals>
 struct slot_tree {
-  Reals waiting[6];
+  Reals waiting[4];
 
-  /// Takes the sum of slots 2 * pair and 2 * pair + 1.
-  ADAPTIVE_K_INLINE void add_pair(int pair, const Reals& pair_sum) noexcept {
-    Reals sum = pair_sum;
-    int level = 1;
-    for (int bits = pair; (bits & 1) != 0; bits >>= 1) sum = waiting[level++] + sum;
+  /// Takes the sum of group `group` of four slots.
+  ADAPTIVE_K_INLINE void add_group(int group, const Reals& group_sum) noexcept {
+    Reals sum = group_sum;
+    int level = 0;
+    for (; (group >> level & 1) != 0; ++level) sum = waiting[level] + sum;
     waiting[level] = sum;
   }
   /// The sum of all; slots that never came would only have added +0.
-  ADAPTIVE_K_INLINE Reals total(int pairs) const noexcept {
+  ADAPTIVE_K_INLINE Reals total(int groups) const noexcept {
+    if ((groups & (groups - 1)) == 0) return waiting[power_of_two_log(groups)];
     Reals sum = 0.0f;
-    for (int level = 1; level < 6; ++level)
-      if ((pairs >> (level - 1) & 1) != 0) sum = waiting[level] + sum;
+    for (int level = 0; level < 4; ++level)
+      if ((groups >> level & 1) != 0) sum = waiting[level] + sum;
     return sum;
   }
 };
 
-/// Sums over all experts, a token a lane.
+/// Sums over all experts, a token a lane. The columns reach to a multiple of 4, and those past E
+/// score 0.
 template <gating_kind Kind, bool WithLogs, class Reals>
 ADAPTIVE_K_INLINE score_sums<Reals> sum_columns(const block_columns<Reals::lanes>& logits,
                                                 int num_experts, const Reals& largest) noexcept {
   slot_tree<Reals> scores;
   slot_tree<Reals> logs;
   const int slots = num_experts < reduction_slots ? num_experts : reduction_slots;
-  const int pairs = (slots + 1) / 2;
-  for (int pair = 0; pair < pairs; ++pair) {
-    Reals even_score = 0.0f, odd_score = 0.0f, even_log = 0.0f, odd_log = 0.0f;
-    int expert = 2 * pair;
-    for (; expert + 1 < num_experts; expert += reduction_slots) {
-      const auto even = score_of<Kind>(Reals::load(logits.at[expert]), largest);
-      const auto odd = score_of<Kind>(Reals::load(logits.at[expert + 1]), largest);
-      even_score = even_score + even.score;
-      odd_score = odd_score + odd.score;
-      if constexpr (WithLogs) {
-        even_log = Reals::fma(even.score, even.log_score, even_log);
-        odd_log = Reals::fma(odd.score, odd.log_score, odd_log);
+  const int groups = (slots + 3) / 4;
+  for (int group = 0; group < groups; ++group) {
+    Reals score[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+    Reals log[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+    for (int expert = 4 * group; expert < num_experts; expert += reduction_slots) {
+      for (int i = 0; i < 4; ++i) {
+        const auto s = score_of<Kind>(Reals::load(logits.at[expert + i]), largest);
+        score[i] = score[i] + s.score;
+        if constexpr (WithLogs) log[i] = Reals::fma(s.score, s.log_score, log[i]);
       }
     }
-    if (expert < num_experts) {  // an odd number of experts: its last one has no neighbour
-      const auto even = score_of<Kind>(Reals::load(logits.at[expert]), largest);
-      even_score = even_score + even.score;
-      if constexpr (WithLogs) even_log = Reals::fma(even.score, even.log_score, even_log);
-    }
-    scores.add_pair(pair, even_score + odd_score);
-    if constexpr (WithLogs) logs.add_pair(pair, even_log + odd_log);
+    scores.add_group(group, (score[0] + score[1]) + (score[2] + score[3]));
+    if constexpr (WithLogs) logs.add_group(group, (log[0] + log[1]) + (log[2] + log[3]));
   }
-  if constexpr (WithLogs) return {scores.total(pairs), logs.total(pairs)};
-  return {scores.total(pairs), Reals(0.0f)};
+  if constexpr (WithLogs) return {scores.total(groups), logs.total(groups)};
+  return {scores.total(groups), Reals(0.0f)};
 }
 
 /// Keys of the logits.
@@ -128,7 +122,8 @@ template <int N, class Reals>
 ADAPTIVE_K_INLINE void choose_columns(const block_columns<Reals::lanes>& values, int num_experts,
                                       int top_k, column_choice<Reals>& choice) noexcept {
   using words = typename Reals::words;
-  const int count = (num_experts + N - 1) / N * N;
+  constexpr int multiple = N < 4 ? 4 : N;
+  const int count = (num_experts + multiple - 1) / multiple * multiple;
   column_keys<Reals> keys(values, power_of_two_from(count));
   words best[N];
   words lost = 0;
@@ -175,35 +170,41 @@ ADAPTIVE_K_INLINE void choose_columns(const block_columns<Target::reals::lanes>&
   }
 }
 
-/// Transposes a block of rows; the columns past E are -inf.
+/// Columns that are read: whole groups of 4, and whole lists of the network for top_k.
+ADAPTIVE_K_INLINE int padded_columns(int num_experts, int top_k) noexcept {
+  const int list = power_of_two_from(top_k < 4 ? 4 : top_k);
+  return (num_experts + list - 1) & ~(list - 1);
+}
+
+/// Transposes a block of rows; the columns from E to `num_columns` are -inf.
 template <class Reals>
 ADAPTIVE_K_INLINE void load_columns(const float* rows, std::int64_t stride, int num_experts,
-                                    block_columns<Reals::lanes>& columns, Reals& largest,
-                                    Reals& not_finite) noexcept {
+                                    int num_columns, block_columns<Reals::lanes>& columns,
+                                    Reals& largest, Reals& not_finite) noexcept {
   largest = -math::infinity;
   not_finite = 0.0f;
+  const float* row[4] = {rows, rows + stride, rows + 2 * stride, rows + 3 * stride};
   for (int expert = 0; expert < num_experts; expert += 4) {
-    Reals v[4] = {Reals::load_quarters(rows + expert, stride),
-                  Reals::load_quarters(rows + expert + stride, stride),
-                  Reals::load_quarters(rows + expert + 2 * stride, stride),
-                  Reals::load_quarters(rows + expert + 3 * stride, stride)};
+    Reals v[4] = {Reals::load_quarters(row[0] + expert, stride),
+                  Reals::load_quarters(row[1] + expert, stride),
+                  Reals::load_quarters(row[2] + expert, stride),
+                  Reals::load_quarters(row[3] + expert, stride)};
     Reals::transpose_quarters(v);
     for (int i = 0; i < 4; ++i) {
-      if (i > 0 && expert + i >= num_experts) break;
       Reals::store(columns.at[expert + i], v[i]);
       largest = Reals::larger(v[i], largest);
       not_finite = Reals::fma(v[i], 0.0f, not_finite);  // NaN from there on
     }
   }
-  for (int expert = num_experts; expert % most_lane_top_k != 0; ++expert)
+  for (int expert = num_experts; expert < num_columns; ++expert)
     Reals::store(columns.at[expert], -math::infinity);
 }
 
 /// Values to select by, where they are not the logits: score + bias, as key_by_score has them.
 template <gating_kind Kind, class Reals>
 ADAPTIVE_K_INLINE void score_columns(const block_columns<Reals::lanes>& logits, int num_experts,
-                                     const float* bias, const Reals& largest, const Reals& total,
-                                     block_columns<Reals::lanes>& values,
+                                     int num_columns, const float* bias, const Reals& largest,
+                                     const Reals& total, block_columns<Reals::lanes>& values,
                                      Reals& not_finite) noexcept {
   const Reals inverse_total = is_softmax(Kind) ? Reals::divide(1.0f, total) : Reals(1.0f);
   for (int expert = 0; expert < num_experts; ++expert) {
@@ -213,7 +214,7 @@ ADAPTIVE_K_INLINE void score_columns(const block_columns<Reals::lanes>& logits, 
     not_finite = Reals::fma(value, 0.0f, not_finite);
     Reals::store(values.at[expert], value);
   }
-  for (int expert = num_experts; expert % most_lane_top_k != 0; ++expert)
+  for (int expert = num_experts; expert < num_columns; ++expert)
     Reals::store(values.at[expert], -math::infinity);
 }
 
@@ -230,9 +231,11 @@ struct route_lanes {
       const k_plan& plan = *request->plan;
       const int num_experts = model.num_experts;
       const int top_k = model.top_k;
+      const int num_columns = padded_columns(num_experts, top_k);
       block_columns<reals::lanes> logits;
       reals largest, not_finite;
-      load_columns<reals>(request->rows, request->stride, num_experts, logits, largest, not_finite);
+      load_columns<reals>(request->rows, request->stride, num_experts, num_columns, logits, largest,
+                          not_finite);
 
       const sums_needed needed = sums_for<Kind>(model, plan, selects_by_score(model));
       score_sums<reals> sums = {reals(1.0f), reals(0.0f)};
@@ -244,8 +247,8 @@ struct route_lanes {
       block_columns<reals::lanes> scored;
       const bool by_score = selects_by_score(model);
       if (by_score)
-        score_columns<Kind>(logits, num_experts, request->routing_bias, largest, sums.score, scored,
-                            not_finite);
+        score_columns<Kind>(logits, num_experts, num_columns, request->routing_bias, largest,
+                            sums.score, scored, not_finite);
       column_choice<reals> choice;
       choose_columns<Target>(by_score ? scored : logits, num_experts, top_k, choice);
       ranked_experts<most_lane_top_k, reals> ranked;

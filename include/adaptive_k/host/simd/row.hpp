@@ -9,8 +9,11 @@
 #include "adaptive_k/core/gating.hpp"
 #include "adaptive_k/core/host_warp.hpp"
 #include "adaptive_k/core/k_policy.hpp"
+#include "adaptive_k/core/math.hpp"
+#include "adaptive_k/core/signal.hpp"
 #include "adaptive_k/host/simd/keys.hpp"
 #include "adaptive_k/host/simd/top_k_network.hpp"
+#include "adaptive_k/types.hpp"
 
 ADAPTIVE_K_NAMESPACE_BEGIN
 
@@ -221,22 +224,29 @@ ADAPTIVE_K_INLINE void choose_row(const row_plan& plan, const float* values, int
 }
 
 /// The first `count` of a vector, the others -inf.
-template <class Reals, class Logit>
-ADAPTIVE_K_INLINE Reals load_part(const Logit* from, int count) noexcept {
-  Logit part[Reals::lanes] = {};
+template <class Reals>
+ADAPTIVE_K_INLINE Reals load_part(const float* from, int count) noexcept {
+  float part[Reals::lanes] = {};
   for (int i = 0; i < count; ++i) part[i] = from[i];
   const auto in_row = Reals::words::lane() < typename Reals::words(count);
   return Reals::select(in_row, Reals::load(part), -math::infinity);
 }
 
-/// A row as floats: itself where whole vectors can be read from it, else a copy in `buffer`, -inf
-/// past E.
+/// A row of 16-bit logits as floats.
 template <class Reals, class Logit>
-ADAPTIVE_K_INLINE const float* load_row(const Logit* row, int num_experts, int num_vectors,
+ADAPTIVE_K_INLINE void widen_row(const Logit* row, int num_experts, float* floats) noexcept {
+  int expert = 0;
+  for (; expert + Reals::lanes <= num_experts; expert += Reals::lanes)
+    Reals::store(floats + expert, Reals::load(row + expert));
+  for (; expert < num_experts; ++expert) floats[expert] = to_float(row[expert]);
+}
+
+/// A row: itself where whole vectors can be read from it, else a copy in `buffer`, -inf past E.
+template <class Reals>
+ADAPTIVE_K_INLINE const float* load_row(const float* row, int num_experts, int num_vectors,
                                         float* buffer, Reals& largest, Reals& not_finite) noexcept {
   constexpr int lanes = Reals::lanes;
-  constexpr bool is_float = std::is_same_v<Logit, float>;
-  const bool copies = !is_float || num_experts != num_vectors * lanes;
+  const bool copies = num_experts != num_vectors * lanes;
   largest = -math::infinity;
   not_finite = 0.0f;
   int expert = 0;
@@ -256,8 +266,7 @@ ADAPTIVE_K_INLINE const float* load_row(const Logit* row, int num_experts, int n
   }
   for (; expert < num_vectors * lanes; expert += lanes)
     Reals::store(buffer + expert, -math::infinity);
-  if constexpr (is_float) return copies ? buffer : row;
-  return buffer;
+  return copies ? buffer : row;
 }
 
 template <class Words, int Distance = 1>
@@ -317,13 +326,44 @@ struct choose_row_exactly {
   };
 };
 
+/// finish_route of one token, in scalars, or in vectors where only they have a fused multiply-add.
+template <gating_kind Kind, class Reals>
+ADAPTIVE_K_INLINE void finish_row(const row_request& request, const score_sums<Reals>& sums,
+                                  const row_choice& choice, const float* score,
+                                  const float* log_score, token_route<max_top_k>& route) noexcept {
+  using value = std::conditional_t<math::has_fma_instruction, float, Reals>;
+  const int top_k = request.model->top_k;
+  ranked_experts<max_top_k, value> ranked;
+  for (int j = 0; j < top_k; ++j) {
+    ranked.expert[j] = static_cast<int>(choice.expert[j]);
+    ranked.score[j] = score[j];
+    ranked.log_score[j] = log_score[j];
+  }
+  if constexpr (math::has_fma_instruction) {
+    const score_sums<> row_sums = {Reals::first(sums.score), Reals::first(sums.score_log_score)};
+    finish_route<Kind>(*request.model, *request.plan, row_sums, request.limits, request.dictated,
+                       top_k, ranked, route);
+  } else {
+    token_route<max_top_k, Reals> wide;
+    finish_route<Kind>(*request.model, *request.plan, sums, request.limits, request.dictated, top_k,
+                       ranked, wide);
+    for (int j = 0; j < top_k; ++j) {
+      route.expert[j] = static_cast<int>(choice.expert[j]);
+      route.weight[j] = Reals::first(wide.weight[j]);
+    }
+    route.count = static_cast<int>(Reals::words::first(wide.count));
+    route.chosen = static_cast<int>(Reals::words::first(wide.chosen));
+    route.signal = Reals::first(wide.signal);
+  }
+}
+
 /// Decides one token; false: a number was not finite.
-template <gating_kind Kind, class Logit>
+template <gating_kind Kind>
 struct route_row {
   template <class Target>
   struct body {
     using reals = typename Target::reals;
-    static ADAPTIVE_K_INLINE bool run(const row_request* request, const Logit* row,
+    static ADAPTIVE_K_INLINE bool run(const row_request* request, const float* row,
                                       token_route<max_top_k>* route) noexcept {
       using words = typename reals::words;
       constexpr int lanes = reals::lanes;
@@ -360,17 +400,15 @@ struct route_row {
         Target::template run<choose_row_exactly::template body>(scored, shape.num_vectors, top_k,
                                                                 &choice);
       }
-      ranked_experts<max_top_k> ranked;
+      alignas(64) float score[max_top_k];
+      alignas(64) float log_score[max_top_k];
       for (int first = 0; first < top_k; first += lanes) {
         const words expert = words::load(choice.expert + first);
         const auto s = score_of<Kind>(reals::look_up(logits, expert), largest);
-        words::store(reinterpret_cast<std::uint32_t*>(ranked.expert + first), expert);
-        reals::store(ranked.score + first, s.score);
-        reals::store(ranked.log_score + first, s.log_score);
+        reals::store(score + first, s.score);
+        reals::store(log_score + first, s.log_score);
       }
-      const score_sums<> row_sums = {reals::first(sums.score), reals::first(sums.score_log_score)};
-      finish_route<Kind>(model, plan, row_sums, request->limits, request->dictated, top_k, ranked,
-                         *route);
+      finish_row<Kind, reals>(*request, sums, choice, score, log_score, *route);
       route->has_nonfinite = false;
       return true;
     }

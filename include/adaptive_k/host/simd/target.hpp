@@ -1,21 +1,7 @@
-// Which instructions the build assumes and which the machine has.
+// Which vector code this file compiles, and which the program has.
 #pragma once
 
 #include "adaptive_k/config.hpp"
-
-// Asked for by the caller, as it makes a file that routes take four times as long to compile; the
-// bits are the same. Not under nvcc: cudafe knows few of the intrinsics.
-#if defined(ADAPTIVE_K_VECTORISE) && defined(__GNUC__) && !defined(__CUDACC__)
-#define ADAPTIVE_K_SIMD 1
-#else
-#define ADAPTIVE_K_SIMD 0
-#endif
-
-#if ADAPTIVE_K_SIMD && defined(__x86_64__)
-#define ADAPTIVE_K_SIMD_X86 1
-#else
-#define ADAPTIVE_K_SIMD_X86 0
-#endif
 
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512DQ__) && \
     defined(__AVX512VL__) && defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
@@ -29,3 +15,43 @@
 #else
 #define ADAPTIVE_K_BUILT_FOR_AVX2 0
 #endif
+
+// Code that is compiled here. Without a word from the caller: for the widest vectors that the
+// build's own flags allow, if any. ADAPTIVE_K_VECTORISE=1: for every set, chosen at run time, which
+// makes a file that routes take several times as long to compile; =0: none. Files linked with
+// adaptive_k::host have ADAPTIVE_K_HOST_LIBRARY and compile none: the library has every set. Not
+// under nvcc: cudafe knows few of the intrinsics.
+#if !defined(__GNUC__) || defined(__CUDACC__)
+#define ADAPTIVE_K_EVERY_SET 0
+#define ADAPTIVE_K_BUILT_SET 0
+#elif defined(ADAPTIVE_K_VECTORISE)
+#define ADAPTIVE_K_EVERY_SET (ADAPTIVE_K_VECTORISE + 0)
+#define ADAPTIVE_K_BUILT_SET 0
+#elif defined(ADAPTIVE_K_HOST_LIBRARY)
+#define ADAPTIVE_K_EVERY_SET 0
+#define ADAPTIVE_K_BUILT_SET 0
+#else
+#define ADAPTIVE_K_EVERY_SET 0
+#define ADAPTIVE_K_BUILT_SET 1
+#endif
+
+#if defined(__x86_64__)
+#define ADAPTIVE_K_HAS_AVX512 \
+  (ADAPTIVE_K_EVERY_SET || (ADAPTIVE_K_BUILT_SET && ADAPTIVE_K_BUILT_FOR_AVX512))
+#define ADAPTIVE_K_HAS_AVX2 \
+  (ADAPTIVE_K_EVERY_SET ||  \
+   (ADAPTIVE_K_BUILT_SET && ADAPTIVE_K_BUILT_FOR_AVX2 && !ADAPTIVE_K_BUILT_FOR_AVX512))
+#define ADAPTIVE_K_HAS_GENERIC ADAPTIVE_K_EVERY_SET
+#else
+#define ADAPTIVE_K_HAS_AVX512 0
+#define ADAPTIVE_K_HAS_AVX2 0
+#define ADAPTIVE_K_HAS_GENERIC (ADAPTIVE_K_EVERY_SET || ADAPTIVE_K_BUILT_SET)
+#endif
+#define ADAPTIVE_K_SIMD (ADAPTIVE_K_HAS_AVX512 || ADAPTIVE_K_HAS_AVX2 || ADAPTIVE_K_HAS_GENERIC)
+
+#if defined(ADAPTIVE_K_HOST_LIBRARY) && defined(__GNUC__) && !defined(__CUDACC__)
+#define ADAPTIVE_K_LINKS_EVERY_SET 1
+#else
+#define ADAPTIVE_K_LINKS_EVERY_SET 0
+#endif
+#define ADAPTIVE_K_VECTORS (ADAPTIVE_K_SIMD || ADAPTIVE_K_LINKS_EVERY_SET)

@@ -8,6 +8,7 @@
 #include "adaptive_k/config.hpp"
 #include "adaptive_k/core/finish_route.hpp"
 #include "adaptive_k/host/simd/lanes.hpp"
+#include "adaptive_k/host/simd/row.hpp"
 #include "adaptive_k/types.hpp"
 
 ADAPTIVE_K_NAMESPACE_BEGIN
@@ -32,11 +33,9 @@ ADAPTIVE_K_INLINE block_rows float_rows(const Logit* rows, std::int64_t stride, 
   for (int lane = 0; lane < lanes; ++lane) {
     const Logit* row = rows + lane * stride;
     float* copy = copies + lane * copy_stride;
-    int expert = 0;
-    for (; expert + lanes <= num_experts; expert += lanes)
-      Reals::store(copy + expert, Reals::load(row + expert));
-    for (; expert < num_experts; ++expert) copy[expert] = to_float(row[expert]);
-    for (; expert < copy_stride; ++expert) copy[expert] = 0.0f;
+    widen_row<Reals>(row, num_experts, copy);
+    for (int expert = num_experts; expert < copy_stride; ++expert)
+      copy[expert] = copy[0];  // neither larger nor infinite
   }
   return {copies, copy_stride};
 }
@@ -59,10 +58,11 @@ template <class Reals, class Ranks>
 ADAPTIVE_K_INLINE void transpose_ranks(const Ranks& ranks, int top_k, float* to) noexcept {
   constexpr int lanes = Reals::lanes;
   int rank = 0;
+  float* const row[4] = {to, to + top_k, to + 2 * top_k, to + 3 * top_k};
   for (; rank + 4 <= top_k; rank += 4) {
     Reals v[4] = {ranks.at(rank), ranks.at(rank + 1), ranks.at(rank + 2), ranks.at(rank + 3)};
     Reals::transpose_quarters(v);
-    for (int i = 0; i < 4; ++i) Reals::store_quarters(to + i * top_k + rank, top_k, v[i]);
+    for (int i = 0; i < 4; ++i) Reals::store_quarters(row[i] + rank, top_k, v[i]);
   }
   if (top_k == 2) {
     Reals low = ranks.at(0);
@@ -104,33 +104,17 @@ struct kept_ids {
 };
 
 /// Writes a block's decisions from `token` on.
-template <class Reals, class Id, class Weight>
+template <class Reals>
 ADAPTIVE_K_INLINE void write_block(const block_routes<Reals::lanes>& routes, int top_k,
                                    bool fill_first, int fixed_filler, std::int64_t token,
-                                   const routing_output<Id, Weight>& output) noexcept {
+                                   const routing_output<std::int32_t, float>& output) noexcept {
   using words = typename Reals::words;
-  constexpr int lanes = Reals::lanes;
   const words count = words::load(routes.count);
   const words filler = fill_first ? words::load(routes.expert[0]) : words(fixed_filler);
   const kept_weights<Reals> weights = {routes, count};
   const kept_ids<Reals> ids = {routes, count, filler};
-  Weight* weights_to = output.topk_weights + token * top_k;
-  Id* ids_to = output.topk_ids + token * top_k;
-  if constexpr (std::is_same_v<Weight, float>) {
-    transpose_ranks<Reals>(weights, top_k, weights_to);
-  } else {
-    float rows[lanes * most_lane_top_k];
-    transpose_ranks<Reals>(weights, top_k, rows);
-    for (int i = 0; i < lanes * top_k; ++i) weights_to[i] = from_float<Weight>(rows[i]);
-  }
-  if constexpr (std::is_same_v<Id, std::int32_t>) {
-    transpose_ranks<Reals>(ids, top_k, reinterpret_cast<float*>(ids_to));
-  } else {
-    float rows[lanes * most_lane_top_k];
-    transpose_ranks<Reals>(ids, top_k, rows);
-    for (int i = 0; i < lanes * top_k; ++i)
-      ids_to[i] = static_cast<Id>(static_cast<std::int32_t>(math::to_bits(rows[i])));
-  }
+  transpose_ranks<Reals>(weights, top_k, output.topk_weights + token * top_k);
+  transpose_ranks<Reals>(ids, top_k, reinterpret_cast<float*>(output.topk_ids + token * top_k));
   if (output.topk_counts != nullptr)
     words::store(reinterpret_cast<std::uint32_t*>(output.topk_counts + token), count);
   if (output.chosen_counts != nullptr)

@@ -1,0 +1,202 @@
+// The batch loop by vectors: blocks of tokens in the lanes, else a token's experts in the lanes.
+#pragma once
+
+#include <cstdint>
+#include <type_traits>
+
+#include "adaptive_k/config.hpp"
+#include "adaptive_k/core/gating.hpp"
+#include "adaptive_k/core/route_token.hpp"
+#include "adaptive_k/host/instruction_set.hpp"
+#include "adaptive_k/host/route_rows.hpp"
+#include "adaptive_k/host/simd/avx2.hpp"
+#include "adaptive_k/host/simd/avx512.hpp"
+#include "adaptive_k/host/simd/generic.hpp"
+#include "adaptive_k/host/simd/lanes.hpp"
+#include "adaptive_k/host/simd/row.hpp"
+#include "adaptive_k/host/simd/target.hpp"
+#include "adaptive_k/host/simd/write_rows.hpp"
+
+#if ADAPTIVE_K_SIMD
+
+ADAPTIVE_K_NAMESPACE_BEGIN
+
+namespace detail {
+
+template <class Logit>
+class vector_rows {
+ public:
+  using router = row_router<Logit, std::int32_t, float>;
+  explicit vector_rows(router& rows) noexcept : rows_(rows) {}
+
+  void run(instruction_set set, std::int64_t first, std::int64_t last) noexcept {
+#if ADAPTIVE_K_HAS_AVX512
+    if (set == instruction_set::avx512) return avx512::run<vector_loop>(this, first, last);
+#endif
+#if ADAPTIVE_K_HAS_AVX2
+    if (set == instruction_set::avx2) return avx2::run<vector_loop>(this, first, last);
+#endif
+#if ADAPTIVE_K_HAS_GENERIC
+    if (set == instruction_set::generic) return generic::run<vector_loop>(this, first, last);
+#endif
+  }
+
+ private:
+  bool fits_lanes() const noexcept {
+    return rows_.call_.model->num_experts <= most_lane_experts &&
+           rows_.call_.model->top_k <= most_lane_top_k && rows_.call_.extras.k_min == nullptr &&
+           rows_.call_.extras.k_max == nullptr;
+  }
+
+  template <class Target, gating_kind Kind>
+  ADAPTIVE_K_INLINE bool decide_row(const float* row, token_route<max_top_k>& route) noexcept {
+    return Target::template run<route_row<Kind>::template body>(
+        static_cast<const row_request*>(&rows_.request_), row, &route);
+  }
+
+  /// One token in the lanes of one vector.
+  template <class Target>
+  ADAPTIVE_K_INLINE void decide_by_row(std::int64_t token, token_route<max_top_k>& route) noexcept {
+    rows_.limits_of(token);
+    const float* row = nullptr;
+    [[maybe_unused]] float floats[std::is_same_v<Logit, float> ? 1 : max_experts];
+    if constexpr (std::is_same_v<Logit, float>) {
+      row = rows_.row_of(token);
+    } else {
+      widen_row<typename Target::reals>(rows_.row_of(token), rows_.call_.model->num_experts,
+                                        floats);
+      row = floats;
+    }
+    bool decided = false;
+    switch (rows_.call_.model->kind) {
+      case gating_kind::softmax:
+      case gating_kind::top_k_softmax:  // the same, renormalised
+        decided = decide_row<Target, gating_kind::softmax>(row, route);
+        break;
+      case gating_kind::sigmoid:
+        decided = decide_row<Target, gating_kind::sigmoid>(row, route);
+        break;
+      case gating_kind::sqrt_softplus:
+        decided = decide_row<Target, gating_kind::sqrt_softplus>(row, route);
+        break;
+      case gating_kind::sparsemixer:
+        break;
+    }
+    if (!decided) rows_.decide_alone(token, {nullptr, 0}, route);
+  }
+
+  template <class Target, gating_kind Kind>
+  ADAPTIVE_K_INLINE std::uint32_t decide_lanes(
+      const block_request& request, block_routes<Target::reals::lanes>& routes) noexcept {
+    return Target::template run<route_lanes<Kind>::template body>(&request, &routes);
+  }
+
+  /// A block of tokens, one a lane.
+  template <class Target>
+  ADAPTIVE_K_INLINE void route_block(std::int64_t token) noexcept {
+    using reals = typename Target::reals;
+    constexpr int lanes = reals::lanes;
+    const int num_experts = rows_.call_.model->num_experts;
+    const int top_k = rows_.call_.model->top_k;
+    alignas(64) float copies[lanes * most_lane_experts];
+    const block_rows rows =
+        float_rows<reals>(rows_.row_of(token), rows_.call_.logits.row_stride, num_experts, copies);
+    const block_request request = {
+        rows_.call_.model,       rows_.call_.plan, rows_.request_.routing_bias,
+        rows_.request_.dictated, rows.data,        rows.stride};
+    block_routes<lanes> routes;
+    std::uint32_t undecided = 0;
+    switch (rows_.call_.model->kind) {
+      case gating_kind::softmax:
+      case gating_kind::top_k_softmax:
+        undecided = decide_lanes<Target, gating_kind::softmax>(request, routes);
+        break;
+      case gating_kind::sigmoid:
+        undecided = decide_lanes<Target, gating_kind::sigmoid>(request, routes);
+        break;
+      case gating_kind::sqrt_softplus:
+        undecided = decide_lanes<Target, gating_kind::sqrt_softplus>(request, routes);
+        break;
+      case gating_kind::sparsemixer:
+        break;
+    }
+    for (; undecided != 0; undecided &= undecided - 1) {
+      const int lane = __builtin_ctz(undecided);
+      token_route<max_top_k> route;
+      decide_by_row<Target>(token + lane, route);
+      if (route.has_nonfinite) rows_.counts_.add_nonfinite_row();
+      put_lane(route, top_k, lane, routes);
+    }
+    rows_.counts_.template add_lanes<reals>(routes.expert, top_k, routes.count, routes.signal);
+    write_block<reals>(routes, top_k, rows_.call_.fill == fill_id::first_expert,
+                       rows_.fixed_filler(), token, rows_.call_.output);
+  }
+
+  template <class Target>
+  struct vector_loop {
+    static ADAPTIVE_K_INLINE void run(vector_rows* self, std::int64_t first,
+                                      std::int64_t last) noexcept {
+      constexpr int lanes = Target::reals::lanes;
+      const bool fits = self->fits_lanes();
+      const bool prefetches =
+          self->rows_.call_.model->num_experts * static_cast<int>(sizeof(Logit)) >= 256;
+      for (std::int64_t token = first; token < last;) {
+        if (fits && last - token >= lanes && !self->any_padding(token, lanes)) {
+          if (prefetches && last - token >= 2 * lanes) self->prefetch(token + lanes, lanes);
+          self->template route_block<Target>(token);
+          token += lanes;
+          continue;
+        }
+        if (self->rows_.is_padding(token)) {
+          self->rows_.write_padding(token);
+        } else {
+          token_route<max_top_k> route;
+          self->template decide_by_row<Target>(token, route);
+          self->rows_.count_and_write(token, route);
+        }
+        ++token;
+      }
+    }
+  };
+
+  /// Rows that come next, into the second-level cache: a block takes longer than memory does, but
+  /// reads its rows side by side, which hardware prefetchers follow badly.
+  ADAPTIVE_K_INLINE void prefetch(std::int64_t token, int number) const noexcept {
+    const auto row_bytes = rows_.call_.model->num_experts * static_cast<int>(sizeof(Logit));
+    const std::int64_t gap = rows_.call_.logits.row_stride - rows_.call_.model->num_experts;
+    if (gap == 0) return prefetch_bytes(rows_.row_of(token), number * row_bytes);
+    for (int i = 0; i < number; ++i) prefetch_bytes(rows_.row_of(token + i), row_bytes);
+  }
+  static ADAPTIVE_K_INLINE void prefetch_bytes(const void* from, int bytes) noexcept {
+    const char* at = static_cast<const char*>(from);
+    const char* const end = at + bytes;
+    for (; end - at >= 256; at += 256) {
+      __builtin_prefetch(at, 0, 2);
+      __builtin_prefetch(at + 64, 0, 2);
+      __builtin_prefetch(at + 128, 0, 2);
+      __builtin_prefetch(at + 192, 0, 2);
+    }
+    for (; at < end; at += 64) __builtin_prefetch(at, 0, 2);
+  }
+
+  bool any_padding(std::int64_t token, int number) const noexcept {
+    if (rows_.call_.extras.padding_mask == nullptr) return false;
+    for (int i = 0; i < number; ++i)
+      if (rows_.is_padding(token + i)) return true;
+    return false;
+  }
+
+  router& rows_;
+};
+
+template <class Logit>
+void route_vectors(row_router<Logit, std::int32_t, float>& rows, instruction_set set,
+                   std::int64_t first, std::int64_t last) noexcept {
+  vector_rows<Logit>(rows).run(set, first, last);
+}
+
+}  // namespace detail
+
+ADAPTIVE_K_NAMESPACE_END
+
+#endif

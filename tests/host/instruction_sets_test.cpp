@@ -1,0 +1,232 @@
+// Every instruction set gives the bits of the scalar path: outputs and metrics, memory by memory.
+// A fault is told by the seed of the call.
+#include <gtest/gtest.h>
+
+#include <cstring>
+#include <limits>
+#include <vector>
+
+#include "adaptive_k/adaptive_k.hpp"
+#include "inputs.hpp"
+
+namespace {
+
+using namespace adaptive_k;  // NOLINT(google-build-using-namespace): the test is about it
+
+constexpr instruction_set vector_sets[] = {instruction_set::generic, instruction_set::avx2,
+                                           instruction_set::avx512};
+
+std::size_t at(std::int64_t index) {
+  return static_cast<std::size_t>(index);
+}
+
+/// Everything a call takes, drawn from a seed.
+template <class Logit>
+struct random_call {
+  inputs::sequence from;
+  gating model;
+  k_policy policy;
+  fill_id fill = fill_id::minus_one;
+  std::int64_t num_tokens = 0;
+  std::int64_t row_stride = 0;
+  bool shadow = false;
+  std::vector<Logit> logits;
+  std::vector<float> bias;
+  std::vector<std::uint8_t> padding, k_min, k_max;
+
+  explicit random_call(std::uint64_t seed) : from(seed) {
+    static const std::vector<int> experts = {1,   2,   3,   8,   16,  17,  31,  60,  64,  65,
+                                             100, 128, 160, 255, 256, 257, 384, 513, 1024};
+    static const std::vector<std::int64_t> tokens = {0, 1, 2, 7, 15, 16, 17, 33, 48, 101};
+    static const std::vector<gating_kind> kinds = {
+        gating_kind::softmax,       gating_kind::softmax,       gating_kind::sigmoid,
+        gating_kind::top_k_softmax, gating_kind::sqrt_softplus, gating_kind::sparsemixer};
+    model.kind = from.pick(kinds);
+    model.num_experts = from.pick(experts);
+    const int most = model.num_experts < max_top_k ? model.num_experts : max_top_k;
+    model.top_k = from.chance(3) ? from.between(1, most) : from.between(1, most < 8 ? most : 8);
+    model.renormalize = from.chance(2);
+    if (model.kind == gating_kind::sparsemixer) {
+      model.top_k = model.num_experts < 2 ? 1 : 2;
+      model.renormalize = false;
+      if (model.num_experts < 2) model.kind = gating_kind::softmax;
+    }
+    if (from.chance(3)) model.routed_scaling_factor = 2.5f;
+    model.selection_bias = from.chance(4) && model.kind != gating_kind::top_k_softmax &&
+                           model.kind != gating_kind::sparsemixer;
+    if (from.chance(8) && model.num_experts % 4 == 0 && model.top_k <= model.num_experts / 2 &&
+        model.kind == gating_kind::sigmoid) {
+      model.n_group = 4;
+      model.topk_group = 2;
+    }
+    policy = random_policy();
+    fill = static_cast<fill_id>(from.below(3));
+    num_tokens = from.pick(tokens);
+    row_stride = from.chance(3) ? model.num_experts + from.between(1, 9) : 0;
+    shadow = from.chance(5);
+    make_logits();
+    for (int e = 0; model.selection_bias && e < model.num_experts; ++e)
+      bias.push_back(inputs::grid_logit(from, 8));
+    if (from.chance(4))
+      for (std::int64_t t = 0; t < num_tokens; ++t) padding.push_back(from.chance(9) ? 1 : 0);
+    if (from.chance(5))
+      for (std::int64_t t = 0; t < num_tokens; ++t) {
+        const int low = from.between(1, model.top_k);
+        k_min.push_back(static_cast<std::uint8_t>(low));
+        k_max.push_back(static_cast<std::uint8_t>(from.between(low, model.top_k)));
+      }
+  }
+
+  k_policy random_policy() {
+    k_policy chosen = k_policy::full();
+    const int top_k = model.top_k;
+    const int half = top_k > 1 ? top_k / 2 : 1;
+    switch (from.below(5)) {
+      case 0:
+        break;
+      case 1:
+        chosen = k_policy::fixed(half);
+        break;
+      case 2:
+        chosen = k_policy::top_p(0.7f, top_k);
+        break;
+      default:
+        if (top_k > 1) chosen = k_policy::entropy({half, top_k}, {1.5f});
+        break;
+    }
+    chosen.mass_exponent = static_cast<float>(from.below(3)) * 0.5f;
+    return chosen;
+  }
+
+  void make_logits() {
+    const std::int64_t stride = row_stride != 0 ? row_stride : model.num_experts;
+    const float special[] = {std::numeric_limits<float>::quiet_NaN(),
+                             math::infinity,
+                             -math::infinity,
+                             -0.0f,
+                             3e38f,
+                             -3e38f,
+                             1e-40f};
+    const bool ties = from.chance(2);
+    logits.assign(at(num_tokens * stride), from_float<Logit>(special[0]));
+    for (std::int64_t t = 0; t < num_tokens; ++t) {
+      const bool odd_row = from.chance(12);
+      const bool all_bad = odd_row && from.chance(3);
+      for (int e = 0; e < model.num_experts; ++e) {
+        float logit = ties ? inputs::grid_logit(from, 40) : inputs::fine_logit(from);
+        if (odd_row && from.chance(6)) logit = special[from.below(7)];
+        if (all_bad) logit = special[from.below(3)];
+        logits[at(t * stride + e)] = from_float<Logit>(logit);
+      }
+    }
+  }
+};
+
+/// What a call writes, filled with a pattern before.
+template <class Id, class Weight>
+struct outputs {
+  std::vector<Id> ids;
+  std::vector<Weight> weights;
+  std::vector<std::int32_t> counts, chosen;
+  std::vector<float> signal;
+  routing_metrics metrics;
+
+  template <class Logit>
+  status run(const random_call<Logit>& call, instruction_set set) {
+    const std::int64_t slots = call.num_tokens * call.model.top_k;
+    ids.assign(at(slots + 1), Id(77));
+    weights.assign(at(slots + 1), from_float<Weight>(77.0f));
+    counts.assign(at(call.num_tokens + 1), 77);
+    chosen = counts;
+    signal.assign(counts.size(), 77.0f);
+    router_options options;
+    options.fill = call.fill;
+    options.instructions = set;
+    const router r(call.model, call.policy, options);
+    routing_output<Id, Weight> output = {ids.data(), weights.data(), counts.data(), signal.data()};
+    if (call.shadow) output.chosen_counts = chosen.data();
+    routing_extras extras;
+    if (!call.bias.empty()) extras.routing_bias = call.bias.data();
+    if (!call.padding.empty()) extras.padding_mask = call.padding.data();
+    if (!call.k_min.empty()) extras.k_min = call.k_min.data();
+    if (!call.k_max.empty()) extras.k_max = call.k_max.data();
+    return r.route(0,
+                   logits_view<Logit>{call.logits.data(), call.num_tokens, call.model.num_experts,
+                                      call.row_stride},
+                   output, &metrics, extras);
+  }
+};
+
+template <class T>
+bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
+  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0;
+}
+
+template <class Logit, class Id, class Weight>
+void expect_same_bits(std::uint64_t first_seed, int calls) {
+  long routed = 0;
+  int sets = 0;
+  for (const instruction_set set : vector_sets) {
+    if (!is_available(set)) continue;
+    ++sets;
+    for (std::uint64_t seed = first_seed; seed < first_seed + static_cast<std::uint64_t>(calls);
+         ++seed) {
+      const random_call<Logit> call(seed);
+      outputs<Id, Weight> expected, got;
+      const status refusal = expected.run(call, instruction_set::scalar);
+      ASSERT_TRUE(refusal) << "seed " << seed << ": " << refusal.message();
+      ASSERT_TRUE(got.run(call, set));
+      ASSERT_TRUE(same_bits(expected.ids, got.ids) && same_bits(expected.weights, got.weights) &&
+                  same_bits(expected.counts, got.counts) &&
+                  same_bits(expected.chosen, got.chosen) &&
+                  same_bits(expected.signal, got.signal) &&
+                  std::memcmp(&expected.metrics, &got.metrics, sizeof got.metrics) == 0)
+          << name_of(set) << ", seed " << seed << ", E " << call.model.num_experts << ", K "
+          << call.model.top_k << ", T " << call.num_tokens;
+      routed += static_cast<long>(got.metrics.tokens);
+    }
+  }
+  // The library has every set; what the machine lacks is left out, but never all of them.
+  EXPECT_GE(sets, 1);
+  EXPECT_GE(routed, calls);
+}
+
+TEST(InstructionSets, SameBitsForFloat) {
+  expect_same_bits<float, std::int32_t, float>(1, 900);
+}
+TEST(InstructionSets, SameBitsForBfloat16) {
+  expect_same_bits<bfloat16, std::int32_t, float>(2001, 400);
+}
+TEST(InstructionSets, SameBitsForFloat16) {
+  expect_same_bits<float16, std::int32_t, float>(4001, 400);
+}
+TEST(InstructionSets, SameBitsForOtherOutputs) {
+  expect_same_bits<float, std::int64_t, float16>(6001, 300);
+}
+
+TEST(InstructionSets, ManyTokens) {
+  inputs::sequence from(7);
+  gating g;
+  g.num_experts = 60;
+  g.top_k = 4;
+  std::vector<float> logits(at(5003 * 60));
+  for (float& logit : logits) logit = inputs::fine_logit(from);
+  const logits_view<float> view = {logits.data(), 5003, 60, 0};
+  const k_policy policy = k_policy::entropy({2, 4}, {2.2f});
+  router_options options;
+  options.instructions = instruction_set::scalar;
+  routing_metrics expected_metrics;
+  const routed_batch expected = router(g, policy, options).route(0, view, &expected_metrics);
+  for (const instruction_set set : vector_sets) {
+    if (!is_available(set)) continue;
+    options.instructions = set;
+    routing_metrics metrics;
+    const routed_batch got = router(g, policy, options).route(0, view, &metrics);
+    EXPECT_TRUE(same_bits(expected.topk_ids, got.topk_ids)) << name_of(set);
+    EXPECT_TRUE(same_bits(expected.topk_weights, got.topk_weights)) << name_of(set);
+    EXPECT_TRUE(same_bits(expected.signal, got.signal)) << name_of(set);
+    EXPECT_EQ(std::memcmp(&expected_metrics, &metrics, sizeof metrics), 0) << name_of(set);
+  }
+}
+
+}  // namespace
