@@ -23,6 +23,8 @@ int run(int argc, char** argv) {
   bench::add_inspect_command(app);
   bench::add_presets_command(app);
   bench::add_record_command(app);
+  bench::add_calibrate_command(app);
+  bench::add_frontier_command(app);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
