@@ -88,7 +88,7 @@ std::string command_of(const calibrate_options& options) {
   if (options.max_perplexity_increase != 0.0)
     command += fmt::format(" --max-ppl-increase {}", options.max_perplexity_increase);
   if (options.seed != 1) command += fmt::format(" --seed {}", options.seed);
-  return command;
+  return command + " -o " + name(options.output);
 }
 
 void write_text(const std::string& file, const std::string& text) {
@@ -135,13 +135,12 @@ void run(calibrate_options& options) {
 
   std::vector<adaptive_k::frontier_point> points;
   for (const adaptive_k::report_text& text : setup.report_texts()) {
-    points.push_back({result.rule, text.split, result.mean_k, result.mass_exponent,
-                      text.runner->run(result.policies, text.range)});
     for (const calibration_rule rule : adaptive_k::all_calibration_rules)
-      if (rule != result.rule)
-        points.push_back(
-            {rule, text.split, result.mean_k, result.mass_exponent,
-             study.measure(rule, result.mean_k, result.mass_exponent, *text.runner, text.range)});
+      points.push_back({rule, text.split, result.mean_k, result.mass_exponent,
+                        rule == result.rule
+                            ? text.runner->run(result.policies, text.range)
+                            : study.measure(rule, result.mean_k, result.mass_exponent, *text.runner,
+                                            text.range)});
   }
   const auto preset = preset_json(setup, result, points, command_of(options),
                                   options.date.empty() ? today() : options.date);

@@ -25,7 +25,9 @@ struct calibration_text {
 /// 400 MB; a larger one runs under full K again each time.
 class calibration_model {
  public:
-  explicit calibration_model(moe_engine::engine& model) : model_(model) {}
+  /// `windows_per_call` of 0: as many as `evaluate` takes.
+  explicit calibration_model(moe_engine::engine& model, int windows_per_call = 0)
+      : model_(model), windows_per_call_(windows_per_call) {}
 
   const adaptive_k::gating& router_gating() const { return model_.config().gating; }
   int num_layers() const { return model_.config().num_layers; }
@@ -42,6 +44,7 @@ class calibration_model {
                                               int count);
 
   moe_engine::engine& model_;
+  int windows_per_call_;
   // By text and first window of a batch: log-probabilities [windows, length, vocab_size].
   std::map<std::pair<const calibration_text*, std::pair<std::int64_t, int>>, std::vector<double>>
       full_;

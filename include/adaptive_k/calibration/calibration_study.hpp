@@ -71,13 +71,14 @@ class calibration_study {
   const std::vector<double>& sensitivities() const noexcept { return sensitivities_; }
   const std::vector<layer_record>& records() const noexcept { return records_; }
 
-  /// The policies that give the recorded tokens this mean K. Not for `oracle`; `fixed` rounds.
+  /// The policies that give the recorded tokens this mean K. Not for `oracle`; static rules round
+  /// down.
   policy_set policies(calibration_rule rule, double mean_k, double mass_exponent) const {
     const auto layers = records_.size();
     switch (rule) {
       case calibration_rule::fixed:
       case calibration_rule::oracle:
-        return same_policy(k_policy::fixed(nearest_k(mean_k)), mass_exponent, layers);
+        return same_policy(k_policy::fixed(whole_k(mean_k)), mass_exponent, layers);
       case calibration_rule::static_per_layer:
         return static_policies(truth(mass_exponent), sensitivities_, mass_exponent, mean_k,
                                top_k());
@@ -118,13 +119,15 @@ class calibration_study {
       const double price = price_for(truth(mass_exponent), sensitivities_, mean_k, top_k());
       return on.run_oracle(sensitivities_, price, mass_exponent, range);
     }
-    if (rule == calibration_rule::fixed) {
-      const int low = std::clamp(static_cast<int>(std::floor(mean_k)), 1, top_k());
-      const int high = std::min(low + 1, top_k());
-      const double share = std::clamp(mean_k - low, 0.0, 1.0);
-      const routing_outcome at_low = on.run(fixed_policies(low, mass_exponent), range);
-      if (share == 0.0 || high == low) return at_low;
-      return mixed(at_low, on.run(fixed_policies(high, mass_exponent), range), share);
+    if (rule == calibration_rule::fixed || rule == calibration_rule::static_per_layer) {
+      // Whole K's: what lies between two of them is a mixture of windows.
+      const double steps =
+          rule == calibration_rule::fixed ? 1.0 : static_cast<double>(records_.size());
+      const double low = std::floor(mean_k * steps + 1e-6) / steps;
+      const double share = (mean_k - low) * steps;
+      const routing_outcome at_low = on.run(policies(rule, low, mass_exponent), range);
+      if (share < 1e-5) return at_low;
+      return mixed(at_low, on.run(policies(rule, low + 1.0 / steps, mass_exponent), range), share);
     }
     const bool dealt = rule == calibration_rule::random_mix || rule == calibration_rule::inverted;
     const policy_set set =
@@ -135,18 +138,28 @@ class calibration_study {
     return on.run(set, range, dealing, options_.seed);
   }
 
-  /// The exponent under which the rule has the least KL on the choice windows.
+  /// The exponent under which the rule has the least KL on the choice windows. One that needs no
+  /// exponential (0, 0.5, 1) is kept unless another is better by two standard errors.
   double best_mass_exponent(calibration_rule rule, double mean_k) const {
-    double best = options_.mass_exponents.front();
-    double least = std::numeric_limits<double>::infinity();
-    for (const double exponent : options_.mass_exponents) {
-      const double kl = measure(rule, mean_k, exponent, runner_, choice_).mean_kl();
-      if (kl < least) {
-        least = kl;
-        best = exponent;
-      }
+    struct candidate {
+      double exponent;
+      routing_outcome outcome;
+    };
+    std::vector<candidate> all;
+    for (const double exponent : options_.mass_exponents)
+      all.push_back({exponent, measure(rule, mean_k, exponent, runner_, choice_)});
+    const candidate* best = &all.front();
+    const candidate* cheap = nullptr;
+    for (const candidate& each : all) {
+      const double kl = each.outcome.mean_kl();
+      if (kl < best->outcome.mean_kl()) best = &each;
+      if (std::fmod(each.exponent, 0.5) == 0.0 &&
+          (cheap == nullptr || kl < cheap->outcome.mean_kl()))
+        cheap = &each;
     }
-    return best;
+    if (cheap == nullptr) return best->exponent;
+    const paired_estimate gain = kl_difference(best->outcome, &cheap->outcome);
+    return gain.value + 2.0 * gain.se < 0.0 ? best->exponent : cheap->exponent;
   }
 
   /// Every rule at every mean K on every text, each mean K with the exponent that suits
@@ -171,8 +184,8 @@ class calibration_study {
     return std::clamp<std::int64_t>(tokens / length, 1, std::max<std::int64_t>(most, 1));
   }
 
-  int nearest_k(double mean_k) const {
-    return std::clamp(static_cast<int>(std::lround(mean_k)), 1, top_k());
+  int whole_k(double mean_k) const {
+    return std::clamp(static_cast<int>(std::floor(mean_k + 1e-6)), 1, top_k());
   }
 
   policy_set fixed_policies(int k, double mass_exponent) const {

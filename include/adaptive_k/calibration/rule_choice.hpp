@@ -232,7 +232,7 @@ inline policy_set static_policies(const detail::distortion_arrays& d,
       mean_d[l][i % width] += static_cast<double>(d[l][i]) * static_cast<double>(width) /
                               static_cast<double>(d[l].size());
   std::vector<int> ks(d.size(), 1);
-  const auto budget = static_cast<int>(std::lround(mean_k * static_cast<double>(d.size())));
+  const auto budget = static_cast<int>(std::floor(mean_k * static_cast<double>(d.size()) + 1e-6));
   for (int given = static_cast<int>(d.size()); given < budget; ++given) {
     std::size_t best = d.size();
     double most = -1.0;
