@@ -24,7 +24,22 @@ set(ADAPTIVE_K_CUDA_ARCHITECTURES "75;80;86;89;90;100;120" CACHE STRING
 
 macro(adaptive_k_enable_cuda)
   if(NOT CMAKE_CUDA_ARCHITECTURES)
+    # Older compilers do not know the newest of them.
     set(CMAKE_CUDA_ARCHITECTURES ${ADAPTIVE_K_CUDA_ARCHITECTURES})
+    execute_process(COMMAND "${CMAKE_CUDA_COMPILER}" --list-gpu-arch
+                    OUTPUT_VARIABLE _adaptive_k_known ERROR_QUIET)
+    if(_adaptive_k_known)
+      foreach(_adaptive_k_arch IN LISTS ADAPTIVE_K_CUDA_ARCHITECTURES)
+        if(NOT _adaptive_k_known MATCHES "compute_${_adaptive_k_arch}[^0-9]")
+          list(REMOVE_ITEM CMAKE_CUDA_ARCHITECTURES ${_adaptive_k_arch})
+          message(STATUS "adaptive_k: no kernels for sm_${_adaptive_k_arch}, which this nvcc does not know")
+        endif()
+      endforeach()
+      if(NOT CMAKE_CUDA_ARCHITECTURES)
+        message(FATAL_ERROR "adaptive_k: ${CMAKE_CUDA_COMPILER} knows none of the architectures "
+                            "${ADAPTIVE_K_CUDA_ARCHITECTURES}; set ADAPTIVE_K_CUDA_ARCHITECTURES")
+      endif()
+    endif()
     list(POP_BACK CMAKE_CUDA_ARCHITECTURES _adaptive_k_newest)
     list(TRANSFORM CMAKE_CUDA_ARCHITECTURES APPEND "-real")
     list(APPEND CMAKE_CUDA_ARCHITECTURES ${_adaptive_k_newest})

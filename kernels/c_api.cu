@@ -5,6 +5,7 @@
 
 #include <cuda_runtime_api.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -72,10 +73,11 @@ std::size_t adaptive_k_device_metrics_bytes(void) {
   return sizeof(device::device_metrics);
 }
 
-void adaptive_k_metrics_from_device(const void* copied, adaptive_k_metrics* metrics) {
+void adaptive_k_metrics_from_device(const void* copied, adaptive_k_metrics* metrics,
+                                    std::size_t metrics_bytes) {
   const auto converted =
       device::to_metrics<routing_metrics>(*static_cast<const device::device_metrics*>(copied));
-  std::memcpy(metrics, &converted, sizeof converted);
+  std::memcpy(metrics, &converted, std::min(metrics_bytes, sizeof converted));
 }
 
 std::int32_t adaptive_k_permute(const adaptive_k_permute_params* params, void* workspace,
@@ -116,6 +118,7 @@ std::int32_t adaptive_k_route_permute(const adaptive_k_router* router,
                              static_cast<device::device_metrics*>(call.metrics), extras_of(call),
                              workspace, workspace_bytes, stream_of(stream));
         });
+  report(permute, result);
   return report(route, result);
 }
 

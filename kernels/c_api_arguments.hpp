@@ -89,6 +89,7 @@ inline status check_route_types(const adaptive_k_route_params& params) noexcept 
   status result = check_choice("logits_type", params.logits_type, ADAPTIVE_K_BFLOAT16);
   if (result) result = check_choice("ids_type", params.ids_type, ADAPTIVE_K_UINT16);
   if (result) result = check_choice("weights_type", params.weights_type, ADAPTIVE_K_BFLOAT16);
+  if (result) result = check_choice("reserved", params.reserved, 0);
   return result;
 }
 
@@ -131,6 +132,7 @@ inline adaptive_k::permutation_output output_of(const adaptive_k_permute_params&
 inline status check_combine_types(const adaptive_k_combine_params& params) noexcept {
   status result = check_choice("values_type", params.values_type, ADAPTIVE_K_BFLOAT16);
   if (result) result = check_choice("weights_type", params.weights_type, ADAPTIVE_K_BFLOAT16);
+  if (result) result = check_choice("reserved", params.reserved, 0);
   return result;
 }
 

@@ -52,7 +52,7 @@ status read_gating(const adaptive_k_gating* given, gating* made) noexcept {
   if (from.n_group != 0) made->n_group = from.n_group;
   if (from.topk_group != 0) made->topk_group = from.topk_group;
   made->group_rank = static_cast<group_score>(from.group_rank);
-  made->jitter_epsilon = from.jitter_epsilon;
+  if (from.jitter_epsilon != 0.0f) made->jitter_epsilon = from.jitter_epsilon;
   return {};
 }
 
@@ -168,6 +168,10 @@ std::size_t adaptive_k_router_plan_bytes(const adaptive_k_router* router) {
 
 const void* adaptive_k_router_plans(const adaptive_k_router* router) {
   return router == nullptr ? nullptr : router->impl.plans().data();
+}
+
+std::size_t adaptive_k_metrics_bytes(void) {
+  return sizeof(routing_metrics);
 }
 
 std::int32_t adaptive_k_route_host(const adaptive_k_router* router,

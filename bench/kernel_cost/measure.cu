@@ -1,133 +1,78 @@
 #include "measure.hpp"
 
-#include <algorithm>
-#include <cmath>
-#include <stdexcept>
-#include <vector>
-
-#include "adaptive_k/adaptive_k.hpp"
-#include "adaptive_k/cuda/launch.cuh"
-#include "cuda/device_buffer.hpp"
-#include "inputs.hpp"
-#include "ptx_device.hpp"
+#include "workload.cuh"
 
 namespace kernel_cost {
 namespace {
 
-using namespace adaptive_k;  // NOLINT(google-build-using-namespace)
-
-/// Entropy thresholds at the quantiles 1/3 and 2/3 of the rows' own entropies: K of K0/2, 3/4 K0
-/// and K0; `half` moves them so that the mean K is about K0 / 2.
-k_policy entropy_policy(const std::vector<float>& entropies, int top_k, bool half) {
-  std::vector<float> sorted = entropies;
-  std::sort(sorted.begin(), sorted.end());
-  const auto quantile = [&](double q) {
-    return sorted[static_cast<std::size_t>(q * static_cast<double>(sorted.size() - 1))];
-  };
-  std::vector<int> values = {std::max(1, top_k / (half ? 4 : 2)),
-                             std::max(1, top_k * (half ? 2 : 3) / 4), top_k};
-  std::vector<float> limits = {quantile(half ? 0.4 : 0.333), quantile(half ? 0.8 : 0.667)};
-  for (std::size_t i = 1; i < values.size();) {  // small K0: equal values make one
-    if (values[i] == values[i - 1]) {
-      values.erase(values.begin() + static_cast<std::ptrdiff_t>(i));
-      limits.erase(limits.begin() + static_cast<std::ptrdiff_t>(i) - 1);
-    } else {
-      ++i;
-    }
+/// Device memory for a permutation, and its workspace, zeroed.
+class permuted {
+ public:
+  permuted(const permutation_shape& shape)
+      : counts_(experts(shape)),
+        offsets_(experts(shape) + 1),
+        slots_(capacity(shape)),
+        tokens_(capacity(shape)),
+        rows_(static_cast<std::size_t>(shape.num_tokens * shape.top_k)),
+        blocks_(capacity(shape)),
+        workspace_(cuda::permute_detail::workspace_bytes(shape)),
+        stored_(4 * (2 * experts(shape) + 1 + 2 * capacity(shape) +
+                     static_cast<std::size_t>(shape.num_tokens * shape.top_k) +
+                     capacity(shape) / static_cast<std::size_t>(shape.block_size))) {
+    workspace_.clear();
   }
-  for (std::size_t i = 1; i < limits.size(); ++i)  // tiny T: strictly ascending all the same
-    limits[i] = std::max(limits[i], std::nextafter(limits[i - 1], 100.0f));
-  k_policy policy;
-  policy.set_thresholds(signal_kind::softmax_entropy, values.data(),
-                        static_cast<int>(values.size()), limits.data(),
-                        static_cast<int>(limits.size()));
-  return policy;
-}
+  permutation_output output() const {
+    return {counts_.get(), offsets_.get(), slots_.get(), tokens_.get(), rows_.get(), blocks_.get()};
+  }
+  void* workspace() const { return workspace_.get(); }
+  std::size_t stored_bytes() const { return stored_; }
 
-void require(const status& result) {
-  if (!result) throw std::runtime_error(result.message());
-}
+ private:
+  static std::size_t experts(const permutation_shape& shape) {
+    return static_cast<std::size_t>(shape.num_experts);
+  }
+  static std::size_t capacity(const permutation_shape& shape) {
+    return static_cast<std::size_t>(permuted_capacity(shape));
+  }
+  device::buffer<std::int32_t> counts_, offsets_, slots_, tokens_, rows_, blocks_;
+  device::buffer<unsigned char> workspace_;
+  std::size_t stored_;
+};
 
 template <class Logit>
 cost measure_as(const routing_case& which, bool with_metrics) {
-  inputs::sequence from(1);
-  gating g;
-  g.num_experts = which.num_experts;
-  g.top_k = which.top_k;
-  const auto tokens = static_cast<std::size_t>(which.num_tokens);
-  std::vector<Logit> logits;
-  for (std::size_t i = 0; i < tokens * static_cast<std::size_t>(g.num_experts); ++i)
-    logits.push_back(from_float<Logit>(inputs::fine_logit(from)));
-  const logits_view<Logit> host_view = {logits.data(), which.num_tokens, g.num_experts, 0};
-
-  const inputs::distortion_tables tables(from, g.num_experts, g.top_k);
-  k_policy policy = k_policy::full();
-  if (which.policy == "entropy" || which.policy == "half") {
-    const routed_batch probe = router(g, k_policy::full()).route(0, host_view);
-    require(probe.result);
-    policy = entropy_policy(probe.signal, g.top_k, which.policy == "half");
-  } else if (which.policy == "distortion") {
-    policy = k_policy::min_distortion({tables.coefficients.data(), tables.first_expert.data(),
-                                       tables.next_expert.data(), 1.0f, 0.02f});
-    policy.mass_exponent = 0.5f;
-  }
-  const router host(g, policy);
-  require(host.validity());
-
-  std::vector<detail::k_plan> plans = host.plans();
-  const auto table = [](const float* values, std::size_t count) {
-    return std::vector<float>(values, values == nullptr ? values : values + count);
+  const workload<Logit> work(which);
+  device::buffer<cuda::device_metrics> counters(1);
+  counters.clear();
+  cuda::device_metrics* const metrics = with_metrics ? counters.get() : nullptr;
+  const cuda::device_router router(work.model(), work.plans());
+  const auto route = [&] {
+    return router.route(0, work.view(), work.output(), metrics, {}, nullptr);
   };
-  const distortion_ref& d = policy.distortion;
-  const auto ranks = static_cast<std::size_t>(g.top_k - 1);
-  const auto cells = ranks * static_cast<std::size_t>(g.num_experts);
-  const device::buffer<float> coefficients(
-      table(d.coefficients, ranks * distortion_ref::num_features));
-  const device::buffer<float> first(table(d.first_expert, cells));
-  const device::buffer<float> next(table(d.next_expert, cells));
-  if (d.coefficients != nullptr) {
-    plans[0].distortion.coefficients = coefficients.get();
-    plans[0].distortion.first_expert = first.get();
-    plans[0].distortion.next_expert = next.get();
+  if (which.operation == "route") return work.count(route, work.logit_bytes(), work.output_bytes());
+
+  const permutation_shape shape = {which.num_tokens, which.top_k, which.num_experts, 0, 64};
+  const permuted order(shape);
+  std::size_t bytes = cuda::permute_detail::workspace_bytes(shape);
+  const int chunk_bytes = cuda::permute_detail::chunk_memory::bytes(which.num_experts);
+  if (which.operation == "permute") {
+    require(route());
+    const permutation_input<> chosen = {work.output().topk_ids, work.output().topk_counts, nullptr};
+    return work.count(
+        [&] {
+          return cuda::permute(shape, chosen, order.output(), order.workspace(), &bytes, false,
+                               nullptr);
+        },
+        4 * (work.slots() + work.tokens()), order.stored_bytes(), chunk_bytes);
   }
-  const device::buffer<detail::k_plan> device_plans(plans);
-  const device::buffer<Logit> device_logits(logits);
-  const auto slots = tokens * static_cast<std::size_t>(g.top_k);
-  device::buffer<std::int32_t> ids(slots), counts(tokens);
-  device::buffer<float> weights(slots), signal(tokens);
-  device::buffer<cuda::device_metrics> metrics(1);
-  metrics.clear();
-
-  const cuda::device_router device(g, device_plans.get());
-  const routing_output<> output = {ids.get(), weights.get(), counts.get(), signal.get()};
-  ptx::reset_counters();
-  const logits_view<Logit> view = {device_logits.get(), which.num_tokens, g.num_experts, 0};
-  require(device.route(0, view, output, with_metrics ? metrics.get() : nullptr, {}, nullptr));
-  const ptx::counters counted = ptx::total_counters();
-  if (ptx::last_fault().kind != ptx::fault_kind::none)
-    throw std::runtime_error(ptx::last_fault().text());
-
-  double sum_k = 0.0;
-  for (const std::int32_t k : counts.read()) sum_k += k;
-  const auto each = static_cast<double>(which.num_tokens);
-  const auto per_token = [&](std::uint64_t count) { return static_cast<double>(count) / each; };
-  const auto sectors = [&](std::size_t bytes) {
-    return static_cast<double>((bytes + 31) / 32) / each;
-  };
-  cost made;
-  made.kernel = ptx::kernel_counters().begin()->first;
-  made.mean_k = sum_k / each;
-  made.warp_instructions_per_token = per_token(counted.warp_instructions);
-  made.thread_instructions_per_token = per_token(counted.thread_instructions);
-  made.load_sectors_per_token = per_token(counted.global_load_sectors);
-  made.store_sectors_per_token = per_token(counted.global_store_sectors);
-  made.least_load_sectors_per_token = sectors(logits.size() * sizeof(Logit));
-  made.least_store_sectors_per_token = 2 * sectors(slots * 4) + 2 * sectors(tokens * 4);
-  made.atomic_requests_per_token =
-      per_token(counted.global_atomic_requests + counted.shared_atomic_requests);
-  made.shared_bank_conflicts = counted.shared_bank_conflicts;
-  made.launches = static_cast<int>(counted.launches);
-  return made;
+  return work.count(
+      [&] {
+        return router.route_permute(0, work.view(), routing_replay<>{}, work.output(),
+                                    cuda::expert_major{order.output(), 64}, metrics, {},
+                                    order.workspace(), &bytes, nullptr);
+      },
+      work.logit_bytes(), work.output_bytes() + order.stored_bytes(),
+      which.num_tokens <= 256 ? chunk_bytes : 0);
 }
 
 }  // namespace
@@ -146,6 +91,11 @@ cost measure(const routing_case& which, bool with_metrics) {
 
 const std::vector<std::string>& policies() {
   static const std::vector<std::string> known = {"full", "entropy", "half", "distortion"};
+  return known;
+}
+
+const std::vector<std::string>& operations() {
+  static const std::vector<std::string> known = {"route", "permute", "route_permute"};
   return known;
 }
 

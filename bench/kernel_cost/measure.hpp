@@ -14,8 +14,8 @@ struct routing_case {
   int top_k;
   std::int64_t num_tokens;
   logit_type dtype;
-  std::string
-      policy;  ///< full, entropy, half (entropy with a mean K of about K0 / 2) or distortion
+  std::string policy;  ///< full, entropy, half (entropy, mean K about K0 / 2) or distortion
+  std::string operation = "route";  ///< or permute, of what it chose; or route_permute
 };
 
 struct cost {
@@ -25,19 +25,22 @@ struct cost {
   double thread_instructions_per_token = 0.0;
   double load_sectors_per_token = 0.0;
   double store_sectors_per_token = 0.0;
-  double least_load_sectors_per_token = 0.0;  ///< each byte of the logits once
-  double least_store_sectors_per_token =
-      0.0;  ///< each byte of ids, weights, counts and signals once
+  double least_load_sectors_per_token = 0.0;   ///< each byte of the inputs once
+  double least_store_sectors_per_token = 0.0;  ///< each byte of the outputs once
   double atomic_requests_per_token = 0.0;
   std::uint64_t shared_bank_conflicts = 0;
   int launches = 0;
+  int threads_per_block = 0;
+  int dynamic_shared_bytes = 0;
 };
 
 /// Routes a softmax model, renormalised, with int32 ids, fp32 weights, counts and signal, and
-/// without metrics unless `with_metrics`. Throws std::runtime_error when the launch fails.
+/// without metrics unless `with_metrics`; permutes by blocks of 64 rows, with every output. Throws
+/// std::runtime_error when a launch fails.
 cost measure(const routing_case& which, bool with_metrics);
 
-/// "full" and so on: the policies that `measure` knows.
+/// "full" and so on, "route" and so on: what `measure` knows.
 const std::vector<std::string>& policies();
+const std::vector<std::string>& operations();
 
 }  // namespace kernel_cost

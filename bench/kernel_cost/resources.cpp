@@ -48,15 +48,27 @@ std::map<std::pair<std::string, std::string>, resources> read_resources(const st
 }
 
 double theoretical_occupancy(const resources& used, const std::string& architecture,
-                             int threads_per_block) {
-  const int most_warps = 64;
-  const int shared_kib = architecture == "sm_90" ? 228 : 164;
-  const int warps = threads_per_block / 32;
-  const int registers_a_warp = (used.registers * 32 + 255) / 256 * 256;
-  const int by_registers = 65536 / std::max(registers_a_warp, 1) / warps;
-  const int by_shared = shared_kib * 1024 / (used.shared_bytes + 1024);
-  const int blocks = std::min({by_registers, by_shared, most_warps / warps, 32});
-  return static_cast<double>(blocks * warps) / most_warps;
+                             int threads_per_block, int dynamic_shared_bytes) {
+  struct multiprocessor {
+    const char* name;
+    int warps, shared_kib, blocks;  // CUDA C++ Programming Guide, technical specifications
+  };
+  constexpr multiprocessor known[] = {{"sm_75", 32, 64, 16},  {"sm_80", 64, 164, 32},
+                                      {"sm_86", 48, 100, 16}, {"sm_89", 48, 100, 24},
+                                      {"sm_90", 64, 228, 32}, {"sm_100", 64, 228, 32},
+                                      {"sm_120", 48, 100, 24}};
+  for (const multiprocessor& m : known) {
+    if (architecture != m.name) continue;
+    const int warps = threads_per_block / 32;
+    const int registers_a_warp = (used.registers * 32 + 255) / 256 * 256;
+    const int reserved = architecture == "sm_75" ? 0 : 1024;
+    const int shared = used.shared_bytes + dynamic_shared_bytes + reserved;
+    const int by_registers = 65536 / std::max(registers_a_warp, 1) / warps;
+    const int by_shared = m.shared_kib * 1024 / std::max(shared, 1);
+    const int blocks = std::min({by_registers, by_shared, m.warps / warps, m.blocks});
+    return static_cast<double>(blocks * warps) / m.warps;
+  }
+  throw std::runtime_error("--arch " + architecture + ": expected one of sm_75 to sm_120");
 }
 
 }  // namespace kernel_cost

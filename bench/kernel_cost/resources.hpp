@@ -22,6 +22,6 @@ std::map<std::pair<std::string, std::string>, resources> read_resources(const st
 /// memory and threads, on sm_80 and sm_90 (65,536 registers, 2,048 threads; 164 and 228 KiB of
 /// shared memory, 1 KiB a block reserved).
 double theoretical_occupancy(const resources& used, const std::string& architecture,
-                             int threads_per_block);
+                             int threads_per_block, int dynamic_shared_bytes = 0);
 
 }  // namespace kernel_cost

@@ -68,10 +68,9 @@ layer_buffers make_buffers(const layer_shape& shape, std::int64_t num_tokens,
   adaptive_k::cuda::expert_major order;
   order.block_size = block_rows;
   check(router.route_permute(
-      0, adaptive_k::logits_view<float>{made.topk_weights, num_tokens, shape.num_experts, 0},
-      adaptive_k::routing_replay<>{},
-      adaptive_k::routing_output<>{made.topk_ids, made.topk_weights, made.topk_counts}, order,
-      nullptr, {}, nullptr, &made.workspace_bytes, nullptr));  // asks for the size only
+      0, adaptive_k::logits_view<float>{nullptr, num_tokens, shape.num_experts, 0},
+      adaptive_k::routing_replay<>{}, adaptive_k::routing_output<>{}, order, nullptr, {}, nullptr,
+      &made.workspace_bytes, nullptr));  // asks for the size only
   made.workspace = on_device<unsigned char>(made.workspace_bytes);
   return made;
 }

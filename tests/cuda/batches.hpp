@@ -53,6 +53,15 @@ void stretch(inputs::sequence& from, batch<Logit>& input) {
   }
 }
 
+/// Rows of few different logits, zeros of both signs among them: ties, which go by index alone.
+template <class Logit>
+void coarsen(inputs::sequence& from, batch<Logit>& input) {
+  for (std::int64_t t = 0; t < input.num_tokens; t += from.between(1, 3))
+    for (int e = 0; e < input.model.num_experts; ++e)
+      input.logits[static_cast<std::size_t>(t * input.row_stride + e)] =
+          from_float<Logit>(from.pick<float>({0.0f, -0.0f, -1.0f, 0.5f}));
+}
+
 /// Padding and limits of every kind, some tokens without.
 template <class Logit>
 void restrict_tokens(inputs::sequence& from, batch<Logit>& input) {
@@ -68,6 +77,7 @@ void restrict_tokens(inputs::sequence& from, batch<Logit>& input) {
 template <class Logit>
 void dictate(inputs::sequence& from, batch<Logit>& input) {
   const int top_k = input.model.top_k;
+  input.replays_in_place = from.chance(2);
   for (std::int64_t t = 0; t < input.num_tokens; ++t) {
     std::vector<std::int32_t> experts;
     for (int e = 0; e < input.model.num_experts; ++e) experts.push_back(e);

@@ -224,7 +224,8 @@ void run_layer(std::int64_t tokens, bool fused) {
   expect_same(made.rows, host.rows);
   expect_same(made.output, host.output);
   auto device_counts = std::make_unique<adaptive_k_metrics>();
-  adaptive_k_metrics_from_device(counters.read().data(), device_counts.get());
+  adaptive_k_metrics_from_device(counters.read().data(), device_counts.get(),
+                                 sizeof *device_counts);
   EXPECT_EQ(std::memcmp(device_counts.get(), metrics.get(), sizeof *metrics), 0);
 }
 

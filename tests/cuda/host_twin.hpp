@@ -32,6 +32,7 @@ struct batch {
   bool shadow = false;
   std::vector<std::int32_t> replay_ids;     ///< [num_tokens, K0], or empty: routed, not replayed
   std::vector<std::int32_t> replay_counts;  ///< [num_tokens]
+  bool replays_in_place = false;            ///< the ids given are where the ids go
 };
 
 template <class T>
@@ -154,7 +155,12 @@ void expect_equal(const batch<Logit>& input) {
                                                     input.shadow ? device_chosen.get() : nullptr};
   const optional_buffer<Id> device_replay_ids(replay_ids);
   const optional_buffer<std::int32_t> device_replay_counts(input.replay_counts);
-  const routing_replay<Id> given = {device_replay_ids.get(), device_replay_counts.get()};
+  routing_replay<Id> given = {device_replay_ids.get(), device_replay_counts.get()};
+  if (replays && input.replays_in_place) {
+    device_ids.write(replay_ids);
+    device_counts.write(input.replay_counts);
+    given = {device_ids.get(), device_counts.get()};
+  }
   const routing_extras extras = {bias.get(), padding_mask.get(), k_min.get(), k_max.get()};
   const status result = replays ? device_router.replay(0, device_logits, given, device_output,
                                                        device_metrics.get(), extras, nullptr)

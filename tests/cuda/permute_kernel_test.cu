@@ -149,6 +149,17 @@ TEST(permute_kernel, every_member_may_be_left_out) {
   }
 }
 
+TEST(permute_kernel, a_workspace_for_more_tokens_serves_fewer) {
+  std::size_t before = 0;
+  for (std::int64_t tokens = 0; tokens < 70000; tokens += 64) {
+    std::size_t bytes = 0;
+    ASSERT_TRUE(cuda::permute<std::int32_t>({tokens, 8, 128, 0, 1}, {}, {}, nullptr, &bytes, false,
+                                            nullptr));
+    ASSERT_GE(bytes, before) << tokens;
+    before = bytes;
+  }
+}
+
 TEST(permute_kernel, refuses_a_workspace_that_does_not_fit) {
   const permutation_shape shape = {1000, 2, 64, 0, 1};
   std::size_t bytes = 0;

@@ -55,6 +55,7 @@ void run_shapes(const std::vector<shape>& shapes, gating base, std::uint64_t see
       input.fill = static_cast<fill_id>(from.below(3));
       input.shadow = from.chance(6);
       if (from.chance(3)) stretch(from, input);
+      if (from.chance(3)) coarsen(from, input);
       if (from.chance(2)) spoil(from, input);
       if (from.chance(3)) restrict_tokens(from, input);
       if (replays && from.chance(6)) dictate(from, input);

@@ -1,5 +1,6 @@
 # Compiles each of HEADERS alone, after PRELUDE. Lists all that fail, not only the first.
 #   cmake -DCOMPILER=... -DFLAGS=... -DHEADERS=... -DINCLUDES=... -DPRELUDE=... -DWORK=... -P ...
+# FLAGS says to check alone, as -fsyntax-only does. CUDA=ON: the files are CUDA's.
 
 file(MAKE_DIRECTORY "${WORK}")
 set(include_flags "")
@@ -11,10 +12,14 @@ set(failed "")
 foreach(header IN LISTS HEADERS)
   string(MAKE_C_IDENTIFIER "${header}" name)
   # The second mention shows that the header guards itself.
-  file(WRITE "${WORK}/${name}.cpp" "#include \"${header}\"\n#include \"${header}\"\n")
+  set(file "${WORK}/${name}.cpp")
+  if(CUDA)
+    set(file "${WORK}/${name}.cu")
+  endif()
+  file(WRITE "${file}" "#include \"${header}\"\n#include \"${header}\"\n")
   execute_process(
-    COMMAND "${COMPILER}" ${FLAGS} ${include_flags} -include "${PRELUDE}" -fsyntax-only
-            "${WORK}/${name}.cpp"
+    COMMAND "${COMPILER}" ${FLAGS} ${include_flags} -include "${PRELUDE}" "${file}"
+    WORKING_DIRECTORY "${WORK}"
     RESULT_VARIABLE result OUTPUT_VARIABLE output ERROR_VARIABLE output)
   if(NOT result EQUAL 0)
     list(APPEND failed "${header}")

@@ -106,7 +106,7 @@ typedef struct adaptive_k_gating {
   int32_t n_group;             /* 0 means 1: no grouping */
   int32_t topk_group;          /* 0 means 1 */
   int32_t group_rank;          /* adaptive_k_group_score */
-  float jitter_epsilon;        /* sparsemixer */
+  float jitter_epsilon;        /* sparsemixer; 0 means 0.01 */
 } adaptive_k_gating;
 
 /* The K policy of one layer. */
@@ -158,7 +158,8 @@ ADAPTIVE_K_API void adaptive_k_router_destroy(adaptive_k_router* router); /* NUL
 ADAPTIVE_K_API size_t adaptive_k_router_plan_bytes(const adaptive_k_router* router);
 ADAPTIVE_K_API const void* adaptive_k_router_plans(const adaptive_k_router* router);
 
-/* What routing did: integers that add up over calls, layers, threads and ranks. */
+/* What routing did: integers that add up over calls, layers, threads and ranks. Later versions add
+ * members at the end alone. */
 typedef struct adaptive_k_metrics {
   uint64_t calls;
   uint64_t tokens; /* routed, padding left out */
@@ -198,8 +199,9 @@ typedef struct adaptive_k_route_params {
   const uint8_t* k_max;        /* [T] */
   const void* replay_ids;      /* [T, K0] of ids_type: weigh these experts instead of choosing */
   const int32_t* replay_counts; /* [T], 0..K0, or NULL: all K0 */
-  void* metrics; /* host: adaptive_k_metrics, added to. Device: adaptive_k_device_metrics_bytes(),
-                    zero before the first call */
+  void* metrics; /* host: adaptive_k_metrics_bytes(), an adaptive_k_metrics and what later versions
+                    have behind it, added to. Device: adaptive_k_device_metrics_bytes(), zero before
+                    the first call, and not shared by launches that may run together */
   int32_t overlap_previous; /* device: 1 where adaptive_k_overlap_supported() says so */
   int32_t reserved;         /* 0 */
 } adaptive_k_route_params;
@@ -210,9 +212,12 @@ ADAPTIVE_K_API int32_t adaptive_k_route_host(const adaptive_k_router* router,
 ADAPTIVE_K_API int32_t adaptive_k_route(const adaptive_k_router* router,
                                         const adaptive_k_route_params* params, void* stream);
 
+ADAPTIVE_K_API size_t adaptive_k_metrics_bytes(void);
 ADAPTIVE_K_API size_t adaptive_k_device_metrics_bytes(void);
-/* Converts a copy, in host memory, of what a device counted. */
-ADAPTIVE_K_API void adaptive_k_metrics_from_device(const void* copied, adaptive_k_metrics* metrics);
+/* Converts a copy, in host memory, of what a device counted; writes metrics_bytes, as the caller
+ * was compiled, at most. */
+ADAPTIVE_K_API void adaptive_k_metrics_from_device(const void* copied, adaptive_k_metrics* metrics,
+                                                   size_t metrics_bytes);
 
 /* Rows in order of expert, of an expert in order of token. A slot, token * K0 + j, counts when j <
  * topk_counts[token] and its id is an expert of this rank; of slots of one token with the same
@@ -249,10 +254,11 @@ ADAPTIVE_K_API int32_t adaptive_k_permute_host(const adaptive_k_permute_params* 
  * initialisation, and is free for other use when the launch is done. */
 ADAPTIVE_K_API int32_t adaptive_k_permute(const adaptive_k_permute_params* params, void* workspace,
                                           size_t* workspace_bytes, void* stream);
-/* adaptive_k_route, then adaptive_k_permute of its result: one launch up to 256 tokens, else two.
+/* adaptive_k_route, then adaptive_k_permute of its result: one launch up to 256 tokens (and 800
+ * local experts), else two. With a NULL workspace only *workspace_bytes is set.
  * Of `permute`, topk_ids, topk_counts, num_tokens, top_k, num_experts and ids_type are not read.
- * The first 16 bytes of the workspace must be zero before its first use here, and are zero again
- * after every launch; one workspace serves one stream at a time. */
+ * The first 16 bytes of the workspace must be zero before its first use here; launches leave it
+ * ready for the next. One workspace serves one stream at a time. */
 ADAPTIVE_K_API int32_t adaptive_k_route_permute(const adaptive_k_router* router,
                                                 const adaptive_k_route_params* route,
                                                 const adaptive_k_permute_params* permute,

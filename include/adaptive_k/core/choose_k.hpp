@@ -19,16 +19,21 @@ struct k_limits {
   int k_max;
 };
 
-/// A K policy made ready for one gating. Plain data, so that it can live on a device.
-struct k_plan {
+/// What every policy has: 32 bytes, which a device takes in with two loads.
+struct alignas(16) k_plan_head {
   signal_kind signal = signal_kind::softmax_entropy;
   bool predicts_distortion = false;
   k_limits limits = {1, 1};
   int last_k = 1;                    ///< k when no threshold is met
   std::uint32_t tried = 0;           ///< bit k - 1: k has a threshold
-  float threshold[max_top_k] = {};   ///< by k - 1
   float mass_exponent = 1.0f;        ///< in [0, 1]
+  float log_experts = 0.0f;          ///< ln E
   float inverse_log_experts = 0.0f;  ///< 1 / ln E; 0 for E = 1
+};
+
+/// A K policy made ready for one gating. Plain data, so that it can live on a device.
+struct k_plan : k_plan_head {
+  float threshold[max_top_k] = {};  ///< by k - 1
   distortion_ref distortion;
 };
 
@@ -51,8 +56,8 @@ inline k_plan make_plan(const gating& g, const k_policy& policy) noexcept {
   plan.mass_exponent = policy.mass_exponent;
   if (policy.mass_exponent == k_policy::mass_exponent_of_model)
     plan.mass_exponent = renormalizes(g) ? 1.0f : 0.0f;
-  if (g.num_experts > 1)
-    plan.inverse_log_experts = math::divide(1.0f, math::log(static_cast<float>(g.num_experts)));
+  plan.log_experts = math::log(static_cast<float>(g.num_experts));
+  if (g.num_experts > 1) plan.inverse_log_experts = math::divide(1.0f, plan.log_experts);
   plan.distortion = policy.distortion;
   return plan;
 }
@@ -77,8 +82,8 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE F restore_mass(const F& kept_share, float mass_e
 }
 
 /// Whether the threshold of rank j says that j + 1 experts are enough. Division-free.
-template <int MaxTopK, class F>
-ADAPTIVE_K_HD ADAPTIVE_K_INLINE auto is_enough(const k_plan& plan, const F& signal,
+template <int MaxTopK, class F, class Plan>
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE auto is_enough(const Plan& plan, const F& signal,
                                                const ranked_experts<MaxTopK, F>& ranked,
                                                int j) noexcept {
   const F threshold = plan.threshold[j];
@@ -90,9 +95,9 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE auto is_enough(const k_plan& plan, const F& sign
 
 /// Argmin over k in [k_min, k_max] of g d(k) + lambda k; the larger k on equal cost.
 /// Cost: three logarithms, one or two exponentials and about 20 operations per k.
-template <int MaxTopK, class F, class Ranks>
+template <int MaxTopK, class F, class Ranks, class Plan>
 ADAPTIVE_K_HD ADAPTIVE_K_INLINE math::integers<F> least_cost_k(
-    const k_plan& plan, const ranked_experts<MaxTopK, F>& ranked, const F& topk_share,
+    const Plan& plan, const ranked_experts<MaxTopK, F>& ranked, const F& topk_share,
     int num_experts, int top_k, Ranks ranks, k_limits limits) noexcept {
   const distortion_ref& model = plan.distortion;
   const F inverse_mass = math::divide(F(1.0f), ranked.total);
@@ -147,8 +152,8 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE math::integers<F> least_cost_k(
 
 /// How many experts this token gets, within its limits. `topk_share` is S_K0 as distortion_ref
 /// means it; `ranks` is a loop_count of K0.
-template <int MaxTopK, class F, class Ranks>
-ADAPTIVE_K_HD ADAPTIVE_K_INLINE math::integers<F> choose_k(const k_plan& plan, const F& signal,
+template <int MaxTopK, class F, class Ranks, class Plan>
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE math::integers<F> choose_k(const Plan& plan, const F& signal,
                                                            const ranked_experts<MaxTopK, F>& ranked,
                                                            const F& topk_share, int num_experts,
                                                            int top_k, Ranks ranks,

@@ -35,7 +35,7 @@ struct sums_needed {
   bool logs;
 };
 template <gating_kind Kind>
-ADAPTIVE_K_HD ADAPTIVE_K_INLINE sums_needed sums_for(const gating& model, const k_plan& plan,
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE sums_needed sums_for(const gating& model, const k_plan_head& plan,
                                                      bool by_score) noexcept {
   const bool entropy = is_full_entropy(plan.signal);
   const bool total =
@@ -44,8 +44,8 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE sums_needed sums_for(const gating& model, const 
 }
 
 /// The model's own weight of a score: `score * own_factor`.
-template <gating_kind Kind, class F>
-ADAPTIVE_K_HD ADAPTIVE_K_INLINE F own_factor(const gating& model, const F& topk_mass,
+template <gating_kind Kind, class F, class Gating>
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE F own_factor(const Gating& model, const F& topk_mass,
                                              const F& total) noexcept {
   const F scale = model.routed_scaling_factor;
   if (renormalizes(model)) return math::divide(scale, topk_mass);
@@ -56,9 +56,10 @@ inline constexpr int choice_counts = -1;
 
 /// Fills `route`, apart from `has_nonfinite`. Reads `expert`, `score` and `log_score` of `ranked`
 /// and completes it. `dictated` is k where something else than the policy decides it (shadow mode,
-/// replay), else `choice_counts`.
-template <gating_kind Kind, int MaxTopK, class F, class Ranks>
-ADAPTIVE_K_HD ADAPTIVE_K_INLINE void finish_route(const gating& model, const k_plan& plan,
+/// replay), else `choice_counts`. `model` and `plan` may know some of their members at compile
+/// time.
+template <gating_kind Kind, int MaxTopK, class F, class Ranks, class Gating, class Plan>
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE void finish_route(const Gating& model, const Plan& plan,
                                                   const score_sums<F>& sums, k_limits limits,
                                                   int dictated, Ranks ranks,
                                                   ranked_experts<MaxTopK, F>& ranked,
@@ -66,10 +67,10 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE void finish_route(const gating& model, const k_p
   using integers = math::integers<F>;
   const int top_k = model.top_k;
   F full_entropy = 0.0f;
-  if (is_full_entropy(plan.signal)) {  // scores that all underflowed: as unsure as can be
-    const float most = math::log(static_cast<float>(model.num_experts));
-    full_entropy =
-        math::select(sums.score > 0.0f, entropy_nats(sums.score, sums.score_log_score), F(most));
+  if (is_full_entropy(plan.signal)) {
+    full_entropy = entropy_nats(sums.score, sums.score_log_score);
+    if constexpr (!is_softmax(Kind))  // scores that all underflowed: as unsure as can be
+      full_entropy = math::select(sums.score > 0.0f, full_entropy, F(plan.log_experts));
   }
   F mass = 0.0f;
   ADAPTIVE_K_UNROLL

@@ -91,7 +91,8 @@ ADAPTIVE_K_HD constexpr bool is_softmax(gating_kind kind) {
 }
 
 /// Softmax over the selected is softmax over all, renormalised.
-ADAPTIVE_K_HD inline bool renormalizes(const gating& g) noexcept {
+template <class Gating>
+ADAPTIVE_K_HD constexpr bool renormalizes(const Gating& g) noexcept {
   return g.renormalize || g.kind == gating_kind::top_k_softmax;
 }
 

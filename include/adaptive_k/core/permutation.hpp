@@ -20,7 +20,7 @@ struct permutation_shape {
 
 /// A slot counts when j < topk_counts[token] and its id is in 0..E-1 and mapped to 0..L-1. An
 /// expert is taken once per token: of slots with the same (mapped) expert the first one counts, so
-/// that the fill `fill_id::first_expert` needs no counts.
+/// that the fill `fill_id::first_expert` needs no counts where no token is padding.
 template <class Id = std::int32_t>
 struct permutation_input {
   static_assert(is_expert_id<Id>, "adaptive_k: ids must be int32, int64, int16 or uint16");
@@ -76,7 +76,8 @@ inline status validate(const permutation_shape& shape) noexcept {
   if (shape.num_tokens < 0)
     return status::error(invalid, "num_tokens is %lld, expected 0 or more",
                          static_cast<long long>(shape.num_tokens));
-  if (shape.num_tokens > 0x7FFFFFFF || permuted_capacity(shape) > 0x7FFFFFFF)
+  constexpr std::int64_t most_rows = 0x7FFFFFFF - 0xFFFF;  // a kernel's index may step past the end
+  if (shape.num_tokens > most_rows || permuted_capacity(shape) > most_rows)
     return status::error(status_code::unsupported,
                          "num_tokens is %lld: its rows, padding included, do not fit int32",
                          static_cast<long long>(shape.num_tokens));

@@ -143,7 +143,7 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE void load_logits(
 }
 
 /// Both sums in the one reduction order, `Logits` as in score_of; experts for which
-/// `counts(logit)` is false add nothing.
+/// `counts(logit, row, slot)` is false add nothing.
 template <gating_kind Kind, bool WithLogs, logits_are Logits = logits_are::any, class Tile,
           int MaxRows, class Counts>
 ADAPTIVE_K_HD ADAPTIVE_K_INLINE score_sums<> sum_scores(const Tile& tile,
@@ -163,7 +163,7 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE score_sums<> sum_scores(const Tile& tile,
       for (int slot = 0; slot < slots; ++slot) {
         const float logit = token.logits[lane].at[row][slot];
         const score_pair<> s = score_of<Kind, Logits>(logit, largest);
-        const float counted = counts(logit) ? s.score : 0.0f;
+        const float counted = counts(logit, row, slot) ? s.score : 0.0f;
         const bool first = Tile::unrolled && row == 0;  // 0 + s is s
         score[slot] = first ? counted : score[slot] + counted;
         if constexpr (WithLogs) log[slot] = math::fma(counted, s.log_score, log[slot]);
@@ -251,7 +251,7 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE void score_by_masked_softmax(const Tile& tile,
     const int expert = ranked.expert[j];
     const float largest = logit_of(tile, token, expert);
     const float tolerance = 2.0f * jitter_epsilon;
-    const auto counts = [=](float logit) {
+    const auto counts = [=](float logit, int, int) {
       const float scale = math::larger(math::magnitude(logit), largest);
       return !(largest - logit > tolerance * scale);
     };
@@ -310,7 +310,7 @@ ADAPTIVE_K_HD inline token_route<MaxTopK> route_token(const Tile& tile, const ga
   const bool by_score = selects_by_score(model);
 
   const sums_needed needed = sums_for<Kind>(model, plan, by_score);
-  const auto all = [](float) { return true; };
+  const auto all = [](float, int, int) { return true; };
   score_sums<> sums = {1.0f, 0.0f};
   if (needed.logs)
     sums = sum_scores<Kind, true>(tile, token, token.largest, all);

@@ -85,7 +85,7 @@ __global__ void __launch_bounds__(combine_threads) combine_kernel(combine_params
       adds[i] = first + i < count;
       const std::int64_t slot = token * top_k + first + i;
       std::int64_t from = slot;
-      if (adds[i] && params.row_of_slot != nullptr) from = __ldg(params.row_of_slot + slot);
+      if (adds[i] && params.row_of_slot != nullptr) from = params.row_of_slot[slot];
       adds[i] = adds[i] && from >= 0;
       if (adds[i]) {
         weight[i] = params.topk_weights != nullptr

@@ -7,6 +7,7 @@
 #include <cstddef>
 
 #include "adaptive_k/config.hpp"
+#include "adaptive_k/cuda/strict_arithmetic.cuh"
 #include "adaptive_k/status.hpp"
 
 ADAPTIVE_K_NAMESPACE_BEGIN
@@ -16,6 +17,7 @@ namespace cuda {
 /// Returns when every kernel before this one on the stream is done and its writes can be seen.
 /// To be called before the first access to memory. Nothing where launches do not overlap.
 __device__ ADAPTIVE_K_INLINE void wait_for_previous_kernel() noexcept {
+  refuse_flush_to_zero();  // here, because every kernel calls this
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif

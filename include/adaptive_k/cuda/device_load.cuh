@@ -213,9 +213,9 @@ struct wide_load<16> {
   using type = uint4;
 };
 
-/// `Width` neighbouring logits with one load each. `Exact`: every slot is an expert's. `Shared`:
-/// the row lies in shared memory.
-template <int Width, bool Exact, bool Shared, class Tile, int MaxRows, class Logit>
+/// `Width` neighbouring logits with one load each. `Experts` is E where the compiler knows it, else
+/// 0. `Shared`: the row lies in shared memory.
+template <int Width, int Experts, bool Shared, class Tile, int MaxRows, class Logit>
 __device__ ADAPTIVE_K_INLINE void fetch_by(loaded_row<Tile, MaxRows>& fetched, const Logit* data,
                                            int num_experts) noexcept {
   using word = logit_word<Logit>;
@@ -227,14 +227,15 @@ __device__ ADAPTIVE_K_INLINE void fetch_by(loaded_row<Tile, MaxRows>& fetched, c
     ADAPTIVE_K_UNROLL
     for (int slot = 0; slot < Tile::slots_per_lane; slot += Width) {
       const int offset = Tile::expert_at(0, row, slot);
-      const bool exists = Exact || offset + lane_offset < num_experts;
+      const bool exists = Tile::expert_at(Tile::lanes - 1, row, slot) < Experts ||
+                          offset + lane_offset < (Experts > 0 ? Experts : num_experts);
       std::uint32_t* to = &fetched.words[row][slot / word::size];
       if constexpr (Width * sizeof(Logit) >= 4) {
         using wide = typename wide_load<Width * sizeof(Logit)>::type;
         constexpr int count = static_cast<int>(sizeof(wide)) / 4;
         if (exists) {
           const wide* const from = reinterpret_cast<const wide*>(own + offset);
-          const wide loaded = Shared ? *from : __ldg(from);
+          const wide loaded = *from;  // __ldg would not be safe where launches overlap
           std::uint32_t bits[count];
           std::memcpy(bits, &loaded, sizeof loaded);
           ADAPTIVE_K_UNROLL
@@ -258,19 +259,21 @@ __device__ ADAPTIVE_K_INLINE void fetch_by(loaded_row<Tile, MaxRows>& fetched, c
 }
 }  // namespace load_detail
 
-template <int MaxRows, class Tile, bool Shared = false, class Logit>
+/// `Usual`: the E that is compiled for; others are served too.
+template <int MaxRows, int Usual, class Tile, bool Shared = false, class Logit>
 __device__ ADAPTIVE_K_INLINE loaded_row<Tile, MaxRows> fetch_row(const device_row<Logit>& source,
                                                                  int num_experts) noexcept {
   constexpr int half = Tile::chunk >= 2 ? Tile::chunk / 2 : 1;
+  constexpr int usual_width = Usual % Tile::chunk == 0 ? Tile::chunk : half;
   loaded_row<Tile, MaxRows> row;
-  if (source.load_width >= Tile::chunk && num_experts == MaxRows * Tile::row_width)
-    load_detail::fetch_by<Tile::chunk, true, Shared>(row, source.data, num_experts);
+  if (source.load_width >= usual_width && num_experts == Usual)
+    load_detail::fetch_by<usual_width, Usual, Shared>(row, source.data, num_experts);
   else if (source.load_width >= Tile::chunk && !Shared)
-    load_detail::fetch_by<Tile::chunk, false, Shared>(row, source.data, num_experts);
+    load_detail::fetch_by<Tile::chunk, 0, Shared>(row, source.data, num_experts);
   else if (source.load_width >= half)
-    load_detail::fetch_by<half, false, Shared>(row, source.data, num_experts);
+    load_detail::fetch_by<half, 0, Shared>(row, source.data, num_experts);
   else
-    load_detail::fetch_by<1, false, Shared>(row, source.data, num_experts);
+    load_detail::fetch_by<1, 0, Shared>(row, source.data, num_experts);
   return row;
 }
 
@@ -281,7 +284,7 @@ struct staged_rows {
   using logit = typename Tile::logit_type;
   static constexpr int bytes = 32 / Tile::lanes * MaxExperts * static_cast<int>(sizeof(logit));
   static constexpr bool fit = bytes <= 4096;
-  uint4 words[fit ? bytes / 16 : 1];
+  uint4 words[fit ? (bytes + 15) / 16 : 1];
 
   /// `rows` rows of E logits from `data` on, which is 16-byte aligned; every lane takes part.
   __device__ ADAPTIVE_K_INLINE void copy_in(const logit* data, int rows, int num_experts) noexcept {
@@ -290,8 +293,7 @@ struct staged_rows {
     constexpr int width = 16 / static_cast<int>(sizeof(logit));
     const int wide = count / width;
     __syncwarp();  // the round before may still read
-    for (int i = lane; i < wide; i += 32)
-      words[i] = __ldg(reinterpret_cast<const uint4*>(data) + i);
+    for (int i = lane; i < wide; i += 32) words[i] = reinterpret_cast<const uint4*>(data)[i];
     logit* const to = reinterpret_cast<logit*>(words);
     for (int i = wide * width + lane; i < count; i += 32) to[i] = data[i];
     __syncwarp();
@@ -321,7 +323,8 @@ __device__ ADAPTIVE_K_INLINE void load_logits(
     token_state<device_tile<Lanes, RowWidth, Logit>, MaxRows>& token, int num_experts,
     const device_row<Logit>& source) noexcept {
   using tile_type = device_tile<Lanes, RowWidth, Logit>;
-  unpack(fetch_row<MaxRows, tile_type>(source, num_experts), num_experts, token);
+  unpack(fetch_row<MaxRows, MaxRows * RowWidth, tile_type>(source, num_experts), num_experts,
+         token);
   detail::examine_logits(tile, token);
 }
 

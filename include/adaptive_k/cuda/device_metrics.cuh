@@ -10,7 +10,8 @@ ADAPTIVE_K_NAMESPACE_BEGIN
 
 namespace cuda {
 
-/// Counters in device memory, at an address of the caller's. All zero is empty; launches add to it.
+/// Counters in device memory, at an address of the caller's. All zero is empty; launches add to it,
+/// one at a time: streams that may run together need one each.
 struct device_metrics {
   unsigned long long calls;
   unsigned long long tokens;
@@ -80,6 +81,15 @@ class block_metrics {
     if (target_ != nullptr) atomicAdd(&state().expert_counts[expert], 1u);
   }
 
+  /// A token's first `count` experts.
+  template <int MaxTopK>
+  __device__ void add_experts(const int (&experts)[MaxTopK], int count) noexcept {
+    if (target_ == nullptr) return;
+    ADAPTIVE_K_UNROLL
+    for (int j = 0; j < MaxTopK; ++j)
+      if (j < count) atomicAdd(&state().expert_counts[experts[j]], 1u);
+  }
+
   __device__ void add_token(bool padding, int count, float signal, bool has_nonfinite) noexcept {
     if (target_ == nullptr) return;
     shared_state& block = state();
@@ -113,10 +123,11 @@ class block_metrics {
       if (block.k_histogram[k] != 0)
         atomicAdd(&target_->k_histogram[k], static_cast<unsigned long long>(block.k_histogram[k]));
     if (threadIdx.x == 0) flush_totals(top_k);
-    __threadfence();
     __syncthreads();
-    if (threadIdx.x == 0)
+    if (threadIdx.x == 0) {
+      __threadfence();  // after the barrier, so that it covers what the whole block added
       block.is_last = atomicAdd(&target_->blocks_done, 1u) == gridDim.x - 1 ? 1u : 0u;
+    }
     __syncthreads();
     if (block.is_last != 0 && threadIdx.x == 0) close_launch();
   }

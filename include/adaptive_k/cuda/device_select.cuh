@@ -92,29 +92,54 @@ struct wide_key {
   }
 };
 
-/// Sorts chunks of each lane's keys, keeps the best MaxTopK of them, and merges the lanes' lists:
-/// every lane ends with the tile's best. `key_at(row, slot)` packs this lane's key; `finish(key)`
-/// may add what is the same for all of a lane's keys.
-template <class Tile, int MaxRows, int MaxTopK, class Key, class KeyAt, class Finish>
-__device__ ADAPTIVE_K_INLINE sorted_list<Key, MaxTopK> best_of_tile(KeyAt key_at,
-                                                                    Finish finish) noexcept {
+/// An index that the compiler knows, so that keys can be made with immediate operands.
+template <int Value>
+struct constant {
+  __device__ constexpr operator int() const noexcept { return Value; }
+};
+
+/// One of a lane's keys, 0 past the last.
+template <class Tile, int MaxRows, class Key, int At, class KeyAt>
+__device__ ADAPTIVE_K_INLINE Key key_number(KeyAt key_at) noexcept {
   constexpr int slots = Tile::slots_per_lane;
-  constexpr int count = MaxRows * slots;
-  sorted_list<Key, MaxTopK> winners;
-  ADAPTIVE_K_UNROLL
-  for (int start = 0; start < count; start += MaxTopK) {
-    sorted_list<Key, MaxTopK> part;
-    ADAPTIVE_K_UNROLL
-    for (int i = 0; i < MaxTopK; ++i) {
-      const int at = start + i;
-      part.at[i] = at < count ? key_at(at / slots, at % slots) : Key{0};
-    }
-    part.sort();
-    if (start == 0)
+  if constexpr (At < MaxRows * slots)
+    return key_at(constant<At / slots>{}, constant<At % slots>{});
+  else
+    return 0;
+}
+
+/// A lane's keys from number `Start` on, as many as a list holds, sorted.
+template <class Tile, int MaxRows, class Key, int Start, class KeyAt, int... I>
+__device__ ADAPTIVE_K_INLINE sorted_list<Key, sizeof...(I)> sorted_part(
+    KeyAt key_at, std::integer_sequence<int, I...>) noexcept {
+  sorted_list<Key, sizeof...(I)> part = {{key_number<Tile, MaxRows, Key, Start + I>(key_at)...}};
+  part.sort();
+  return part;
+}
+
+/// The best of a lane's keys from number `Start` on.
+template <class Tile, int MaxRows, int MaxTopK, class Key, int Start, class KeyAt>
+__device__ ADAPTIVE_K_INLINE void keep_best_of_lane(KeyAt key_at,
+                                                    sorted_list<Key, MaxTopK>& winners) noexcept {
+  if constexpr (Start < MaxRows * Tile::slots_per_lane) {
+    const auto part =
+        sorted_part<Tile, MaxRows, Key, Start>(key_at, std::make_integer_sequence<int, MaxTopK>{});
+    if constexpr (Start == 0)
       winners = part;
     else
       winners.keep_best([&](int i) { return part.at[i]; });
+    keep_best_of_lane<Tile, MaxRows, MaxTopK, Key, Start + MaxTopK>(key_at, winners);
   }
+}
+
+/// Sorts chunks of each lane's keys, keeps the best MaxTopK of them, and merges the lanes' lists:
+/// every lane ends with the tile's best. `key_at(row, slot)` packs this lane's key, both indices
+/// being `constant`; `finish(key)` may add what is the same for all of a lane's keys.
+template <class Tile, int MaxRows, int MaxTopK, class Key, class KeyAt, class Finish>
+__device__ ADAPTIVE_K_INLINE sorted_list<Key, MaxTopK> best_of_tile(KeyAt key_at,
+                                                                    Finish finish) noexcept {
+  sorted_list<Key, MaxTopK> winners;
+  keep_best_of_lane<Tile, MaxRows, MaxTopK, Key, 0>(key_at, winners);
   ADAPTIVE_K_UNROLL
   for (int i = 0; i < MaxTopK; ++i) winners.at[i] = finish(winners.at[i]);
   const auto merge = [&](int offset) {

@@ -16,6 +16,7 @@
 #include "adaptive_k/cuda/route_kernel.cuh"
 #include "adaptive_k/cuda/storage.cuh"
 #include "adaptive_k/cuda/tuning.cuh"
+#include "adaptive_k/cuda/usual_call.cuh"
 #include "adaptive_k/status.hpp"
 #include "adaptive_k/types.hpp"
 
@@ -51,19 +52,31 @@ inline status check_blocks(std::int64_t blocks, std::int64_t num_tokens) noexcep
                        static_cast<long long>(num_tokens));
 }
 
-/// What a block may hold without asking the runtime, less the most that routing itself takes.
-inline constexpr int shared_bytes_unasked = 48 * 1024 - 25 * 1024;
+/// Shared memory that a kernel may have on every architecture, what a launch gives it unasked, and
+/// the most that the two families of kernels take for routing itself.
+inline constexpr int shared_bytes_of_block = 64 * 1024;
+inline constexpr int shared_bytes_unasked = 48 * 1024;
+inline constexpr int plain_shared_bytes = 30 * 1024;
+inline constexpr int general_shared_bytes = 6 * 1024;
 
-inline status launch_blocks(void (*kernel)(route_params), std::int64_t blocks,
+/// Whether a kernel that routes can permute for `num_local` experts in the same launch.
+inline bool permutes_itself(bool plain, int num_local) noexcept {
+  return permute_detail::chunk_memory::bytes(num_local) <=
+         shared_bytes_of_block - (plain ? plain_shared_bytes : general_shared_bytes);
+}
+
+/// `own_bytes`: shared memory of the kernel for routing. The limit asked for is the same for every
+/// call, so that threads that launch the same kernel do not take it back from one another.
+inline status launch_blocks(void (*kernel)(route_params), int own_bytes, std::int64_t blocks,
                             const route_params& params, cudaStream_t stream) noexcept {
   const permute_params& permutation = params.permutation;
   const bool permutes = permutation.topk_ids != nullptr && permutation.num_parts == 1;
   const int shared_bytes =
       permutes ? permute_detail::chunk_memory::bytes(permutation.shape.num_local_experts) : 0;
-  if (shared_bytes > shared_bytes_unasked) {
-    const status allowed =
-        to_status(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                                       cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes));
+  if (shared_bytes > shared_bytes_unasked - own_bytes) {
+    const status allowed = to_status(cudaFuncSetAttribute(
+        reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
+        shared_bytes_of_block - own_bytes));
     if (!allowed) return allowed;
   }
   return to_status(cuda::launch(kernel,
@@ -87,15 +100,19 @@ struct plain_family {
         32 / Tier::lanes * params.row_stride * static_cast<std::int64_t>(sizeof(Logit));
     const bool aligned =
         reinterpret_cast<std::uintptr_t>(params.logits) % 16 == 0 && round_bytes % 16 == 0;
+    const bool whole_sectors =
+        params.row_stride * static_cast<std::int64_t>(sizeof(Logit)) % 32 == 0;
     const bool loads_side_by_side =
-        params.load_width >= tile::chunk && (Tier::lanes > 1 || tile::chunks == 1);
+        params.load_width >= tile::chunk && (Tier::lanes > 1 ? whole_sectors : tile::chunks == 1);
     params.stages_rows = aligned && params.row_stride == params.model.num_experts &&
                          params.num_tokens > 1 && !loads_side_by_side;
+    params.usual = is_usual_call(params, Tier::max_top_k);
     const std::int64_t warps = divide_up(params.num_tokens, 32 / Tier::lanes * params.rounds);
     const std::int64_t blocks = divide_up(warps, threads_per_block / 32);
     const status fits = check_blocks(blocks, params.num_tokens);
     if (!fits) return fits;
-    return launch_blocks(plain_route_kernel<Tier, Logit>, blocks, params, stream);
+    return launch_blocks(plain_route_kernel<Tier, Logit>, plain_shared_bytes, blocks, params,
+                         stream);
   }
 };
 
@@ -106,7 +123,8 @@ struct general_family {
     const std::int64_t blocks = divide_up(params.num_tokens * Tier::lanes, threads_per_block);
     const status fits = check_blocks(blocks, params.num_tokens);
     if (!fits) return fits;
-    return launch_blocks(route_kernel<Tier, Kind, Logit>, blocks, params, stream);
+    return launch_blocks(route_kernel<Tier, Kind, Logit>, general_shared_bytes, blocks, params,
+                         stream);
   }
 };
 
@@ -228,9 +246,10 @@ class device_router {
   }
 
   /// `route` (or `replay`, where `given` has ids) and the permutation of what it chose: one launch
-  /// up to 256 tokens, else two. Two calls, as cuda::permute: with a null `workspace` only
-  /// `*workspace_bytes` is set. The first 16 bytes of the workspace must be zero before its first
-  /// use here, and are zero again after every launch; no other stream may use it meanwhile.
+  /// up to 256 tokens (and 800 local experts, where softmax is ranked by logit alone), else two.
+  /// Two calls, as cuda::permute: with a null `workspace` only `*workspace_bytes` is set, and no
+  /// other pointer is looked at. The first 16 bytes of the workspace must be zero before its first
+  /// use here; launches leave it ready for the next. No other stream may use it meanwhile.
   template <class Logit, class Id = std::int32_t, class Weight = float>
   status route_permute(int layer, const logits_view<Logit>& logits, const routing_replay<Id>& given,
                        const routing_output<Id, Weight>& output, const expert_major& order,
@@ -238,28 +257,35 @@ class device_router {
                        std::size_t* workspace_bytes, cudaStream_t stream) const noexcept {
     const permutation_shape shape = {logits.num_tokens, model_.top_k, model_.num_experts,
                                      order.num_local_experts, order.block_size};
-    route_params params = {};
-    status result = prepare(layer, logits, given, output, metrics, extras, &params);
-    if (result) result = detail::check_permutation(shape, true, order.expert_map != nullptr);
-    if (result && fill_ == fill_id::first_expert && output.topk_counts == nullptr)
-      result = status::error(status_code::invalid_argument,
-                             "output.topk_counts is null: the permutation needs it with the fill "
-                             "first_expert");
+    status result = validity_;
+    if (result) result = validate(shape);
     if (!result) return result;
     const std::size_t needed = permute_detail::workspace_bytes(shape);
     if (workspace == nullptr) {
       *workspace_bytes = needed;
       return {};
     }
-    result = permute_detail::check_workspace(workspace, *workspace_bytes, needed);
+    route_params params = {};
+    result = prepare(layer, logits, given, output, metrics, extras, &params);
+    if (result) result = detail::check_permutation(shape, true, order.expert_map != nullptr);
+    if (result && fill_ == fill_id::first_expert && output.topk_counts == nullptr)
+      result = status::error(status_code::invalid_argument,
+                             "output.topk_counts is null: the permutation needs it with the fill "
+                             "first_expert");
+    if (result) result = permute_detail::check_workspace(workspace, *workspace_bytes, needed);
     if (!result) return result;
     const permute_params permutation = permute_detail::make_params<Id>(
         shape, {output.topk_ids, output.topk_counts, order.expert_map}, order.output, workspace);
     if (logits.num_tokens == 0) return launch_permute<false>(permutation, overlaps_, stream);
-    params.permutation = permutation;
+    const bool plain = is_plain(params.model) && params.replay_ids == nullptr;
+    const bool small = permutation.num_parts == 1;
+    const bool at_once =
+        small && launch_detail::permutes_itself(plain, permutation.shape.num_local_experts);
+    if (at_once || !small) params.permutation = permutation;
     result = launch_route<Logit>(params, stream);
-    if (!result || permutation.num_parts == 1) return result;
-    return launch_permute<true>(permutation, overlaps_, stream);
+    if (!result || at_once) return result;
+    return small ? launch_permute<false>(permutation, overlaps_, stream)
+                 : launch_permute<true>(permutation, overlaps_, stream);
   }
 
  private:
@@ -283,6 +309,9 @@ class device_router {
                            output.topk_ids != nullptr, output.topk_weights != nullptr, extras);
     if (!refusal) return refusal;
     if (plans_ == nullptr) return status::error(status_code::invalid_argument, "plans is null");
+    if (reinterpret_cast<std::uintptr_t>(plans_) % alignof(detail::k_plan) != 0)
+      return status::error(status_code::invalid_argument, "plans is not aligned to %zu bytes",
+                           alignof(detail::k_plan));
     route_params& params = *made;
     params.logits = logits.data;
     params.num_tokens = logits.num_tokens;

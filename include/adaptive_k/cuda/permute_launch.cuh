@@ -28,9 +28,11 @@ constexpr int num_parts(std::int64_t num_tokens) noexcept {
 inline constexpr std::size_t header_bytes = 16;
 static_assert(sizeof(permute_tickets) <= header_bytes, "the counts follow the tickets, aligned");
 
+/// Never less for more tokens, so that a workspace for the largest call serves every other.
 inline std::size_t workspace_bytes(const permutation_shape& shape) noexcept {
-  const int parts = num_parts(shape.num_tokens);
-  if (parts == 1) return header_bytes;
+  const std::int64_t chunks = (shape.num_tokens + chunk_tokens - 1) / chunk_tokens;
+  if (chunks <= 1) return header_bytes;
+  const auto parts = chunks < max_counting_blocks ? chunks : max_counting_blocks;
   return header_bytes + static_cast<std::size_t>(parts) *
                             static_cast<std::size_t>(detail::local_experts(shape)) *
                             sizeof(std::int32_t);
@@ -106,7 +108,7 @@ struct expert_major {
 /// enqueued on `stream`, before it, above 256 tokens, a memset of 8 bytes. No allocation, no
 /// synchronisation. `overlaps`: the launch may overlap the kernel before it (see
 /// overlap_supported); not after a memset. The workspace needs no initialisation, an alignment of
-/// 16 bytes, and is free for other use when the kernel is done.
+/// 16 bytes, and is free for other use when the kernel is done. What it takes never falls with T.
 template <class Id = std::int32_t>
 status permute(const permutation_shape& shape, const permutation_input<Id>& input,
                const permutation_output& output, void* workspace, std::size_t* workspace_bytes,

@@ -34,9 +34,17 @@ struct plain_key {
     asm("lop3.b32 %0, %1, %2, 0x80008000, 0x1E;" : "=r"(orders) : "r"(positive_zero), "r"(signs));
     return orders;
   }
-  __device__ static ADAPTIVE_K_INLINE type join_half(std::uint32_t orders, int half,
-                                                     int expert) noexcept {
-    return __byte_perm(orders, ~static_cast<std::uint32_t>(expert), half == 0 ? 0x1054 : 0x3254);
+  /// The key of one half; with immediate operands, which need no registers.
+  template <int Half, int Expert>
+  __device__ static ADAPTIVE_K_INLINE type join_half(std::uint32_t orders) noexcept {
+    type key;
+    if constexpr (Half == 0)  // orders << 16 | id
+      asm("mad.lo.u32 %0, %1, 0x10000, %2;" : "=r"(key) : "r"(orders), "n"(~Expert & 0xFFFF));
+    else  // (orders & 0xFFFF0000) | id
+      asm("lop3.b32 %0, %1, 0xFFFF0000, %2, 0xEA;"
+          : "=r"(key)
+          : "r"(orders), "n"(~Expert & 0xFFFF));
+    return key;
   }
   /// The order of any logit.
   __device__ static ADAPTIVE_K_INLINE std::uint32_t order(std::uint32_t word, int half) noexcept {
@@ -103,8 +111,11 @@ struct row_summary {
   /// The ranks as core/ takes them.
   __device__ ADAPTIVE_K_INLINE void rank(int top_k,
                                          detail::ranked_experts<MaxTopK>& ranked) const noexcept {
+    ranked.expert[0] = key::expert(winners.at[0]);
+    ranked.score[0] = 1.0f;  // its logit is the largest
+    ranked.log_score[0] = 0.0f;
     ADAPTIVE_K_UNROLL
-    for (int j = 0; j < MaxTopK; ++j) {
+    for (int j = 1; j < MaxTopK; ++j) {
       const detail::score_pair<> s =
           detail::score_of<gating_kind::softmax>(key::logit(winners.at[j]), largest);
       ranked.expert[j] = key::expert(winners.at[j]);
@@ -116,20 +127,21 @@ struct row_summary {
 
 namespace plain_detail {
 
-template <detail::logits_are Logits, class Tile, int MaxRows>
+template <detail::logits_are Logits, class Tile, int MaxRows, class Counts>
 __device__ ADAPTIVE_K_INLINE detail::score_sums<> sum_row(const Tile& tile,
                                                           const token_state<Tile, MaxRows>& token,
-                                                          detail::sums_needed needed) noexcept {
-  const auto all = [](float) { return true; };
+                                                          detail::sums_needed needed,
+                                                          Counts counts) noexcept {
+  constexpr gating_kind kind = gating_kind::softmax;
   if (needed.logs)
-    return detail::sum_scores<gating_kind::softmax, true, Logits>(tile, token, token.largest, all);
+    return detail::sum_scores<kind, true, Logits>(tile, token, token.largest, counts);
   if (needed.scores)
-    return detail::sum_scores<gating_kind::softmax, false, Logits>(tile, token, token.largest, all);
+    return detail::sum_scores<kind, false, Logits>(tile, token, token.largest, counts);
   return {1.0f, 0.0f};
 }
 
-/// A warp of rows that are all finite.
-template <detail::logits_are Logits, int MaxTopK, class Tile, int MaxRows>
+/// A warp of rows that are all finite; where their logits are close, E is `Usual`.
+template <detail::logits_are Logits, int Usual, int MaxTopK, class Tile, int MaxRows>
 __device__ ADAPTIVE_K_INLINE void summarise_finite(
     const Tile& tile, const loaded_row<Tile, MaxRows>& row, int num_experts, float largest,
     detail::sums_needed needed, row_summary<typename Tile::logit_type, MaxTopK>& summary) noexcept {
@@ -141,8 +153,22 @@ __device__ ADAPTIVE_K_INLINE void summarise_finite(
   token.largest = largest;
   summary.largest = largest;
   summary.has_nonfinite = false;
-  summary.sums = sum_row<Logits>(tile, token, needed);
   const int lane_offset = Tile::expert_at(Tile::lane(), 0, 0);
+  const auto exists = [=](int r, int slot) {
+    return Logits != detail::logits_are::close ||
+           Tile::expert_at(Tile::lanes - 1, r, slot) < Usual ||
+           Tile::expert_at(0, r, slot) + lane_offset < Usual;
+  };
+  if constexpr (Logits == detail::logits_are::close) {
+    ADAPTIVE_K_UNROLL
+    for (int r = 0; r < MaxRows; ++r) {
+      ADAPTIVE_K_UNROLL
+      for (int slot = 0; slot < Tile::slots_per_lane; ++slot)
+        if (!exists(r, slot)) token.logits[0].at[r][slot] = largest;  // -inf would not be close
+    }
+  }
+  summary.sums =
+      sum_row<Logits>(tile, token, needed, [=](float, int r, int slot) { return exists(r, slot); });
   const auto add_lane = [=](typename key::type k) { return key::add_lane(k, lane_offset); };
   if constexpr (key::has_pair_orders) {
     std::uint32_t orders[MaxRows][Tile::words];
@@ -152,8 +178,9 @@ __device__ ADAPTIVE_K_INLINE void summarise_finite(
       for (int i = 0; i < Tile::words; ++i) orders[r][i] = key::finite_orders(row.words[r][i]);
     }
     summary.winners = best_of_tile<Tile, MaxRows, MaxTopK, typename key::type>(
-        [&](int r, int slot) {
-          return key::join_half(orders[r][slot / 2], slot % 2, Tile::expert_at(0, r, slot));
+        [&](auto r, auto slot) {
+          return key::template join_half<slot % 2, Tile::expert_at(0, r, slot)>(
+              orders[r][slot / 2]);
         },
         add_lane);
   } else {
@@ -184,7 +211,8 @@ __device__ ADAPTIVE_K_INLINE void summarise_any(
   detail::examine_logits(tile, token);
   summary.largest = token.largest;
   summary.has_nonfinite = token.has_nonfinite;
-  summary.sums = sum_row<detail::logits_are::any>(tile, token, needed);
+  summary.sums =
+      sum_row<detail::logits_are::any>(tile, token, needed, [](float, int, int) { return true; });
   const int lane_offset = Tile::expert_at(Tile::lane(), 0, 0);
   summary.winners = best_of_tile<Tile, MaxRows, MaxTopK, typename key::type>(
       [&](int r, int slot) {
@@ -199,8 +227,9 @@ __device__ ADAPTIVE_K_INLINE void summarise_any(
 
 }  // namespace plain_detail
 
-/// Every lane of the warp takes part; every lane of a tile gets the summary of its row.
-template <int MaxTopK, class Tile, int MaxRows>
+/// Every lane of the warp takes part; every lane of a tile gets the summary of its row. `Usual` as
+/// in fetch_row.
+template <int Usual, int MaxTopK, class Tile, int MaxRows>
 __device__ ADAPTIVE_K_INLINE void summarise(
     const Tile& tile, const loaded_row<Tile, MaxRows>& row, int num_experts,
     detail::sums_needed needed, row_summary<typename Tile::logit_type, MaxTopK>& summary) noexcept {
@@ -209,14 +238,14 @@ __device__ ADAPTIVE_K_INLINE void summarise(
   const float largest = tile.reduce(row.largest, range::larger);
   const float least = tile.reduce(row.least, range::smaller);
   const float spread = largest - least;  // not finite, or NaN, where a logit is not
-  const bool exact = num_experts == MaxRows * Tile::row_width;
-  if (__all_sync(Tile::whole_warp, exact && spread <= -math::exp_floor))
-    plain_detail::summarise_finite<logits_are::close>(tile, row, num_experts, largest, needed,
-                                                      summary);
+  const bool usual = num_experts == Usual;
+  if (__all_sync(Tile::whole_warp, usual && spread <= -math::exp_floor))
+    plain_detail::summarise_finite<logits_are::close, Usual>(tile, row, num_experts, largest,
+                                                             needed, summary);
   else if (__all_sync(Tile::whole_warp,
                       spread < math::infinity && math::magnitude(largest) < math::infinity))
-    plain_detail::summarise_finite<logits_are::ordinary>(tile, row, num_experts, largest, needed,
-                                                         summary);
+    plain_detail::summarise_finite<logits_are::ordinary, Usual>(tile, row, num_experts, largest,
+                                                                needed, summary);
   else
     plain_detail::summarise_any(tile, row, num_experts, needed, summary);
 }

@@ -34,7 +34,7 @@ __global__ void __launch_bounds__(threads_per_block, general_blocks_per_sm)
   const bool exists = first < params.num_tokens;
   const std::int64_t token = exists ? first : params.num_tokens - 1;  // every lane must take part
   const Logit* row = static_cast<const Logit*>(params.logits) + token * params.row_stride;
-  const device_replay replay = {params, token};
+  const device_replay replay = {params, token, exists};
   const detail::token_route<max_top_k> route = detail::route_token<Kind, Tier::rows, max_top_k>(
       tile, params.model, *params.plan, params.routing_bias, limits_of(params, token),
       params.chosen_counts != nullptr, device_row<Logit>{row, params.load_width}, replay);

@@ -24,6 +24,7 @@ struct route_params {
   int load_width;           ///< as device_row
   int rounds;               ///< of a plain kernel's warp, 1 to its lanes
   bool stages_rows;  ///< rows follow one another from a 16-byte boundary, and pay to be staged
+  bool usual;        ///< as usual_call.cuh
   gating model;
   const detail::k_plan* plan;        ///< of the layer; may be rewritten between launches
   const float* routing_bias;         ///< [E] or null
@@ -66,9 +67,11 @@ struct device_replay {
   static constexpr bool possible = true;
   const route_params& params;
   std::int64_t token;
+  bool exists;  ///< else nothing is read: another tile may write over it
   __device__ ADAPTIVE_K_INLINE bool active() const noexcept { return params.replay_ids != nullptr; }
   __device__ ADAPTIVE_K_INLINE int count() const noexcept {
     const int top_k = params.model.top_k;
+    if (!exists) return 0;
     if (params.replay_counts == nullptr) return top_k;
     const int given = params.replay_counts[token];
     return given < 0 ? 0 : given > top_k ? top_k : given;

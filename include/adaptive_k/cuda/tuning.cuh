@@ -8,15 +8,16 @@ ADAPTIVE_K_NAMESPACE_BEGIN
 
 namespace cuda {
 
-/// One compiled shape. A call with E experts and top-K0 takes the first tier that holds it.
-/// `BlocksPerSm`: blocks that must fit a multiprocessor; bounds a thread's registers.
+/// One compiled shape. A call with E experts and top-K0 takes the first tier that holds it, and
+/// costs least where it fills it. `BlocksPerSm`: blocks that must fit a multiprocessor; bounds a
+/// thread's registers.
 template <int MaxExperts, int MaxTopK, int Lanes, int BlocksPerSm = 4>
 struct tier {
   static constexpr int max_experts = MaxExperts;
   static constexpr int max_top_k = MaxTopK;
   static constexpr int lanes = Lanes;  ///< lanes of a warp that share a token
   static constexpr int row_width = MaxExperts < 32 ? MaxExperts : 32;
-  static constexpr int rows = MaxExperts / row_width;
+  static constexpr int rows = (MaxExperts + row_width - 1) / row_width;
   static constexpr int blocks_per_sm = BlocksPerSm;
 };
 
@@ -35,9 +36,23 @@ constexpr int tier_for(tier_list<Tiers...>, int num_experts, int top_k) noexcept
   return found ? index : -1;
 }
 
+// Warp instructions per token by lanes a token, bf16 / fp32 logits, as kernel_sweep
+// (bench/kernel_cost) counts them for entropy thresholds at T = 4096; s: registers spill.
+//
+//   E/K0         1            2            4            8           16
+//   8/2     13.6/17.3    21.4/21.1    33.0/31.5
+//   60/4   60.0s/71.6s   71.0/88.6    84.8/107.6  119.6/145.1
+//   64/8   72.8s/85.0s   80.3/97.6    95.3/117.8  134.2/165.4
+//   128/8                134.4/167.5  150.2/188.4  190.0/235.9
+//   256/8                241.3/308.5  257.9/328.1  301.0/376.9  404.0/506.7
+//   384/8                             363.9/469.1  411.8/515.6  520.8/653.5
+//
+// Fewer lanes cost less, until the registers do not suffice; at 256/8 two lanes would leave a warp
+// twice as long for 6%.
+
 /// Softmax ranked by logit alone: what most models do. Larger shapes go to the general kernels.
 using plain_tiers =
-    tier_list<tier<8, 2, 1>, tier<16, 4, 1>, tier<64, 4, 2>, tier<64, 8, 2>, tier<128, 8, 2, 2>,
+    tier_list<tier<8, 2, 1>, tier<16, 4, 1>, tier<60, 4, 2>, tier<64, 8, 2, 3>, tier<128, 8, 2, 2>,
               tier<256, 8, 4, 2>, tier<384, 8, 4, 2>, tier<512, 16, 16, 2>>;
 
 /// Any gating, selection bias and groups.

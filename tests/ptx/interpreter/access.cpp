@@ -102,6 +102,11 @@ located accessor::locate_parameter(int lane, std::uint64_t offset) {
 }
 
 located accessor::locate_global(int lane, std::uint64_t address) {
+  if (warp_->home().owner().request().overlaps && ((warp_->waited >> lane) & 1) == 0)
+    throw kernel_fault(fault_kind::early_access, lane,
+                       std::string(doing_) +
+                           " of global memory in a launch that may overlap the "
+                           "kernel before it, without griddepcontrol.wait");
   if (last_ == nullptr || !last_->holds(address, bytes_)) {
     last_ = device_memory().find(address);
     if (last_ == nullptr || !last_->holds(address, bytes_)) {

@@ -7,6 +7,10 @@ namespace {
 
 void nothing(warp&, const instruction&, lane_mask) {}
 
+void wait_for_previous(warp& w, const instruction&, lane_mask lanes) {
+  w.waited |= lanes;
+}
+
 void trap(warp&, const instruction&, lane_mask lanes) {
   throw kernel_fault(fault_kind::trap, __builtin_ctz(lanes), "trap");
 }
@@ -56,10 +60,14 @@ bool decode_control(decoder& d) {
     return true;
   }
   if ((root == "bar" || root == "barrier") && !d.has("cluster")) return decode_barrier(d);
-  // Programmatic dependent launch: kernels run one after the other here, so all of it has
-  // happened already.
-  if (root == "griddepcontrol" || root == "nanosleep" || root == "pmevent" ||
-      root == "setmaxnreg") {
+  // Programmatic dependent launch: kernels run one after the other here, so nothing waits; but
+  // what accesses global memory without having waited is found (access.cpp).
+  if (root == "griddepcontrol") {
+    in.what = action::access;
+    in.run = d.has("wait") ? wait_for_previous : nothing;
+    return true;
+  }
+  if (root == "nanosleep" || root == "pmevent" || root == "setmaxnreg") {
     in.what = action::access;
     in.run = nothing;
     return true;

@@ -22,6 +22,8 @@ const char* name_of(fault_kind kind) {
       return "shared-memory race";
     case fault_kind::global_race:
       return "global-memory race";
+    case fault_kind::early_access:
+      return "early access";
     case fault_kind::divergent_barrier:
       return "divergent barrier";
     case fault_kind::inactive_lane:

@@ -15,6 +15,7 @@ enum class fault_kind {
   uninitialised,      ///< an undefined value decided a branch, an address or a vote
   shared_race,        ///< two threads of a block, at least one writing, nothing between them
   global_race,        ///< the same in global memory, within a block or between blocks
+  early_access,       ///< global memory before griddepcontrol.wait in a launch that may overlap
   divergent_barrier,  ///< bar.sync without all threads of a warp
   inactive_lane,      ///< a shuffle from a lane that does not take part
   missing_lane,       ///< a .sync operation waits for a lane that never comes

@@ -54,6 +54,7 @@ class warp {
     p = (p & ~lanes) | (values & lanes);
   }
   lane_mask carry = 0;
+  lane_mask waited = 0;  ///< lanes for which the kernel before this one is done
 
   // Undefined bytes: a mask of lanes for each row, and a byte mask for each lane of those.
   lane_mask undefined_lanes(std::int32_t row) const {
@@ -199,6 +200,7 @@ struct launch_request {
   extent threads{1, 1, 1};
   std::uint64_t dynamic_shared = 0;
   std::vector<std::uint8_t> parameters;
+  bool overlaps = false;  ///< may start before the kernel before it is done
   schedule order;
   checks enabled;
 };

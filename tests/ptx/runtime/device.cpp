@@ -129,7 +129,7 @@ cudaError_t device::refuse(const kernel_record& kernel, fault_kind kind, const s
 }
 
 cudaError_t device::launch(kernel_record& kernel, dim3 grid, dim3 threads, void** arguments,
-                           std::size_t shared) {
+                           std::size_t shared, bool overlaps) {
   const program* code = nullptr;
   try {
     code = &load(*kernel.home).kernel(kernel.name);
@@ -147,8 +147,12 @@ cudaError_t device::launch(kernel_record& kernel, dim3 grid, dim3 threads, void*
                   std::to_string(per_block) + " threads a block, and its launch bounds allow " +
                       std::to_string(code->max_threads),
                   cudaErrorInvalidValue);
-  if (shared > static_cast<std::size_t>(kernel.max_dynamic_shared) ||
-      shared + code->static_shared > static_cast<std::size_t>(max_shared_per_block))
+  const std::size_t in_all = shared + code->static_shared;
+  const bool within = kernel.max_dynamic_shared == 0
+                          ? in_all <= shared_unasked
+                          : shared <= static_cast<std::size_t>(kernel.max_dynamic_shared) &&
+                                in_all <= max_shared_per_block;
+  if (!within)
     return refuse(kernel, fault_kind::bad_launch,
                   std::to_string(shared) + " bytes of dynamic shared memory",
                   cudaErrorInvalidValue);
@@ -160,6 +164,7 @@ cudaError_t device::launch(kernel_record& kernel, dim3 grid, dim3 threads, void*
   request.dynamic_shared = shared;
   request.order = order;
   request.enabled = enabled;
+  request.overlaps = overlaps && load(*kernel.home).target() >= 90;
   request.parameters.resize(code->parameter_bytes);
   for (std::size_t i = 0; i < code->parameters.size(); ++i)
     std::memcpy(request.parameters.data() + code->parameters[i].offset, arguments[i],

@@ -23,8 +23,8 @@ struct fat_binary {
 
 struct kernel_record {
   fat_binary* home = nullptr;
-  std::string name;  // mangled
-  int max_dynamic_shared = 48 * 1024;
+  std::string name;            // mangled
+  int max_dynamic_shared = 0;  // 0: the kernel has not asked for more than is given unasked
 };
 
 struct symbol_record {
@@ -48,8 +48,9 @@ class device {
   module& load(fat_binary& binary);
   std::uint64_t address_of(const symbol_record& symbol);
 
+  /// `overlaps`: the launch may overlap the kernel before it.
   cudaError_t launch(kernel_record& kernel, dim3 grid, dim3 threads, void** arguments,
-                     std::size_t shared);
+                     std::size_t shared, bool overlaps = false);
   int sm();
 
   /// Logs a call and remembers its error.
@@ -77,5 +78,6 @@ class device {
 };
 
 inline constexpr int max_shared_per_block = 227 * 1024;
+inline constexpr int shared_unasked = 48 * 1024;
 
 }  // namespace ptx

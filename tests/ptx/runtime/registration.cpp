@@ -97,15 +97,20 @@ cudaError_t __cudaLaunchKernel_ptsz(cudaKernel_t kernel, dim3 grid, dim3 threads
 cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const void* host,
                                 void** arguments) {
   ptx::device& d = ptx::device::get();
+  bool overlaps = false;
   for (unsigned i = 0; i < config->numAttrs; ++i) {
     const cudaLaunchAttribute& a = config->attrs[i];
     const bool clustered = a.id == cudaLaunchAttributeClusterDimension &&
                            a.val.clusterDim.x * a.val.clusterDim.y * a.val.clusterDim.z > 1;
     const bool cooperative = a.id == cudaLaunchAttributeCooperative && a.val.cooperative != 0;
     if (clustered || cooperative) return d.done("cudaLaunchKernelExC", cudaErrorNotSupported);
+    if (a.id == cudaLaunchAttributeProgrammaticStreamSerialization)
+      overlaps = a.val.programmaticStreamSerializationAllowed != 0;
   }
-  return cudaLaunchKernel(host, config->gridDim, config->blockDim, arguments,
-                          config->dynamicSmemBytes, config->stream);
+  ptx::kernel_record* kernel = d.find_kernel(host);
+  if (kernel == nullptr) return d.done("cudaLaunchKernelExC", cudaErrorInvalidDeviceFunction);
+  return d.launch(*kernel, config->gridDim, config->blockDim, arguments, config->dynamicSmemBytes,
+                  overlaps);
 }
 
 cudaError_t cudaLaunchCooperativeKernel(const void*, dim3, dim3, void**, std::size_t,
@@ -127,7 +132,10 @@ cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void* ho
     attributes->numRegs = 32;  // not known without ptxas
     attributes->ptxVersion = unit.target();
     attributes->binaryVersion = unit.target();
-    attributes->maxDynamicSharedSizeBytes = kernel->max_dynamic_shared;
+    attributes->maxDynamicSharedSizeBytes =
+        kernel->max_dynamic_shared != 0
+            ? kernel->max_dynamic_shared
+            : ptx::shared_unasked - static_cast<int>(code.static_shared);
   } catch (const std::exception&) {
     return d.done("cudaFuncGetAttributes", cudaErrorInvalidPtx);
   }

@@ -53,6 +53,14 @@ __global__ void local_past(int* out, int n) {
   out[threadIdx.x] = a[n * 1000];
 }
 
+constexpr int early_line = __LINE__ + 5;
+__global__ void early(int* out, bool waits) {
+#if __CUDA_ARCH__ >= 900
+  if (waits) asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+  out[threadIdx.x] = 1;
+}
+
 constexpr int misaligned_line = __LINE__ + 2;
 __global__ void misaligned(const char* in, int* out) {
   out[0] = *reinterpret_cast<const int*>(in + 2);
@@ -313,6 +321,24 @@ TEST_F(Faults, inlined_functions_name_their_callers) {
   EXPECT_NE(ptx::last_fault().call_path.find(":" + std::to_string(inlined_line)), std::string::npos)
       << ptx::last_fault().text();
   expect(fault_kind::out_of_bounds, "inlined", inlined_line - 4, cudaErrorIllegalAddress);
+}
+
+TEST_F(Faults, access_before_the_kernel_before_is_done) {
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(1);
+  config.blockDim = dim3(32);
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  cudaLaunchKernelEx(&config, early, cells.get(), true);
+  ptx_test::expect_no_fault();
+  cudaLaunchKernelEx(&config, early, cells.get(), false);
+  if (ptx::compute_capability() < 90)  // there launches do not overlap
+    ptx_test::expect_no_fault();
+  else
+    expect(fault_kind::early_access, "early", early_line, cudaErrorLaunchFailure);
 }
 
 TEST_F(Faults, a_launch_that_no_device_would_take) {

@@ -36,6 +36,9 @@ __global__ void __launch_bounds__(64) bounded(int* out) {
 
 template <class T>
 __global__ void generic(T* out) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
   __shared__ T fixed[8];
   extern __shared__ char dynamic[];
   T* const where = threadIdx.x % 2 ? reinterpret_cast<T*>(dynamic) : fixed;
