@@ -30,9 +30,9 @@ TEST(Calibrate, WritesAPresetThatBenchmarkTakesAndWritesItAgain) {
   std::string a = content_of(folder.path() / "a.json");
   const std::string b = content_of(folder.path() / "b.json");
   ASSERT_FALSE(a.empty());
-  const std::size_t name = a.find("a.json");  // the command names its output
+  const std::size_t name = a.find("-o a.json");  // the command names its output
   ASSERT_NE(name, std::string::npos);
-  EXPECT_EQ(a.replace(name, 6, "b.json"), b);
+  EXPECT_EQ(a.replace(name, 9, "-o b.json"), b);
   EXPECT_FALSE(std::filesystem::exists(folder.path() / "a.json.journal"));
 
   const json preset = json::parse(b);
