@@ -12,5 +12,8 @@ void add_speed_command(CLI::App& app);
 void add_inspect_command(CLI::App& app);
 void add_presets_command(CLI::App& app);
 void add_record_command(CLI::App& app);
+void add_calibrate_command(CLI::App& app);
+void add_frontier_command(CLI::App& app);
+void add_budget_command(CLI::App& app);
 
 }  // namespace bench

@@ -2,24 +2,16 @@
 // random, and the same dealt out the wrong way round.
 #pragma once
 
+#include <adaptive_k/calibration/dealt_k.hpp>
 #include <adaptive_k/core/gating.hpp>
 #include <adaptive_k/core/k_policy.hpp>
-#include <cstdint>
 #include <vector>
 
 namespace bench {
 
-/// SplitMix64: the same numbers everywhere, which the standard distributions do not give.
-class integer_rng {
- public:
-  explicit integer_rng(std::uint64_t seed) : state_(seed) {}
-  std::uint64_t next();
-  /// Uniform in 0..bound-1, to one part in 2^32 / bound; bound in 1..2^32.
-  std::uint64_t below(std::uint64_t bound);
-
- private:
-  std::uint64_t state_;
-};
+using adaptive_k::integer_rng;
+using adaptive_k::invert_counts;
+using adaptive_k::shuffle_counts;
 
 /// Whether a high value of the signal means a sure router.
 bool high_is_sure(adaptive_k::signal_kind signal);
@@ -38,13 +30,5 @@ std::vector<adaptive_k::k_policy> full_like(const std::vector<adaptive_k::k_poli
 /// Per layer: fixed K with the policy's mass_exponent where `adaptive[layer]`, else full K.
 std::vector<adaptive_k::k_policy> fixed_like(const std::vector<adaptive_k::k_policy>& policies,
                                              const std::vector<bool>& adaptive, int k);
-
-/// Fisher-Yates: the same K's, each token's equally likely to be any of them.
-void shuffle_counts(std::vector<std::uint8_t>& counts, integer_rng& rng);
-
-/// The same K's in the opposite order: the token with the least K (equal K's: the surest signal,
-/// then the lower index) gets the greatest, and so on.
-void invert_counts(std::vector<std::uint8_t>& counts, const std::vector<float>& signal,
-                   bool high_is_sure);
 
 }  // namespace bench

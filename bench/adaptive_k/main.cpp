@@ -23,6 +23,9 @@ int run(int argc, char** argv) {
   bench::add_inspect_command(app);
   bench::add_presets_command(app);
   bench::add_record_command(app);
+  bench::add_calibrate_command(app);
+  bench::add_frontier_command(app);
+  bench::add_budget_command(app);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

@@ -124,7 +124,8 @@ engine engine::load(const std::filesystem::path& folder) {
 }
 
 void engine::forward(const std::int32_t* tokens, int num_sequences, int length,
-                     const route_function& route, float* logits, timing* time) {
+                     const route_function& route, float* logits, timing* time,
+                     const observe_function& observe) {
   const auto begin_total = clock_type::now();
   implementation& p = *parts_;
   const model_config& config = p.config;
@@ -161,6 +162,7 @@ void engine::forward(const std::int32_t* tokens, int num_sequences, int length,
     const auto begin_moe = clock_type::now();
     l.moe.forward(i, p.normed.data(), num_tokens, route, p.update.data(), p.workspace);
     moe_seconds += seconds_since(begin_moe);
+    if (observe) l.moe.show(i, p.residual.data(), num_tokens, p.workspace, observe);
     residual += update;
   }
   rms_norm(p.residual.data(), num_tokens, p.norm, config.rms_norm_eps, p.normed.data());

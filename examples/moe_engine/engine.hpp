@@ -29,9 +29,11 @@ class engine {
 
   /// tokens [num_sequences, length] -> logits [num_sequences * length, vocab_size]. Causal, each
   /// sequence on its own, positions from 0. Adds to `time` where given. Not for two threads at
-  /// once: it uses all cores itself and keeps its buffers.
+  /// once: it uses all cores itself and keeps its buffers. `observe`, where given, sees what the
+  /// experts put out.
   void forward(const std::int32_t* tokens, int num_sequences, int length,
-               const route_function& route, float* logits, timing* time = nullptr);
+               const route_function& route, float* logits, timing* time = nullptr,
+               const observe_function& observe = {});
 
  private:
   struct implementation;

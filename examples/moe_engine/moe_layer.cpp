@@ -259,4 +259,30 @@ void moe_layer::combine(std::int64_t num_tokens, const moe_workspace& work, floa
   });
 }
 
+void moe_layer::show(int layer, const float* residual, std::int64_t num_tokens,
+                     const moe_workspace& work, const observe_function& observe) const {
+  const std::int64_t top_k = gating_.top_k;
+  const auto num_rows = static_cast<std::int64_t>(work.tokens.size());
+  std::vector<float> outputs(static_cast<std::size_t>(row_block * top_k * hidden_size_));
+  for (std::int64_t first = 0; first < num_tokens; first += row_block) {
+    const std::int64_t count = std::min(row_block, num_tokens - first);
+    std::fill(outputs.begin(), outputs.end(), 0.0f);
+    for (std::int64_t t = 0; t < count; ++t) {
+      const std::int64_t slots = (first + t) * top_k;
+      const int kept = work.counts[static_cast<std::size_t>(first + t)];
+      for (std::int64_t j = 0; j < kept; ++j) {
+        const std::int64_t row = work.rows[static_cast<std::size_t>(slots + j)];
+        float* target = outputs.data() + (t * top_k + j) * hidden_size_;
+        for (int begin = 0; begin < hidden_size_; begin += down_slice) {
+          const int size = std::min(down_slice, hidden_size_ - begin);
+          std::copy_n(work.outputs.data() + begin * num_rows + row * size, size, target + begin);
+        }
+      }
+    }
+    observe({layer, count, gating_.top_k, hidden_size_,
+             work.logits.data() + first * gating_.num_experts, residual + first * hidden_size_,
+             outputs.data()});
+  }
+}
+
 }  // namespace moe_engine

@@ -24,6 +24,21 @@ using route_function =
 route_function route_with(const adaptive_k::router& router,
                           adaptive_k::routing_metrics* metrics = nullptr);
 
+/// What the experts of a full-K pass put out, for calibration: a block of tokens of one layer.
+struct expert_outputs {
+  int layer = 0;
+  std::int64_t num_tokens = 0;
+  int top_k = 0;
+  int hidden_size = 0;
+  const float* logits = nullptr;    ///< [num_tokens, E], the router's
+  const float* residual = nullptr;  ///< [num_tokens, H], what the layer's output is added to
+  const float* outputs = nullptr;   ///< [num_tokens, K0, H], each expert's own, before its weight
+};
+
+/// Sees every MoE layer of a forward pass, block of tokens after block of tokens, in their order.
+/// Slots past k_t hold zeros.
+using observe_function = std::function<void(const expert_outputs& block)>;
+
 /// Buffers of a layer call, kept from call to call so that the long run allocates nothing. One per
 /// thread that calls `moe_layer::forward`; any layer may use it. R is the sum of k_t.
 struct moe_workspace {
@@ -66,6 +81,10 @@ class moe_layer {
   /// `layer` is only passed on to `route`.
   void forward(int layer, const float* x, std::int64_t num_tokens, const route_function& route,
                float* output, moe_workspace& workspace) const;
+
+  /// Shows what the last `forward` with this workspace computed. residual [T, H].
+  void show(int layer, const float* residual, std::int64_t num_tokens,
+            const moe_workspace& workspace, const observe_function& observe) const;
 
  private:
   // Every matrix is cut into slices of its outputs, so that a single token's few experts keep all

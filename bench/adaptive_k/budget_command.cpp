@@ -1,0 +1,201 @@
+// `adaptive-k budget`: what a decode batch loses when it may touch only so many distinct experts.
+#include <fmt/format.h>
+#include <adaptive_k/host/expert_budget.hpp>
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "bench/adaptive_k/benchmark_result.hpp"
+#include "bench/adaptive_k/benchmark_run.hpp"
+#include "bench/adaptive_k/calibration_model.hpp"
+#include "bench/adaptive_k/commands.hpp"
+#include "bench/adaptive_k/model.hpp"
+#include "bench/adaptive_k/policy_choice.hpp"
+#include "bench/adaptive_k/text_table.hpp"
+
+namespace bench {
+namespace {
+
+struct budget_options {
+  std::string model;
+  std::string dataset;
+  std::string policy;
+  std::string json;
+  int context = 0;
+  std::int64_t windows = 64;
+  int k_min = 1;
+  std::vector<int> batches = {1, 16, 64};
+  std::vector<int> budgets;
+};
+
+/// Restricts each decode step: the tokens at one position of `batch` windows.
+class budget_route {
+ public:
+  budget_route(const adaptive_k::router& router, int batch, int length, int budget, int k_min,
+               adaptive_k::admission order)
+      : router_(router),
+        batch_(batch),
+        length_(length),
+        budget_(budget),
+        k_min_(k_min),
+        order_(order),
+        mass_(static_cast<std::size_t>(router.model().num_experts)),
+        admitted_(mass_.size()) {}
+
+  adaptive_k::status operator()(int layer, const adaptive_k::logits_view<float>& logits,
+                                const adaptive_k::routing_output<>& output) {
+    const adaptive_k::status routed = router_.route(layer, logits, output);
+    if (!routed) return routed;
+    const std::int64_t windows = logits.num_tokens / length_;
+    for (std::int64_t first = 0; first < windows; first += batch_)
+      for (int position = 0; position < length_; ++position) {
+        const auto result =
+            restrict_step(output, first, std::min<std::int64_t>(batch_, windows - first), position);
+        if (!result) return result;
+      }
+    return routed;
+  }
+
+  double distinct_experts() const { return static_cast<double>(distinct_) / steps_; }
+  double mean_k() const { return static_cast<double>(calls_) / tokens_; }
+
+ private:
+  adaptive_k::status restrict_step(const adaptive_k::routing_output<>& output, std::int64_t first,
+                                   std::int64_t count, int position) {
+    const int top_k = router_.model().top_k;
+    const auto slots = static_cast<std::size_t>(count * top_k);
+    ids_.resize(slots);
+    weights_.resize(slots);
+    counts_.resize(static_cast<std::size_t>(count));
+    const auto token = [&](std::int64_t i) { return (first + i) * length_ + position; };
+    for (std::int64_t i = 0; i < count; ++i) {
+      std::copy_n(output.topk_ids + token(i) * top_k, top_k, ids_.data() + i * top_k);
+      std::copy_n(output.topk_weights + token(i) * top_k, top_k, weights_.data() + i * top_k);
+      counts_[static_cast<std::size_t>(i)] = output.topk_counts[token(i)];
+    }
+    int distinct = 0;
+    const auto result = adaptive_k::restrict_to_budget(
+        ids_.data(), weights_.data(), counts_.data(), count, top_k, router_.model().num_experts,
+        k_min_, budget_, {mass_.data(), admitted_.data()}, order_, &distinct);
+    for (std::int64_t i = 0; i < count; ++i) {
+      std::copy_n(ids_.data() + i * top_k, top_k, output.topk_ids + token(i) * top_k);
+      std::copy_n(weights_.data() + i * top_k, top_k, output.topk_weights + token(i) * top_k);
+      output.topk_counts[token(i)] = counts_[static_cast<std::size_t>(i)];
+      calls_ += counts_[static_cast<std::size_t>(i)];
+    }
+    distinct_ += distinct;
+    steps_ += 1.0;
+    tokens_ += static_cast<double>(count);
+    return result;
+  }
+
+  const adaptive_k::router& router_;
+  int batch_;
+  int length_;
+  int budget_;
+  int k_min_;
+  adaptive_k::admission order_;
+  std::vector<std::uint64_t> mass_;
+  std::vector<std::uint8_t> admitted_;
+  std::vector<std::int32_t> ids_;
+  std::vector<float> weights_;
+  std::vector<std::int32_t> counts_;
+  std::int64_t distinct_ = 0;
+  std::int64_t calls_ = 0;
+  double steps_ = 0.0;
+  double tokens_ = 0.0;
+};
+
+void run(const budget_options& options) {
+  check_writable("--json", options.json);
+  loaded_model model = load_model(options.model);
+  const moe_engine::model_config& config = model.engine.config();
+  calibration_text text;
+  text.data = dataset_for(options.dataset, model.folder.string(), config.vocab_size);
+  const window_plan plan = plan_windows(
+      text.data, window_length(options.context, config.max_positions), options.windows);
+  text.count = plan.count;
+  text.length = plan.length;
+  const policy_choice choice =
+      choose_policy(options.policy, config.gating, config.num_layers, model.preset);
+  const adaptive_k::router router =
+      adaptive_k::make_router(config.gating, choice.policy, config.num_layers);
+  std::vector<int> budgets = options.budgets;
+  if (budgets.empty())
+    for (const int eighths : {2, 4, 6}) budgets.push_back(config.gating.num_experts * eighths / 8);
+
+  nlohmann::ordered_json rows = nlohmann::ordered_json::array();
+  text_table table(
+      {"batch", "budget", "<admitted by", "distinct experts", "mean K", "mean KL", "+-"});
+  const int largest = *std::max_element(options.batches.begin(), options.batches.end());
+  calibration_model adapter(model.engine, largest);
+  for (const int batch : options.batches) {
+    const auto measure = [&](int budget, adaptive_k::admission order, const std::string& name) {
+      budget_route route(router, batch, text.length, budget, options.k_min, order);
+      adaptive_k::routing_outcome outcome;
+      outcome.windows = adapter.run(text, {0, text.count},
+                                    [&](int layer, const auto& logits, const auto& output) {
+                                      return route(layer, logits, output);
+                                    },
+                                    {});
+      const auto kl = adaptive_k::kl_difference(outcome);
+      const bool is_all = budget == config.gating.num_experts;
+      table.add_row({std::to_string(batch), is_all ? "-" : std::to_string(budget), name,
+                     fmt::format("{:.2f}", route.distinct_experts()),
+                     fmt::format("{:.3f}", route.mean_k()), fmt::format("{:.5f}", kl.value),
+                     fmt::format("{:.5f}", kl.se)});
+      rows.push_back({{"batch", batch},
+                      {"budget", budget},
+                      {"admission", name},
+                      {"distinct_experts", route.distinct_experts()},
+                      {"mean_k", route.mean_k()},
+                      {"mean_kl", kl.value},
+                      {"mean_kl_se", kl.se},
+                      {"perplexity", outcome.perplexity()}});
+    };
+    measure(config.gating.num_experts, adaptive_k::admission::gate_mass, "all");
+    for (const int budget : budgets) {
+      measure(budget, adaptive_k::admission::gate_mass, "summed weight");
+      measure(budget, adaptive_k::admission::index, "index (control)");
+    }
+  }
+  if (!options.json.empty()) write_json(options.json, rows);
+  if (options.json == "-") return;
+  fmt::print(
+      "{}, policy {}: {} windows of {} tokens; a step is one position of so many windows\n\n",
+      model.name, choice.policy.name, text.count, text.length);
+  fmt::print("{}", table.text());
+}
+
+}  // namespace
+
+void add_budget_command(CLI::App& app) {
+  auto options = std::make_shared<budget_options>();
+  CLI::App* command = app.add_subcommand(
+      "budget", "Decode batches held to a budget of distinct experts: bytes against quality");
+  command->add_option("--model", options->model, "Folder of the model (default: the reference)");
+  command->add_option("--dataset", options->dataset,
+                      "Text to read (default: the model's heldout_test.txt)");
+  command->add_option("--policy", options->policy, "K policy (default: the preset's)");
+  command->add_option("--context", options->context, "Tokens of a window (default: the model's)")
+      ->check(CLI::PositiveNumber);
+  command->add_option("--windows", options->windows, "Windows to run (default 64)")
+      ->check(CLI::PositiveNumber);
+  command->add_option("--k-min", options->k_min, "Experts of each token that always run")
+      ->check(CLI::PositiveNumber);
+  command->add_option("--batch", options->batches, "Batch sizes (default 1,16,64)")
+      ->delimiter(',')
+      ->check(CLI::PositiveNumber);
+  command->add_option("--budget", options->budgets, "Distinct experts (default 1/4, 1/2, 3/4 of E)")
+      ->delimiter(',')
+      ->check(CLI::PositiveNumber);
+  command->add_option("--json", options->json, "Write the rows as JSON ('-': stdout)");
+  command->callback([options] { run(*options); });
+}
+
+}  // namespace bench

@@ -1,0 +1,161 @@
+#include "bench/adaptive_k/calibration_setup.hpp"
+
+#include <fmt/format.h>
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <cstddef>
+#include <filesystem>
+#include <utility>
+
+#include "bench/adaptive_k/benchmark_run.hpp"
+#include "bench/adaptive_k/failure.hpp"
+#include "bench/adaptive_k/text_table.hpp"
+
+namespace bench {
+namespace {
+
+std::string calibration_file(const calibration_options& options,
+                             const std::filesystem::path& folder) {
+  if (!options.dataset.empty()) return options.dataset;
+  const std::filesystem::path own = folder / "heldout_calibration.txt";
+  if (!std::filesystem::exists(own))
+    throw failure(fmt::format("--dataset: missing, and the model has no {}", own.string()));
+  return own.string();
+}
+
+/// Without --dataset also the model's own test text; a data set alone is halved.
+std::string test_file(const calibration_options& options, const std::filesystem::path& folder) {
+  if (!options.test.empty() || !options.dataset.empty()) return options.test;
+  const std::filesystem::path own = folder / "heldout_test.txt";
+  return std::filesystem::exists(own) ? own.string() : std::string();
+}
+
+}  // namespace
+
+void add_options(CLI::App& command, calibration_options& options) {
+  command.add_option("--model", options.model, "Folder of the model (default: the reference)");
+  command.add_option("--dataset", options.dataset,
+                     "Text to calibrate on (default: the model's heldout_calibration.txt)");
+  command.add_option("--test", options.test,
+                     "Text to report on (default: the second half of --dataset, or the model's "
+                     "heldout_test.txt)");
+  command.add_option("--other-domain", options.other_domain, "Text of another kind, reported too");
+  command.add_option("--context", options.context, "Tokens of a window (default: the model's)")
+      ->check(CLI::PositiveNumber);
+  command.add_option("--tokens", options.fit_tokens, "Tokens to fit on (default 16384)")
+      ->check(CLI::PositiveNumber);
+  command
+      .add_option("--test-windows", options.test_windows,
+                  "Windows of each reported text (default 128)")
+      ->check(CLI::PositiveNumber);
+  command.add_option("--seed", options.seed, "Of random K's (default 1)");
+  command.add_option("--journal", options.journal,
+                     "Where results are kept until the end, to go on after an interruption");
+}
+
+calibration_setup::calibration_setup(const calibration_options& options, int expected_runs)
+    : options_(options), model_(load_model(options.model)), adapter_(model_.engine) {
+  const moe_engine::model_config& config = model_.engine.config();
+  const int length = window_length(options.context, config.max_positions);
+  dataset data = read_dataset(calibration_file(options, model_.folder), config.vocab_size);
+  const window_plan plan = plan_windows(data, length, 0);
+  const std::string test = test_file(options, model_.folder);
+  std::string identity = fmt::format("{} {} {} {} {} {}", model_.name,
+                                     std::filesystem::file_size(model_.folder / "config.json"),
+                                     length, options.fit_tokens, options.seed, data.sha256);
+  std::vector<calibration_text> texts;
+  const std::int64_t half = plan.count / 2;
+  if (!test.empty()) {
+    texts.push_back({data, 0, plan.count, length});
+    dataset other = read_dataset(test, config.vocab_size);
+    const window_plan windows = plan_windows(other, length, options.test_windows);
+    texts.push_back({std::move(other), 0, windows.count, length});
+  } else {
+    if (half < 4)
+      throw failure(fmt::format("{}: {} windows of {} tokens, expected 8 or more", data.path,
+                                plan.count, length));
+    texts.push_back({data, 0, half, length});
+    texts.push_back({data, half, std::min(plan.count - half, options.test_windows), length});
+  }
+  if (!options.other_domain.empty()) {
+    dataset other = read_dataset(options.other_domain, config.vocab_size);
+    const window_plan windows = plan_windows(other, length, options.test_windows);
+    texts.push_back({std::move(other), 0, windows.count, length});
+  }
+  for (const calibration_text& text : texts) identity += " " + text.data.sha256;
+  journal_ = std::make_unique<run_journal>(options.journal, identity, expected_runs);
+  for (calibration_text& text : texts) add_text(std::move(text));
+}
+
+void calibration_setup::add_text(calibration_text text) {
+  texts_.push_back(std::make_unique<calibration_text>(std::move(text)));
+  const calibration_text& kept = *texts_.back();
+  runners_.push_back(std::make_unique<adaptive_k::calibration_runner>(
+      adaptive_k::bind_source(adapter_, kept,
+                              fmt::format("{}@{}", kept.data.sha256.substr(0, 16), kept.first)),
+      journal_->memory()));
+}
+
+std::vector<adaptive_k::report_text> calibration_setup::report_texts() const {
+  constexpr const char* names[] = {"calibration", "test", "other domain"};
+  std::vector<adaptive_k::report_text> result;
+  for (std::size_t i = 1; i < texts_.size(); ++i)
+    result.push_back({names[i], runners_[i].get(), {0, texts_[i]->count}});
+  return result;
+}
+
+adaptive_k::study_options calibration_setup::study_options() const {
+  adaptive_k::study_options result;
+  result.fit_tokens = options_.fit_tokens;
+  result.choice_tokens = options_.fit_tokens / 2;
+  result.sensitivity_tokens = std::min<std::int64_t>(options_.fit_tokens, 4096);
+  result.seed = options_.seed;
+  return result;
+}
+
+nlohmann::ordered_json frontier_json(const std::vector<adaptive_k::frontier_point>& points) {
+  nlohmann::ordered_json rows = nlohmann::ordered_json::array();
+  for (const adaptive_k::frontier_point& point : points)
+    rows.push_back({{"rule", adaptive_k::to_string(point.rule)},
+                    {"mean_k", point.outcome.mean_k()},
+                    {"mean_kl", point.outcome.mean_kl()},
+                    {"mean_kl_se", adaptive_k::kl_difference(point.outcome).se},
+                    {"perplexity", point.outcome.perplexity()},
+                    {"top1_agreement", point.outcome.mean(&adaptive_k::window_outcome::agreement)},
+                    {"split", point.split},
+                    {"mass_exponent", point.mass_exponent},
+                    {"target_mean_k", point.target_mean_k}});
+  return rows;
+}
+
+std::string frontier_table(const std::vector<adaptive_k::frontier_point>& points, int top_k) {
+  std::string text;
+  std::vector<std::string> splits;
+  for (const adaptive_k::frontier_point& point : points)
+    if (std::find(splits.begin(), splits.end(), point.split) == splits.end())
+      splits.push_back(point.split);
+  for (const std::string& split : splits) {
+    text_table table(
+        {"<rule", "a", "mean K", "saved", "mean KL", "+-", "of fixed", "perplexity", "top-1"});
+    double fixed_kl = 0.0;
+    for (const adaptive_k::frontier_point& point : points) {
+      if (point.split != split) continue;
+      const adaptive_k::routing_outcome& outcome = point.outcome;
+      if (point.rule == adaptive_k::calibration_rule::fixed) fixed_kl = outcome.mean_kl();
+      table.add_row(
+          {adaptive_k::to_string(point.rule), fmt::format("{:.1f}", point.mass_exponent),
+           fmt::format("{:.3f}", outcome.mean_k()),
+           fmt::format("{:.1f}%", 100.0 * (1.0 - outcome.mean_k() / top_k)),
+           fmt::format("{:.5f}", outcome.mean_kl()),
+           fmt::format("{:.5f}", adaptive_k::kl_difference(outcome).se),
+           fixed_kl > 0.0 ? fmt::format("{:.2f}", outcome.mean_kl() / fixed_kl) : "-",
+           fmt::format("{:.4f}", outcome.perplexity()),
+           fmt::format("{:.1f}%", 100.0 * outcome.mean(&adaptive_k::window_outcome::agreement))});
+    }
+    text += fmt::format("\nOn the {} text:\n\n{}", split, table.text());
+  }
+  return text;
+}
+
+}  // namespace bench

@@ -1,0 +1,112 @@
+// Batch stage for decode: keeps a batch within a budget of distinct experts, whose weights are the
+// bytes that a step reads.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "adaptive_k/config.hpp"
+#include "adaptive_k/status.hpp"
+
+ADAPTIVE_K_NAMESPACE_BEGIN
+
+/// How experts beyond the core are admitted: by what the tokens want, or a control.
+enum class admission : std::uint8_t {
+  gate_mass,  ///< greatest sum of the batch's weights first; equal sums by lower index
+  index,      ///< control: lowest index first
+};
+
+/// Buffers of one call, given by the caller: nothing is allocated.
+struct expert_budget_workspace {
+  std::uint64_t* mass = nullptr;     ///< [E], sums of weights in 2^-32, so that order is no matter
+  std::uint8_t* admitted = nullptr;  ///< [E], afterwards 1 for every expert the batch may run
+};
+
+/// Restricts a routed batch: topk_ids [T, K0], topk_weights [T, K0] and topk_counts [T] as
+/// `router::route` wrote them. Each token's first k_min experts are always run; of the others as
+/// many are admitted as `budget` distinct experts leave room for. Experts that are not admitted
+/// leave their token; the slots behind close up, in order, and the weights kept are multiplied by
+/// sum before / sum after, so that a token's output keeps its scale. Free slots get id -1 and
+/// weight 0. A budget below the core's size admits the core alone.
+/// Cost O(T K0 + E * admitted). Returns what `distinct` experts the batch now touches through
+/// `distinct_out`, where given. Refuses null buffers, k_min below 1 and ids outside 0..E-1.
+inline status restrict_to_budget(std::int32_t* topk_ids, float* topk_weights,
+                                 std::int32_t* topk_counts, std::int64_t num_tokens, int top_k,
+                                 int num_experts, int k_min, int budget,
+                                 const expert_budget_workspace& work,
+                                 admission order = admission::gate_mass,
+                                 int* distinct_out = nullptr) noexcept {
+  const auto invalid = status_code::invalid_argument;
+  if (work.mass == nullptr || work.admitted == nullptr)
+    return status::error(invalid, "workspace: mass or admitted is null");
+  if (num_tokens > 0 && (topk_ids == nullptr || topk_weights == nullptr || topk_counts == nullptr))
+    return status::error(invalid, "topk_ids, topk_weights or topk_counts is null");
+  if (k_min < 1 || k_min > top_k)
+    return status::error(invalid, "k_min is %d, expected 1..top_k = %d", k_min, top_k);
+  if (budget < 0 || num_experts < 1 || num_experts > max_experts)
+    return status::error(invalid, "budget is %d and num_experts %d, expected 0 or more and 1..%d",
+                         budget, num_experts, max_experts);
+  for (int e = 0; e < num_experts; ++e) {
+    work.mass[e] = 0;
+    work.admitted[e] = 0;
+  }
+  for (std::int64_t t = 0; t < num_tokens; ++t) {
+    if (topk_counts[t] < 0 || topk_counts[t] > top_k)
+      return status::error(invalid, "topk_counts[%lld] is %d, expected 0..top_k = %d",
+                           static_cast<long long>(t), topk_counts[t], top_k);
+    for (int j = 0; j < topk_counts[t]; ++j) {
+      const std::int32_t id = topk_ids[t * top_k + j];
+      if (id < 0 || id >= num_experts)
+        return status::error(invalid, "topk_ids[%lld, %d] is %d, expected 0..%d",
+                             static_cast<long long>(t), j, id, num_experts - 1);
+    }
+  }
+  int distinct = 0;
+  for (std::int64_t t = 0; t < num_tokens; ++t)
+    for (int j = 0; j < topk_counts[t]; ++j) {
+      const auto e = static_cast<std::size_t>(topk_ids[t * top_k + j]);
+      const double w = static_cast<double>(topk_weights[t * top_k + j]);
+      if (w > 0.0 && w < 1e3) work.mass[e] += static_cast<std::uint64_t>(w * 4294967296.0);
+      work.mass[e] += 1;  // touched, whatever its weight
+      if (j < k_min && work.admitted[e] == 0) {
+        work.admitted[e] = 1;
+        ++distinct;
+      }
+    }
+  while (distinct < budget) {
+    int best = -1;
+    for (int e = 0; e < num_experts; ++e) {
+      if (work.admitted[e] != 0 || work.mass[e] == 0) continue;
+      if (best < 0 || (order == admission::gate_mass && work.mass[e] > work.mass[best])) best = e;
+    }
+    if (best < 0) break;
+    work.admitted[best] = 1;
+    ++distinct;
+  }
+  for (std::int64_t t = 0; t < num_tokens; ++t) {
+    std::int32_t* ids = topk_ids + t * top_k;
+    float* weights = topk_weights + t * top_k;
+    double before = 0.0, after = 0.0;
+    int kept = 0;
+    for (int j = 0; j < topk_counts[t]; ++j) {
+      before += static_cast<double>(weights[j]);
+      if (work.admitted[ids[j]] == 0) continue;
+      after += static_cast<double>(weights[j]);
+      ids[kept] = ids[j];
+      weights[kept] = weights[j];
+      ++kept;
+    }
+    if (kept < topk_counts[t] && after > 0.0)
+      for (int j = 0; j < kept; ++j)
+        weights[j] = static_cast<float>(static_cast<double>(weights[j]) * (before / after));
+    for (int j = kept; j < topk_counts[t]; ++j) {
+      ids[j] = -1;
+      weights[j] = 0.0f;
+    }
+    topk_counts[t] = kept;
+  }
+  if (distinct_out != nullptr) *distinct_out = distinct;
+  return {};
+}
+
+ADAPTIVE_K_NAMESPACE_END
