@@ -4,6 +4,7 @@
 
 file(MAKE_DIRECTORY "${WORK}")
 set(include_flags "")
+list(REMOVE_ITEM INCLUDES "")
 foreach(directory IN LISTS INCLUDES)
   list(APPEND include_flags "-I${directory}")
 endforeach()
