@@ -33,6 +33,7 @@ struct batch {
   std::vector<std::int32_t> replay_ids;     ///< [num_tokens, K0], or empty: routed, not replayed
   std::vector<std::int32_t> replay_counts;  ///< [num_tokens]
   bool replays_in_place = false;            ///< the ids given are where the ids go
+  int output_gap = 0;                       ///< ids and weights start so many elements in
 };
 
 template <class T>
@@ -141,8 +142,11 @@ void expect_equal(const batch<Logit>& input) {
   const optional_buffer<float> bias(input.bias);
   const optional_buffer<std::uint8_t> padding_mask(input.padding_mask), k_min(input.k_min),
       k_max(input.k_max);
-  device::buffer<Id> device_ids(slots);
-  device::buffer<Weight> device_weights(slots);
+  const auto gap = static_cast<std::size_t>(input.output_gap);
+  device::buffer<Id> device_ids(gap + slots);
+  device::buffer<Weight> device_weights(gap + slots);
+  Id* const ids_out = device_ids.get() + gap;
+  Weight* const weights_out = device_weights.get() + gap;
   device::buffer<std::int32_t> device_counts(tokens), device_chosen(tokens);
   device::buffer<float> device_signal(tokens);
   device::buffer<cuda::device_metrics> device_metrics(1);
@@ -150,8 +154,8 @@ void expect_equal(const batch<Logit>& input) {
   const cuda::device_router device_router(input.model, device_plans.get(), 0, input.fill);
   const logits_view<Logit> device_logits = {logits.get(), input.num_tokens, input.model.num_experts,
                                             input.row_stride};
-  const routing_output<Id, Weight> device_output = {device_ids.get(), device_weights.get(),
-                                                    device_counts.get(), device_signal.get(),
+  const routing_output<Id, Weight> device_output = {ids_out, weights_out, device_counts.get(),
+                                                    device_signal.get(),
                                                     input.shadow ? device_chosen.get() : nullptr};
   const optional_buffer<Id> device_replay_ids(replay_ids);
   const optional_buffer<std::int32_t> device_replay_counts(input.replay_counts);
@@ -159,7 +163,7 @@ void expect_equal(const batch<Logit>& input) {
   if (replays && input.replays_in_place) {
     device_ids.write(replay_ids);
     device_counts.write(input.replay_counts);
-    given = {device_ids.get(), device_counts.get()};
+    given = {ids_out, device_counts.get()};
   }
   const routing_extras extras = {bias.get(), padding_mask.get(), k_min.get(), k_max.get()};
   const status result = replays ? device_router.replay(0, device_logits, given, device_output,
@@ -170,8 +174,12 @@ void expect_equal(const batch<Logit>& input) {
   ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess) << cudaGetErrorString(cudaGetLastError());
 
   const std::int64_t top_k = input.model.top_k;
-  expect_same_bits("id", device_ids.read(), ids, top_k);
-  expect_same_bits("weight", device_weights.read(), weights, top_k);
+  const auto written = [gap](auto values) {
+    values.erase(values.begin(), values.begin() + static_cast<std::ptrdiff_t>(gap));
+    return values;
+  };
+  expect_same_bits("id", written(device_ids.read()), ids, top_k);
+  expect_same_bits("weight", written(device_weights.read()), weights, top_k);
   expect_same_bits("count", device_counts.read(), counts, 1);
   expect_same_bits("signal", device_signal.read(), signal, 1);
   if (input.shadow) expect_same_bits("chosen k", device_chosen.read(), chosen, 1);

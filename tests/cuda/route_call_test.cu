@@ -78,6 +78,43 @@ TEST(route_call, padding_limits_shadow_and_replay_together) {
   }
 }
 
+// One condition of the usual call (cuda/usual_call.cuh) fails at a time.
+TEST(route_call, almost_the_usual_call) {
+  for (const gating& usual : {softmax_model(8, 2), softmax_model(60, 4), softmax_model(128, 8)}) {
+    inputs::sequence from(28);
+    twin::batch<bfloat16> plain = plain_batch<bfloat16>(29, usual, 45);
+    plain.policy = k_policy::entropy({1, usual.top_k}, {1.5f});
+    twin::expect_equal<std::int32_t, float>(plain);
+    twin::expect_equal<std::int64_t, float>(plain);
+    twin::expect_equal<std::int16_t, float>(plain);
+    twin::expect_equal<std::int32_t, bfloat16>(plain);
+    twin::expect_equal<std::int32_t, float16>(plain);
+
+    twin::batch<bfloat16> restricted = plain;
+    twin::restrict_tokens(from, restricted);
+    twin::batch<bfloat16> padded = plain, at_least = plain, at_most = plain, shadow = plain;
+    padded.padding_mask = restricted.padding_mask;
+    at_least.k_min = restricted.k_min;
+    at_most.k_max = restricted.k_max;
+    shadow.shadow = true;
+    for (const auto* input : {&padded, &at_least, &at_most, &shadow})
+      twin::expect_equal<std::int32_t, float>(*input);
+
+    twin::batch<bfloat16> shifted = plain;
+    for (shifted.output_gap = 1; shifted.output_gap < 4; ++shifted.output_gap)
+      twin::expect_equal<std::int32_t, float>(shifted);
+
+    gating raw_weights = usual, fewer = usual;
+    raw_weights.renormalize = false;
+    fewer.top_k = usual.top_k - 1;
+    for (const gating& g : {raw_weights, fewer}) {
+      twin::batch<bfloat16> input = plain_batch<bfloat16>(30, g, 45);
+      if (g.top_k > 1) input.policy = k_policy::entropy({1, g.top_k}, {1.5f});
+      twin::expect_equal<std::int32_t, float>(input);
+    }
+  }
+}
+
 TEST(route_call, rows_at_any_address) {
   const gating g = softmax_model(64, 8);
   for (int gap = 0; gap < 9; ++gap) {
