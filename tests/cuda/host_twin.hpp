@@ -33,7 +33,7 @@ struct batch {
   std::vector<std::int32_t> replay_ids;     ///< [num_tokens, K0], or empty: routed, not replayed
   std::vector<std::int32_t> replay_counts;  ///< [num_tokens]
   bool replays_in_place = false;            ///< the ids given are where the ids go
-  int output_gap = 0;                       ///< ids and weights start so many elements in
+  int id_gap = 0, weight_gap = 0;           ///< where ids and weights start, in elements
 };
 
 template <class T>
@@ -142,11 +142,12 @@ void expect_equal(const batch<Logit>& input) {
   const optional_buffer<float> bias(input.bias);
   const optional_buffer<std::uint8_t> padding_mask(input.padding_mask), k_min(input.k_min),
       k_max(input.k_max);
-  const auto gap = static_cast<std::size_t>(input.output_gap);
-  device::buffer<Id> device_ids(gap + slots);
-  device::buffer<Weight> device_weights(gap + slots);
-  Id* const ids_out = device_ids.get() + gap;
-  Weight* const weights_out = device_weights.get() + gap;
+  const auto id_gap = static_cast<std::size_t>(input.id_gap);
+  const auto weight_gap = static_cast<std::size_t>(input.weight_gap);
+  device::buffer<Id> device_ids(id_gap + slots);
+  device::buffer<Weight> device_weights(weight_gap + slots);
+  Id* const ids_out = device_ids.get() + id_gap;
+  Weight* const weights_out = device_weights.get() + weight_gap;
   device::buffer<std::int32_t> device_counts(tokens), device_chosen(tokens);
   device::buffer<float> device_signal(tokens);
   device::buffer<cuda::device_metrics> device_metrics(1);
@@ -174,12 +175,12 @@ void expect_equal(const batch<Logit>& input) {
   ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess) << cudaGetErrorString(cudaGetLastError());
 
   const std::int64_t top_k = input.model.top_k;
-  const auto written = [gap](auto values) {
+  const auto behind = [](auto values, std::size_t gap) {
     values.erase(values.begin(), values.begin() + static_cast<std::ptrdiff_t>(gap));
     return values;
   };
-  expect_same_bits("id", written(device_ids.read()), ids, top_k);
-  expect_same_bits("weight", written(device_weights.read()), weights, top_k);
+  expect_same_bits("id", behind(device_ids.read(), id_gap), ids, top_k);
+  expect_same_bits("weight", behind(device_weights.read(), weight_gap), weights, top_k);
   expect_same_bits("count", device_counts.read(), counts, 1);
   expect_same_bits("signal", device_signal.read(), signal, 1);
   if (input.shadow) expect_same_bits("chosen k", device_chosen.read(), chosen, 1);

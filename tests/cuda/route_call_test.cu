@@ -100,9 +100,13 @@ TEST(route_call, almost_the_usual_call) {
     for (const auto* input : {&padded, &at_least, &at_most, &shadow})
       twin::expect_equal<std::int32_t, float>(*input);
 
-    twin::batch<bfloat16> shifted = plain;
-    for (shifted.output_gap = 1; shifted.output_gap < 4; ++shifted.output_gap)
-      twin::expect_equal<std::int32_t, float>(shifted);
+    for (int gap = 1; gap < 4; ++gap) {
+      twin::batch<bfloat16> ids_apart = plain, weights_apart = plain;
+      ids_apart.id_gap = gap;
+      weights_apart.weight_gap = gap;
+      twin::expect_equal<std::int32_t, float>(ids_apart);
+      twin::expect_equal<std::int32_t, float>(weights_apart);
+    }
 
     gating raw_weights = usual, fewer = usual;
     raw_weights.renormalize = false;
