@@ -35,24 +35,34 @@ std::vector<float> logits_of(inputs::sequence& numbers, double spread) {
 }
 
 struct stream_outcome {
-  double saved = 0.0;          // over the second half of the drift
-  double first_entropy = 0.0;  // mean, nats
+  double saved = 0.0;           // over the second half of the drift
+  std::vector<double> windows;  // of 40 batches each, the first 40 apart: the policy's own start
+  double first_entropy = 0.0;   // mean, nats
   double last_entropy = 0.0;
   std::vector<double> scales;
 };
 
-/// 240 batches whose spread falls from 2.4 until the entropy is a third higher.
-stream_outcome run_stream(const k_policy& policy, bool controlled, double target) {
+enum class drift { rises, falls, returns };
+
+/// From 0 to 1 and, where it returns, back.
+double drifted(drift how, double along) {
+  if (how == drift::rises) return along;
+  return how == drift::falls ? 1.0 - along : 1.0 - std::fabs(2.0 * along - 1.0);
+}
+
+/// 240 batches whose spread moves between 2.4 and 1.65: the entropy by a third.
+stream_outcome run_stream(const k_policy& policy, bool controlled, double target,
+                          drift how = drift::rises, std::uint64_t seed = 7) {
   const adaptive_k::gating g = softmax_24_6();
   adaptive_k::savings_controller controller({target});
   EXPECT_TRUE(controller.validity());
-  inputs::sequence numbers(7);
+  inputs::sequence numbers(seed);
   adaptive_k::router router(g, policy);
-  adaptive_k::routing_metrics late;
+  adaptive_k::routing_metrics late, window;
   stream_outcome outcome;
   constexpr int batches = 240;
   for (int b = 0; b < batches; ++b) {
-    const double spread = 2.4 - 0.75 * b / (batches - 1);
+    const double spread = 2.4 - 0.75 * drifted(how, static_cast<double>(b) / (batches - 1));
     const std::vector<float> logits = logits_of(numbers, spread);
     adaptive_k::routing_metrics metrics;
     const auto routed = router.route(
@@ -65,6 +75,11 @@ stream_outcome run_stream(const k_policy& policy, bool controlled, double target
     if (b == 0) outcome.first_entropy = entropy.mean_signal();
     outcome.last_entropy = entropy.mean_signal();
     if (b >= batches / 2) late += metrics;
+    window += metrics;
+    if (b % 40 == 39) {
+      if (b > 40) outcome.windows.push_back(window.expert_savings());
+      window = {};
+    }
     if (controlled && controller.observe(metrics))
       router = adaptive_k::router(g, controller.apply(policy));
     outcome.scales.push_back(controller.scale());
@@ -83,6 +98,18 @@ TEST(savings_controller, holds_the_target_within_a_point_while_entropy_drifts_by
     EXPECT_NEAR(held.saved, target, 0.01) << static_cast<int>(policy.signal);
     EXPECT_GT(std::fabs(left_alone.saved - target), 0.02) << "the drift must be one that matters";
   }
+}
+
+TEST(savings_controller, holds_every_stretch_of_streams_it_was_not_tuned_on) {
+  for (const double target : {0.25, 0.5})
+    for (const drift how : {drift::rises, drift::falls, drift::returns})
+      for (const std::uint64_t seed : {101, 102}) {
+        const stream_outcome held =
+            run_stream(k_policy::top_p(0.75f, top_k), true, target, how, seed);
+        ASSERT_EQ(held.windows.size(), 5u);
+        for (const double saved : held.windows)
+          EXPECT_NEAR(saved, target, 0.01) << static_cast<int>(how) << " seed " << seed;
+      }
 }
 
 TEST(savings_controller, holds_a_distortion_policy_by_its_price) {
