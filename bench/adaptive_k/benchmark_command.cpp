@@ -3,6 +3,7 @@
 
 #include "bench/adaptive_k/benchmark_run.hpp"
 #include "bench/adaptive_k/commands.hpp"
+#include "bench/adaptive_k/option_checks.hpp"
 
 namespace bench {
 namespace {
@@ -40,11 +41,11 @@ void add_benchmark_command(CLI::App& app) {
   CLI::Option* context = command
                              ->add_option("--context", options->context,
                                           "Tokens of a window (default: the model's own context)")
-                             ->check(CLI::PositiveNumber);
+                             ->check(one_or_more());
   command->add_option("--layers", options->layers,
                       "Layers with adaptive K, such as 0,2-3 (default: all); the others stay full");
   command->add_option("--windows", options->windows, "Stop after this many windows (default: all)")
-      ->check(CLI::PositiveNumber);
+      ->check(one_or_more());
   command->add_option("--seed", options->seed, "Of the random control (default: 1)");
   command->add_option("--json", options->json, "Write the report here ('-': stdout, and no table)");
   command

@@ -15,6 +15,7 @@
 #include "bench/adaptive_k/calibration_model.hpp"
 #include "bench/adaptive_k/commands.hpp"
 #include "bench/adaptive_k/model.hpp"
+#include "bench/adaptive_k/option_checks.hpp"
 #include "bench/adaptive_k/policy_choice.hpp"
 #include "bench/adaptive_k/text_table.hpp"
 
@@ -183,17 +184,17 @@ void add_budget_command(CLI::App& app) {
                       "Text to read (default: the model's heldout_test.txt)");
   command->add_option("--policy", options->policy, "K policy (default: the preset's)");
   command->add_option("--context", options->context, "Tokens of a window (default: the model's)")
-      ->check(CLI::PositiveNumber);
+      ->check(one_or_more());
   command->add_option("--windows", options->windows, "Windows to run (default 64)")
-      ->check(CLI::PositiveNumber);
+      ->check(one_or_more());
   command->add_option("--k-min", options->k_min, "Experts of each token that always run")
-      ->check(CLI::PositiveNumber);
+      ->check(one_or_more());
   command->add_option("--batch", options->batches, "Batch sizes (default 1,16,64)")
       ->delimiter(',')
-      ->check(CLI::PositiveNumber);
+      ->check(one_or_more());
   command->add_option("--budget", options->budgets, "Distinct experts (default 1/4, 1/2, 3/4 of E)")
       ->delimiter(',')
-      ->check(CLI::PositiveNumber);
+      ->check(one_or_more());
   command->add_option("--json", options->json, "Write the rows as JSON ('-': stdout)");
   command->callback([options] { run(*options); });
 }

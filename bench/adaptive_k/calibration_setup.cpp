@@ -10,6 +10,7 @@
 
 #include "bench/adaptive_k/benchmark_run.hpp"
 #include "bench/adaptive_k/failure.hpp"
+#include "bench/adaptive_k/option_checks.hpp"
 #include "bench/adaptive_k/text_table.hpp"
 
 namespace bench {
@@ -42,13 +43,13 @@ void add_options(CLI::App& command, calibration_options& options) {
                      "heldout_test.txt)");
   command.add_option("--other-domain", options.other_domain, "Text of another kind, reported too");
   command.add_option("--context", options.context, "Tokens of a window (default: the model's)")
-      ->check(CLI::PositiveNumber);
+      ->check(one_or_more());
   command.add_option("--tokens", options.fit_tokens, "Tokens to fit on (default 16384)")
-      ->check(CLI::PositiveNumber);
+      ->check(one_or_more());
   command
       .add_option("--test-windows", options.test_windows,
                   "Windows of each reported text (default 128)")
-      ->check(CLI::PositiveNumber);
+      ->check(one_or_more());
   command.add_option("--seed", options.seed, "Of random K's (default 1)");
   command.add_option("--journal", options.journal,
                      "Where results are kept until the end, to go on after an interruption");

@@ -18,6 +18,7 @@
 #include "bench/adaptive_k/controls.hpp"
 #include "bench/adaptive_k/failure.hpp"
 #include "bench/adaptive_k/model.hpp"
+#include "bench/adaptive_k/option_checks.hpp"
 #include "bench/adaptive_k/signal_text.hpp"
 #include "bench/adaptive_k/text_table.hpp"
 #include "bench/adaptive_k/variant.hpp"
@@ -141,7 +142,7 @@ void add_inspect_command(CLI::App& app) {
   CLI::Option* offset = command->add_option("--offset", options->offset, "First token (default: 0)")
                             ->check(CLI::NonNegativeNumber);
   CLI::Option* tokens = command->add_option("--tokens", options->tokens, "How many (default: 12)")
-                            ->check(CLI::PositiveNumber);
+                            ->check(one_or_more());
   text->excludes(data)->excludes(offset)->excludes(tokens);
   command->add_option("--policy", options->policy, "As in `benchmark`");
   command->callback([options] { run(*options); });

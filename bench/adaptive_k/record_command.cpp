@@ -15,6 +15,7 @@
 #include "bench/adaptive_k/commands.hpp"
 #include "bench/adaptive_k/evaluation.hpp"
 #include "bench/adaptive_k/model.hpp"
+#include "bench/adaptive_k/option_checks.hpp"
 #include "bench/adaptive_k/progress.hpp"
 #include "bench/adaptive_k/text_table.hpp"
 #include "bench/adaptive_k/trace.hpp"
@@ -95,9 +96,9 @@ void add_record_command(CLI::App& app) {
   command->add_option("--dataset", options->dataset,
                       "Text to read (default: the model's heldout_test.txt)");
   command->add_option("--context", options->context, "Tokens of a window (default: the model's)")
-      ->check(CLI::PositiveNumber);
+      ->check(one_or_more());
   command->add_option("--windows", options->windows, "Stop after this many windows (default: all)")
-      ->check(CLI::PositiveNumber);
+      ->check(one_or_more());
   command->add_option("-o,--output", options->output, "The safetensors file to write")->required();
   command->callback([options] { run(*options); });
 }

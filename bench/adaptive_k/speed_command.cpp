@@ -8,6 +8,7 @@
 
 #include "bench/adaptive_k/benchmark_result.hpp"
 #include "bench/adaptive_k/commands.hpp"
+#include "bench/adaptive_k/option_checks.hpp"
 #include "bench/adaptive_k/speed_run.hpp"
 #include "bench/adaptive_k/text_table.hpp"
 #include "bench/adaptive_k/version.hpp"
@@ -131,15 +132,14 @@ void add_speed_command(CLI::App& app) {
   CLI::App* command = app.add_subcommand(
       "speed", "Time of whole MoE layers of a model's shape, random weights: full K against less");
   command->add_option("--shape", options->shape, "Name of a preset (see `presets`)")->required();
-  command->add_option("--layers", options->layers, "MoE layers (default: 2)")
-      ->check(CLI::PositiveNumber);
+  command->add_option("--layers", options->layers, "MoE layers (default: 2)")->check(one_or_more());
   command->add_option("--policy", options->policy,
                       "Compare this one too (as in `benchmark`); random logits decide its K");
   command->add_option("--batch", options->batches, "Tokens of a call (default: 1,16,64,512)")
       ->delimiter(',')
       ->check(CLI::Range(1, 65536));
   command->add_option("--repeats", options->repeats, "Rounds a batch (default: about 10 seconds)")
-      ->check(CLI::PositiveNumber);
+      ->check(one_or_more());
   command->add_option("--seed", options->seed, "Of weights and inputs (default: 1)");
   command->add_option("--json", options->json, "Write the report here ('-': stdout, and no table)");
   command->callback([options] { run(*options); });

@@ -28,7 +28,7 @@ TEST(Mistakes, CommandLine) {
   expect_refusal({"frobnicate"}, {"frobnicate"});
   expect_refusal({"benchmark", "--frobnicate"}, {"--frobnicate"});
   expect_refusal({"benchmark", "--windows"}, {"--windows"});
-  expect_refusal({"benchmark", "--windows", "0"}, {"--windows"});
+  expect_refusal({"benchmark", "--windows", "0"}, {"--windows", "'0'", "1 or more"});
   expect_refusal({"benchmark", "--windows", "many"}, {"--windows", "many"});
   expect_refusal({"benchmark", "--context", "-5"}, {"--context"});
   expect_refusal({"benchmark", "--trace", "t", "--model", "m"}, {"--trace", "--model"});
