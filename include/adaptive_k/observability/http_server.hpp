@@ -66,6 +66,8 @@ class http_server {
           "is taken or reserved",
           options.host.c_str(), options.port);
     }
+    // The library lets 5 connections wait to be accepted; a further one's client would wait 1 s.
+    ::listen(listening_, 1024);
     ended_ = false;
     thread_ = std::thread([this] {
       ignore_broken_pipes();
@@ -124,12 +126,11 @@ class http_server {
       return new httplib::ThreadPool(static_cast<std::size_t>(threads));
     };
     // Not SO_REUSEPORT, the library's choice: two programs would share a port and half the scrapes.
-    server_->set_socket_options([](socket_t socket) {
+    server_->set_socket_options([this](socket_t socket) {
+      listening_ = socket;
 #if !defined(_WIN32)
       const int yes = 1;
       setsockopt(socket, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof yes);
-#else
-      static_cast<void>(socket);
 #endif
     });
     const auto seconds = std::chrono::duration_cast<std::chrono::seconds>(options.patience);
@@ -152,6 +153,7 @@ class http_server {
   }
 
   std::unique_ptr<httplib::Server> server_;
+  socket_t listening_ = INVALID_SOCKET;
   std::thread thread_;
   std::atomic<bool> ended_{false};
   int port_ = 0;
