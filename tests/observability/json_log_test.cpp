@@ -317,7 +317,7 @@ TEST(JsonLogger, RefusesBadOptions) {
   options = {};
   options.pause = milliseconds(0);
   EXPECT_THROW(json_logger(ignore, options), std::invalid_argument);
-  EXPECT_THROW(json_logger(json_logger::sink()), std::invalid_argument);
+  EXPECT_THROW(json_logger{json_logger::sink()}, std::invalid_argument);
 }
 
 }  // namespace

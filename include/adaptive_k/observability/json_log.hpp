@@ -57,35 +57,6 @@ struct log_event {
 
 namespace detail {
 
-/// Appends `text` as a JSON string, with its quotes.
-inline void append_json_string(std::string& out, std::string_view text) {
-  constexpr char digits[] = "0123456789abcdef";
-  out += '"';
-  for_each_character(text, [&](std::string_view character) {
-    const auto first = static_cast<unsigned char>(character[0]);
-    if (first == '"' || first == '\\') {
-      out += '\\';
-      out += character;
-    } else if (first == '\n') {
-      out += "\\n";
-    } else if (first < 0x20 || first == 0x7F) {
-      out += "\\u00";
-      out += digits[first >> 4];
-      out += digits[first & 15];
-    } else {
-      out += character;
-    }
-  });
-  out += '"';
-}
-
-inline void append_padded(std::string& out, std::int64_t value, int width) {
-  char digits[20];
-  for (int i = width - 1; i >= 0; --i, value /= 10)
-    digits[i] = static_cast<char>('0' + static_cast<int>(value % 10));
-  out.append(digits, static_cast<std::size_t>(width));
-}
-
 /// Such as 2026-01-31T23:59:59.125Z. Times outside the years 0 to 9999 become the nearest inside.
 inline void append_time(std::string& out, std::chrono::system_clock::time_point time) {
   using std::chrono::milliseconds;
