@@ -28,7 +28,7 @@ std::vector<float> make_logits(unsigned seed) {
   std::vector<float> logits(std::size_t{num_tokens} * num_experts);
   for (std::size_t i = 0; i < logits.size(); ++i) {
     seed = seed * 1664525u + 1013904223u;
-    logits[i] = static_cast<float>(seed >> 20) / 4096.0f * static_cast<float>(i / num_experts % 8);
+    logits[i] = static_cast<float>(seed >> 20) / 4096.0f * static_cast<float>(i / num_experts % 16);
   }
   return logits;
 }

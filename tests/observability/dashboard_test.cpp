@@ -3,6 +3,7 @@
 
 #include <cstdlib>
 #include <fstream>
+#include <iterator>
 #include <nlohmann/json.hpp>
 #include <regex>
 #include <set>
@@ -94,13 +95,25 @@ TEST(Dashboard, QueriesAreValid) {
         query.replace(at, variable.size(), value);
     rules.push_back({{"record", "panel:" + std::to_string(rules.size())}, {"expr", query}});
   }
+  json group = json::object({{"name", "dashboard"}});
+  group["rules"] = rules;
+  json file = json::object();
+  file["groups"] = json::array({group});
   const scratch_folder scratch;
-  const json groups = {{"groups", {{{"name", "dashboard"}, {"rules", rules}}}}};
-  const std::string file = scratch.write("rules.yml", groups.dump()).string();  // JSON is YAML
-  EXPECT_EQ(std::system((ADAPTIVE_K_PROMTOOL " check rules " + file + " >&2").c_str()), 0);
-  EXPECT_EQ(
-      std::system((ADAPTIVE_K_PROMTOOL " check config " + folder + "prometheus.yml >&2").c_str()),
-      0);
+  const std::string path = scratch.write("rules.yml", file.dump()).string();  // JSON is YAML
+  const auto promtool = [&](const std::string& arguments) {
+    const std::string said = (scratch.path() / "said").string();
+    const std::string command = ADAPTIVE_K_PROMTOOL " check " + arguments + " > " + said + " 2>&1";
+    const int result = std::system(command.c_str());
+    std::ifstream stream(said);
+    const std::string text((std::istreambuf_iterator<char>(stream)), {});
+    EXPECT_EQ(result, 0) << text;
+    return text;
+  };
+  const std::string all = "SUCCESS: " + std::to_string(queries().size()) + " rules found";
+  const std::string text = promtool("rules " + path);
+  EXPECT_NE(text.find(all), std::string::npos) << text;
+  promtool("config " + folder + "prometheus.yml");
 }
 
 }  // namespace

@@ -216,7 +216,7 @@ class perfetto_trace {
     const detail::call_means means = detail::means_of(call);
     begin("route", 'X', call.layer, call.start_us);
     events_ += ",\"dur\":";
-    detail::append_number(events_, call.duration_us);
+    detail::append_number(events_, in_ns(call.duration_us));
     events_ += ",\"cat\":\"routing\",\"args\":{\"layer\":";
     detail::append_number(events_, std::int64_t{call.layer});
     events_ += ",\"tokens\":";
@@ -250,8 +250,11 @@ class perfetto_trace {
     events_ += "\",\"pid\":1,\"tid\":";
     detail::append_number(events_, std::int64_t{layer} + 1);  // thread 0 is no thread to Perfetto
     events_ += ",\"ts\":";
-    detail::append_number(events_, ts);
+    detail::append_number(events_, in_ns(ts));
   }
+
+  /// Clocks tell no more, and digits behind it would only be noise of the conversion.
+  static double in_ns(double us) noexcept { return std::round(us * 1e3) / 1e3; }
 
   void argument(std::string_view name, double value) {
     events_.append(",\"").append(name).append("\":");
