@@ -36,6 +36,8 @@ TEST(Mistakes, CommandLine) {
   expect_refusal({"benchmark", "--json", "-", "--log", "-"}, {"--json", "--log", "stdout"});
   expect_refusal({"benchmark", "--log", "x", "--log-fields", "gelf"}, {"--log-fields", "gelf"});
   expect_refusal({"benchmark", "--log-fields", "ecs"}, {"--log-fields", "--log"});
+  expect_refusal({"inspect", "--perfetto", "/no/such/folder/f"},
+                 {"--perfetto", "cannot be written"});
   expect_refusal({"record"}, {"--output"});
   expect_refusal({"speed"}, {"--shape"});
   expect_refusal({"inspect", "--text", "a", "--tokens", "3"}, {"--text", "--tokens"});

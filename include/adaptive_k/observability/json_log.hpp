@@ -130,7 +130,7 @@ inline void append_json(std::string& out, const log_event& event, std::string_vi
   if (std::isfinite(event.expert_savings)) number("adaptive_k.savings", event.expert_savings);
   // Past 1e9 s, 31 years, the nanoseconds would leave their 64 bits: no latency of a call.
   if (event.latency_seconds >= 0 && event.latency_seconds < 1e9) {
-    const auto ns = static_cast<std::int64_t>(event.latency_seconds * 1e9 + 0.5);
+    const auto ns = std::int64_t{std::llround(event.latency_seconds * 1e9)};
     number("adaptive_k.latency_ms", static_cast<double>(ns) / 1e6);
     number(ecs ? "event.duration" : "duration", ns);
   }

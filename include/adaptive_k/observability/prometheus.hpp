@@ -5,7 +5,6 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
-#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -200,6 +199,15 @@ class prometheus_recorder {
 
  private:
   using key = std::tuple<std::string, int, std::string>;
+  /// Compares views of one type: clang 14 as C++20 cannot compare tuples of two.
+  struct key_less {
+    using is_transparent = void;
+    using view = std::tuple<std::string_view, int, std::string_view>;
+    template <class Left, class Right>
+    bool operator()(const Left& left, const Right& right) const noexcept {
+      return view(left) < view(right);
+    }
+  };
   struct snapshot {
     std::string labels;  // without braces
     std::vector<std::uint64_t> cells;
@@ -419,7 +427,7 @@ class prometheus_recorder {
   prometheus_options options_;
   std::size_t latency_ = 0, entropy_ = 0, load_ = 0, stride_ = 0;  // where cells lie in a shard
   mutable std::shared_mutex mutex_;                                // of the map, not of the counts
-  std::map<key, series, std::less<>> series_;
+  std::map<key, series, key_less> series_;
   std::atomic<std::uint64_t> dropped_{0};
 };
 

@@ -85,7 +85,7 @@ inline void append_bar(std::string& out, double value, double full, int width,
 inline void append_fixed(std::string& out, double value, int width) {
   std::string text = "-";
   if (std::isfinite(value) && std::abs(value) < 1e15) {
-    const auto hundredths = static_cast<std::int64_t>(std::abs(value) * 100 + 0.5);
+    const auto hundredths = std::int64_t{std::llround(std::abs(value) * 100)};
     text = value < 0 && hundredths != 0 ? "-" : "";
     append_number(text, hundredths / 100);
     text += '.';
