@@ -1,10 +1,10 @@
 // What a running benchmark shows: its endpoint, as promtool and a reader see it, and its log lines.
 #include <gtest/gtest.h>
-#include <signal.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <chrono>
+#include <csignal>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <set>

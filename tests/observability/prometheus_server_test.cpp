@@ -1,10 +1,10 @@
 // A Prometheus server scrapes the endpoint, and answers for what it read by its own API.
 #include <gtest/gtest.h>
-#include <signal.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <chrono>
+#include <csignal>
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <set>

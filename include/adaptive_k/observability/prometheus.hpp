@@ -277,7 +277,8 @@ class prometheus_recorder {
     if (!(seconds >= 0.0) || !(seconds < 1e9)) return add(cells[invalid_latencies], 1);
     const std::vector<double>& bounds = options_.latency_buckets;
     add(cells[latency_ + bucket_of(bounds, seconds)], 1);
-    add(cells[latency_ + bounds.size() + 1], static_cast<std::uint64_t>(seconds * 1e9 + 0.5));
+    add(cells[latency_ + bounds.size() + 1],
+        static_cast<std::uint64_t>(std::llround(seconds * 1e9)));
   }
 
   std::vector<std::uint64_t> sums(const series& of) const {
