@@ -13,8 +13,9 @@ say() { printf '%s\n' "$*" >&2; }
 tool_packages=(cmake g++ make)
 library_packages=(libgtest-dev libbenchmark-dev nlohmann-json3-dev libcli11-dev libfmt-dev
                   libeigen3-dev libdnnl-dev libssl-dev)
-# Without these parts are left out: the endpoint for Prometheus, and its test by Prometheus itself.
-optional_packages=(pkgconf libcpp-httplib-dev prometheus)
+# Without these parts are left out: the endpoint for Prometheus, its test by Prometheus
+# itself, and A/B tests.
+optional_packages=(pkgconf libcpp-httplib-dev prometheus libboost-math-dev)
 check_packages=(clang clang-format clang-tidy git ninja-build)
 
 # need_packages name...: installs those that are missing, where that is allowed.
