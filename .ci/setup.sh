@@ -13,6 +13,9 @@ say() { printf '%s\n' "$*" >&2; }
 tool_packages=(cmake g++ make)
 library_packages=(libgtest-dev libbenchmark-dev nlohmann-json3-dev libcli11-dev libfmt-dev
                   libeigen3-dev libdnnl-dev libssl-dev)
+# Without these parts are left out: the endpoint for Prometheus, its test by Prometheus
+# itself, and A/B tests.
+optional_packages=(pkgconf libcpp-httplib-dev prometheus libboost-math-dev)
 check_packages=(clang clang-format clang-tidy git ninja-build)
 
 # need_packages name...: installs those that are missing, where that is allowed.
@@ -27,8 +30,8 @@ need_packages() {
   if [ "$(id -u)" -ne 0 ]; then
     if ! sudo -n true 2> /dev/null; then
       say "Not installed: ${missing[*]}"
-      say "No right to install them; CMake downloads the sources of the libraries it needs" \
-          "(about 15 MB)."
+      say "No right to install them; CMake downloads the sources of the libraries it cannot do" \
+          "without (about 15 MB)."
       return 0
     fi
     as_root=(sudo -n)

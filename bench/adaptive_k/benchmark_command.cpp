@@ -3,23 +3,26 @@
 
 #include "bench/adaptive_k/benchmark_run.hpp"
 #include "bench/adaptive_k/commands.hpp"
+#include "bench/adaptive_k/failure.hpp"
 #include "bench/adaptive_k/option_checks.hpp"
 
 namespace bench {
 namespace {
 
 template <class Result>
-void report(const Result& result, const std::string& json) {
-  if (json != "-") print(result);
-  if (!json.empty()) write_json(json, to_json(result));
+void report(const Result& result, const benchmark_options& options) {
+  if (options.json != "-" && options.live.log != "-") print(result);
+  if (!options.json.empty()) write_json(options.json, to_json(result));
 }
 
 void run(const benchmark_options& options) {
+  if (options.json == "-" && options.live.log == "-")
+    throw failure("--json -, --log -: both cannot have stdout");
   check_writable("--json", options.json);
   if (options.trace.empty()) {
-    report(run_benchmark(options), options.json);
+    report(run_benchmark(options), options);
   } else {
-    report(run_trace_benchmark(options), options.json);
+    report(run_trace_benchmark(options), options);
   }
 }
 
@@ -48,6 +51,19 @@ void add_benchmark_command(CLI::App& app) {
       ->check(one_or_more());
   command->add_option("--seed", options->seed, "Of the random control (default: 1)");
   command->add_option("--json", options->json, "Write the report here ('-': stdout, and no table)");
+  command
+      ->add_option("--metrics-port", options->live.metrics_port,
+                   "While it runs, serve metrics for Prometheus on this port of 127.0.0.1 (0: a "
+                   "free one)")
+      ->check(CLI::Range(0, 65535));
+  CLI::Option* log =
+      command->add_option("--log", options->live.log,
+                          "Write one JSON line a routing call here ('-': stdout, and no table)");
+  command
+      ->add_option("--log-fields", options->live.log_fields,
+                   "Names of its fields: ecs (Elastic, default) or datadog")
+      ->check(CLI::IsMember({"ecs", "datadog"}))
+      ->needs(log);
   command
       ->add_option("--trace", options->trace,
                    "Recorded router logits in place of a model: savings only, quality unknown")

@@ -86,6 +86,7 @@ int window_length(int asked, int max_positions) {
 }
 
 benchmark_result run_benchmark(const benchmark_options& options) {
+  live_view live(options.live);
   loaded_model model = load_model(options.model);
   const moe_engine::model_config& config = model.engine.config();
   const dataset data = dataset_for(options.dataset, model.folder.string(), config.vocab_size);
@@ -104,7 +105,13 @@ benchmark_result run_benchmark(const benchmark_options& options) {
       restrict_to(layer_policies(policy.choice.policy, config.num_layers), policy.is_adaptive);
 
   line_up routings = make_line_up(config.gating, policy, options.seed);
+  for (std::size_t i = 0; i < routings.all.size(); ++i) {
+    variant& routing = routings.all[i].routing;
+    live.watch(routing, result.model.name,
+               i == line_up::policy ? policy.choice.policy.name : routing.name());
+  }
   evaluate(model.engine, data, result.data.windows, routings.all);
+  live.finish();
 
   const evaluated& full = routings.all[line_up::full];
   const evaluated& adaptive = routings.all[line_up::policy];

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "bench/adaptive_k/benchmark_result.hpp"
+#include "bench/adaptive_k/live_view.hpp"
 
 namespace bench {
 
@@ -18,6 +19,7 @@ struct benchmark_options {
   int context = 0;           ///< 0: the model's own
   std::int64_t windows = 0;  ///< 0: all
   std::uint64_t seed = 1;    ///< of the random control
+  live_options live;
 };
 
 benchmark_result run_benchmark(const benchmark_options& options);

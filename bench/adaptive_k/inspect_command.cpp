@@ -3,11 +3,13 @@
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
+#include <adaptive_k/observability/trace_view.hpp>
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
-#include <cstdlib>
+#include <fstream>
 #include <memory>
 #include <string>
 #include <utility>
@@ -33,12 +35,8 @@ struct inspect_options {
   std::string policy;
   std::int64_t offset = 0;
   std::int64_t tokens = 12;
+  std::string perfetto;
 };
-
-bool wants_color() {
-  const char* no_color = std::getenv("NO_COLOR");
-  return isatty(STDOUT_FILENO) != 0 && (no_color == nullptr || *no_color == '\0');
-}
 
 std::string token_text(std::int32_t token, int vocab_size) {
   if (vocab_size != 256) return fmt::format("{}", token);
@@ -68,7 +66,7 @@ std::vector<std::int32_t> choose_tokens(const inspect_options& options, const lo
 
 void print_tokens(const std::vector<std::int32_t>& tokens, const variant& routing, int num_layers,
                   int vocab_size) {
-  const bool color = wants_color();
+  const bool color = adaptive_k::color_wanted(isatty(STDOUT_FILENO) != 0);
   const adaptive_k::gating& gating = routing.router().model();
   for (std::size_t t = 0; t < tokens.size(); ++t) {
     fmt::print("\nToken {} {}\n", t, token_text(tokens[t], vocab_size));
@@ -94,7 +92,27 @@ void print_summary(const variant& routing, int num_layers) {
   fmt::print("\nBy layer\n{}", table.text());
 }
 
+/// Adds each call of `routing` to the timeline, which must outlive it.
+void follow(variant& routing, adaptive_k::perfetto_trace& timeline) {
+  const auto start = std::chrono::steady_clock::now();
+  routing.observe([start, &timeline](const observed_call& call) {
+    const std::chrono::duration<double> now = std::chrono::steady_clock::now() - start;
+    timeline.add({call.layer, call.num_tokens, call.signal, call.counts,
+                  (now.count() - call.seconds) * 1e6, call.seconds * 1e6});
+  });
+}
+
+void check_entropy(const std::vector<adaptive_k::k_policy>& policies) {
+  for (const adaptive_k::k_policy& policy : policies)
+    if (policy.signal != adaptive_k::signal_kind::softmax_entropy &&
+        policy.signal != adaptive_k::signal_kind::topk_entropy)
+      throw failure(
+          fmt::format("--perfetto: shows entropies in nats, and the policy's signal is {}",
+                      adaptive_k::to_string(policy.signal)));
+}
+
 void run(const inspect_options& options) {
+  check_writable("--perfetto", options.perfetto);
   loaded_model model = load_model(options.model);
   const moe_engine::model_config& config = model.engine.config();
   const policy_choice choice =
@@ -107,6 +125,11 @@ void run(const inspect_options& options) {
   variant routing("policy", adaptive_k::router(config.gating, policies, {}, choice.policy.tables),
                   adaptive_k::router(config.gating, full_like(policies)));
   routing.prepare(config.num_layers, length);
+  adaptive_k::perfetto_trace timeline(model.name);
+  if (!options.perfetto.empty()) {
+    check_entropy(policies);
+    follow(routing, timeline);
+  }
   std::vector<float> logits(tokens.size() * static_cast<std::size_t>(config.vocab_size));
   model.engine.forward(
       tokens.data(), 1, length,
@@ -115,6 +138,9 @@ void run(const inspect_options& options) {
         return routing.route(layer, router_logits, output);
       },
       logits.data());
+  if (!options.perfetto.empty() &&
+      !(std::ofstream(options.perfetto, std::ios::binary) << timeline.json() << std::flush))
+    throw failure(fmt::format("--perfetto: {}: cannot be written", options.perfetto));
 
   fmt::print("Model    {}: {} layers, {} experts of which {}\nPolicy   {} ({})\nSignal   {}\n",
              model.name, config.num_layers, config.gating.num_experts, config.gating.top_k,
@@ -145,6 +171,8 @@ void add_inspect_command(CLI::App& app) {
                             ->check(one_or_more());
   text->excludes(data)->excludes(offset)->excludes(tokens);
   command->add_option("--policy", options->policy, "As in `benchmark`");
+  command->add_option("--perfetto", options->perfetto,
+                      "Also write the calls as a timeline that ui.perfetto.dev opens");
   command->callback([options] { run(*options); });
 }
 

@@ -1,4 +1,6 @@
 // `adaptive-k benchmark --trace`: routes recorded logits; there is no model to ask for quality.
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
@@ -54,6 +56,7 @@ void route_trace(const trace_reader& trace, std::vector<variant>& variants, std:
 }  // namespace
 
 trace_result run_trace_benchmark(const benchmark_options& options) {
+  live_view live(options.live);
   const trace_reader trace(options.trace);
   const trace_info& info = trace.info();
   trace_result result;
@@ -84,10 +87,14 @@ trace_result run_trace_benchmark(const benchmark_options& options) {
   std::vector<variant> variants;
   variants.emplace_back("policy", router_of(policy.layers), full);
   for (int k = 1; k < info.gating.top_k; ++k)
-    variants.emplace_back("fixed K", router_of(fixed_like(policy.layers, policy.is_adaptive, k)),
-                          full);
+    variants.emplace_back(fmt::format("fixed K = {}", k),
+                          router_of(fixed_like(policy.layers, policy.is_adaptive, k)), full);
   variants.emplace_back("full K", full, full);
+  for (std::size_t i = 0; i < variants.size(); ++i)
+    live.watch(variants[i], result.model.name,
+               i == 0 ? policy.choice.policy.name : variants[i].name());
   route_trace(trace, variants, windows);
+  live.finish();
 
   policy.metrics = variants.front().layers();
   const adaptive_k::routing_metrics total = variants.front().total();

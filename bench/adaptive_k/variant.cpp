@@ -1,6 +1,7 @@
 #include "bench/adaptive_k/variant.hpp"
 
 #include <algorithm>
+#include <chrono>
 #include <cstddef>
 #include <utility>
 
@@ -32,7 +33,9 @@ adaptive_k::status variant::route(int layer, const adaptive_k::logits_view<float
                                   const adaptive_k::routing_output<>& output,
                                   const adaptive_k::routing_extras& extras) {
   const auto tokens = static_cast<std::size_t>(logits.num_tokens);
-  adaptive_k::routing_metrics* metrics = &metrics_[static_cast<std::size_t>(layer)];
+  adaptive_k::routing_metrics& total = metrics_[static_cast<std::size_t>(layer)];
+  adaptive_k::routing_metrics call;
+  adaptive_k::routing_metrics* metrics = observer_ ? &call : &total;
   last_call& last = last_[static_cast<std::size_t>(layer)];
   last.counts.resize(tokens);
   last.signal.resize(tokens);
@@ -40,6 +43,7 @@ adaptive_k::status variant::route(int layer, const adaptive_k::logits_view<float
   own.topk_counts = last.counts.data();
   own.signal = last.signal.data();
 
+  const auto start = std::chrono::steady_clock::now();
   adaptive_k::status result;
   if (assignment_ == k_assignment::chosen) {
     result = adaptive_.route(layer, logits, own, metrics, extras);
@@ -58,6 +62,12 @@ adaptive_k::status variant::route(int layer, const adaptive_k::logits_view<float
     result = full_.route(layer, logits, own, metrics, limited);
   }
   if (!result) return result;
+  if (observer_) {
+    const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
+    total += call;
+    observer_(
+        {layer, call, took.count(), last.signal.data(), last.counts.data(), logits.num_tokens});
+  }
   if (output.topk_counts != nullptr)
     std::copy(last.counts.begin(), last.counts.end(), output.topk_counts);
   if (output.signal != nullptr) std::copy(last.signal.begin(), last.signal.end(), output.signal);

@@ -5,7 +5,9 @@
 #include <adaptive_k/host/router.hpp>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "bench/adaptive_k/controls.hpp"
@@ -22,6 +24,16 @@ enum class k_assignment {
 
 inline constexpr int decode_batches[] = {1, 16, 64};
 
+/// One layer's routing call, as it ended. Pointers are valid during the observation.
+struct observed_call {
+  int layer;
+  const adaptive_k::routing_metrics& metrics;  ///< of this call alone
+  double seconds;
+  const float* signal;         ///< [num_tokens]
+  const std::int32_t* counts;  ///< [num_tokens]
+  std::int64_t num_tokens;
+};
+
 class variant {
  public:
   /// `adaptive` chooses; `full` (see full_like) routes again under the K's dealt out anew.
@@ -37,6 +49,11 @@ class variant {
   adaptive_k::status route(int layer, const adaptive_k::logits_view<float>& logits,
                            const adaptive_k::routing_output<>& output,
                            const adaptive_k::routing_extras& extras = {});
+
+  /// Calls `observer` after each successful routing call, on its thread.
+  void observe(std::function<void(const observed_call&)> observer) {
+    observer_ = std::move(observer);
+  }
 
   /// After the layers of `num_windows` windows: counts their distinct experts.
   void count_distinct(std::int64_t num_windows);
@@ -66,6 +83,7 @@ class variant {
   adaptive_k::router full_;
   k_assignment assignment_;
   integer_rng rng_;
+  std::function<void(const observed_call&)> observer_;
   int length_ = 0;
   std::vector<adaptive_k::routing_metrics> metrics_;  // [layers]
   std::vector<distinct_experts> distinct_;            // [decode_batches]

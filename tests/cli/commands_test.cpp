@@ -52,6 +52,30 @@ TEST(Inspect, OneLineATokenAndLayer) {
   EXPECT_FALSE(contains(result.out, "\033"));  // no terminal, no colour
 }
 
+TEST(Inspect, TimelineForPerfetto) {
+  const scratch_folder folder;
+  const std::string file = (folder.path() / "timeline.json").string();
+  const outcome result = run_program(
+      {"inspect", "--text", "She was.", "--policy", "entropy:2,4,8@1.5,2.5", "--perfetto", file});
+  ASSERT_EQ(result.status, 0) << result.err;
+  const json timeline = json::parse(content_of(file));
+  double end = 0;
+  int slices = 0, counters = 0;
+  for (const json& event : timeline.at("traceEvents")) {
+    counters += event["ph"] == "C" ? 1 : 0;
+    if (event["ph"] != "X") continue;
+    EXPECT_EQ(event["args"]["layer"], slices++) << "layers follow one another";
+    EXPECT_EQ(event["args"]["tokens"], 8);
+    EXPECT_GE(event["ts"].get<double>(), end);
+    end = event["ts"].get<double>() + event["dur"].get<double>();
+  }
+  EXPECT_EQ(slices, 4);
+  EXPECT_EQ(counters, 2 * 4 * 8) << "entropy and K of each token in each layer";
+  const outcome margin = run_program({"inspect", "--policy", "top_p:0.9", "--perfetto", file});
+  EXPECT_EQ(margin.status, 2);
+  EXPECT_TRUE(contains(margin.err, "--perfetto: shows entropies")) << margin.err;
+}
+
 TEST(Inspect, DataSetOffsetAndTokens) {
   const outcome first = run_program({"inspect", "--tokens", "2"});
   const outcome later = run_program({"inspect", "--tokens", "2", "--offset", "1000"});

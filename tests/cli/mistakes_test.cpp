@@ -32,6 +32,12 @@ TEST(Mistakes, CommandLine) {
   expect_refusal({"benchmark", "--windows", "many"}, {"--windows", "many"});
   expect_refusal({"benchmark", "--context", "-5"}, {"--context"});
   expect_refusal({"benchmark", "--trace", "t", "--model", "m"}, {"--trace", "--model"});
+  expect_refusal({"benchmark", "--metrics-port", "65536"}, {"--metrics-port", "65536"});
+  expect_refusal({"benchmark", "--json", "-", "--log", "-"}, {"--json", "--log", "stdout"});
+  expect_refusal({"benchmark", "--log", "x", "--log-fields", "gelf"}, {"--log-fields", "gelf"});
+  expect_refusal({"benchmark", "--log-fields", "ecs"}, {"--log-fields", "--log"});
+  expect_refusal({"inspect", "--perfetto", "/no/such/folder/f"},
+                 {"--perfetto", "cannot be written"});
   expect_refusal({"record"}, {"--output"});
   expect_refusal({"speed"}, {"--shape"});
   expect_refusal({"inspect", "--text", "a", "--tokens", "3"}, {"--text", "--tokens"});

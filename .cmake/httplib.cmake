@@ -1,0 +1,37 @@
+# adaptive_k_find_httplib(): the target adaptive_k_httplib, where cpp-httplib is installed. Part of
+# the installed package too, whose users' machines must be searched anew.
+
+macro(_adaptive_k_httplib_target)
+  add_library(adaptive_k_httplib INTERFACE IMPORTED)
+  set_target_properties(adaptive_k_httplib PROPERTIES IMPORTED_GLOBAL TRUE)
+  target_link_libraries(adaptive_k_httplib INTERFACE ${ARGN} Threads::Threads)
+endmacro()
+
+function(adaptive_k_find_httplib)
+  if(TARGET adaptive_k_httplib)
+    return()
+  endif()
+  find_package(Threads QUIET)
+  if(NOT TARGET Threads::Threads)
+    return()
+  endif()
+  set_target_properties(Threads::Threads PROPERTIES IMPORTED_GLOBAL TRUE)
+  if(TARGET httplib::httplib)  # the user's own, or one added as a subdirectory
+    _adaptive_k_httplib_target(httplib::httplib)
+    return()
+  endif()
+  find_package(httplib CONFIG QUIET)
+  if(TARGET httplib::httplib)
+    set_target_properties(httplib::httplib PROPERTIES IMPORTED_GLOBAL TRUE)
+    _adaptive_k_httplib_target(httplib::httplib)
+    return()
+  endif()
+  # Debian compiles it, with macros that change the layout of its classes: only this file has them.
+  find_package(PkgConfig QUIET)
+  if(PkgConfig_FOUND)
+    pkg_check_modules(ADAPTIVE_K_HTTPLIB QUIET IMPORTED_TARGET GLOBAL cpp-httplib)
+  endif()
+  if(TARGET PkgConfig::ADAPTIVE_K_HTTPLIB)
+    _adaptive_k_httplib_target(PkgConfig::ADAPTIVE_K_HTTPLIB)
+  endif()
+endfunction()

@@ -1,0 +1,129 @@
+// Routes made-up batches in two threads, as a service would, and shows it: metrics on a port of
+// this machine, a JSON line a batch on stderr, and a timeline for Perfetto.
+//   observability [port [seconds [timeline.json]]]      port 0: any free one
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <mutex>
+#include <string_view>
+#include <thread>
+#include <vector>
+
+#include "adaptive_k/adaptive_k.hpp"
+#include "adaptive_k/observability/http_server.hpp"
+#include "adaptive_k/observability/json_log.hpp"
+#include "adaptive_k/observability/trace_view.hpp"
+
+namespace {
+
+constexpr int num_layers = 4, num_experts = 64, num_tokens = 32;
+using clock_type = std::chrono::steady_clock;
+
+double seconds_since(clock_type::time_point start) {
+  return std::chrono::duration<double>(clock_type::now() - start).count();
+}
+
+/// Some rows sure, some not; other ones for each batch.
+std::vector<float> make_logits(unsigned seed) {
+  std::vector<float> logits(std::size_t{num_tokens} * num_experts);
+  for (std::size_t i = 0; i < logits.size(); ++i) {
+    seed = seed * 1664525u + 1013904223u;
+    logits[i] = static_cast<float>(seed >> 20) / 4096.0f * static_cast<float>(i / num_experts % 16);
+  }
+  return logits;
+}
+
+struct observers {
+  adaptive_k::prometheus_recorder& recorder;
+  adaptive_k::json_logger& logger;
+  std::mutex mutex;  // of what follows
+  adaptive_k::perfetto_trace timeline{"example"};
+  adaptive_k::routing_metrics total;
+};
+
+void serve(unsigned thread, double seconds, clock_type::time_point start, observers& to) {
+  adaptive_k::gating gating;
+  gating.num_experts = num_experts;
+  gating.top_k = 8;
+  const adaptive_k::router router(gating, adaptive_k::k_policy::entropy({4, 8}, {3.0f}));
+  adaptive_k::prometheus_recorder::series* series[num_layers];  // found once: recording is fast
+  for (int layer = 0; layer < num_layers; ++layer)
+    series[layer] = to.recorder.find({"example", layer, "entropy"});
+
+  for (unsigned batch = 0; seconds_since(start) < seconds; ++batch)
+    for (int layer = 0; layer < num_layers; ++layer) {
+      const std::vector<float> logits =
+          make_logits(batch * 8 + thread * 4 + static_cast<unsigned>(layer));
+      const adaptive_k::logits_view<float> view = {logits.data(), num_tokens, num_experts};
+      adaptive_k::routing_metrics metrics;
+      const double begin = seconds_since(start);
+      const auto routed = router.route(layer, view, &metrics);
+      const double took = seconds_since(start) - begin;
+      if (!routed.result) {
+        std::fprintf(stderr, "%s\n", routed.result.message());
+        std::exit(1);
+      }
+
+      to.recorder.record(series[layer], metrics, took);
+      to.recorder.record_entropies(series[layer], routed.signal.data(), num_tokens);
+
+      adaptive_k::log_event event(metrics, took);
+      event.model = "example";
+      event.policy = "entropy";
+      event.layer = layer;
+      to.logger.log(event);
+
+      std::unique_lock<std::mutex> lock(to.mutex);
+      to.total += metrics;
+      if (batch < 10)  // a timeline is for a moment, not for a day
+        to.timeline.add({layer, num_tokens, routed.signal.data(), routed.topk_counts.data(),
+                         begin * 1e6, took * 1e6});
+      lock.unlock();
+      std::this_thread::sleep_for(std::chrono::milliseconds(2));  // the experts' work
+    }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const int port = argc > 1 ? std::atoi(argv[1]) : 0;
+  const double seconds = argc > 2 ? std::atof(argv[2]) : 1.0;
+
+  adaptive_k::prometheus_options options;
+  options.expert_load = num_experts;
+  adaptive_k::prometheus_recorder recorder(options);
+  adaptive_k::http_server server;
+  adaptive_k::http_server_options listen;
+  listen.port = port;
+  const adaptive_k::status started = server.start(recorder, listen);
+  if (!started) {
+    std::fprintf(stderr, "%s\n", started.message());
+    return 1;
+  }
+  std::printf("metrics at http://127.0.0.1:%d/metrics for %g s\n", server.port(), seconds);
+  std::fflush(stdout);
+
+  adaptive_k::json_logger logger(
+      [](std::string_view line) { std::fwrite(line.data(), 1, line.size(), stderr); });
+  observers all{recorder, logger, {}, adaptive_k::perfetto_trace("example"), {}};
+  const auto start = clock_type::now();
+  std::thread other([&] { serve(1, seconds, start, all); });
+  serve(0, seconds, start, all);
+  other.join();
+  logger.flush();
+
+  if (argc > 3) {
+    std::FILE* const file = std::fopen(argv[3], "w");
+    if (file == nullptr || std::fputs(all.timeline.json().c_str(), file) < 0 ||
+        std::fclose(file) != 0) {
+      std::fprintf(stderr, "%s: cannot be written\n", argv[3]);
+      return 1;
+    }
+  }
+  std::printf("saved %.1f%% of %llu expert calls; %llu log lines, %llu dropped\n",
+              100 * all.total.expert_savings(),
+              static_cast<unsigned long long>(all.total.full_expert_calls),
+              static_cast<unsigned long long>(logger.written()),
+              static_cast<unsigned long long>(logger.dropped()));
+  return 0;
+}

@@ -1,0 +1,107 @@
+// Which variant of an A/B test a request belongs to: the same on every machine and after a restart.
+#pragma once
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "adaptive_k/config.hpp"
+#include "adaptive_k/status.hpp"
+
+ADAPTIVE_K_NAMESPACE_BEGIN
+
+/// One arm. The first of a test is the control.
+struct ab_variant {
+  std::string name;
+  double weight = 1.0;  ///< share of the requests, relative to the others' weights; finite, above 0
+  /// Routes full K and records what its policy would have chosen (`routing_output::chosen_counts`):
+  /// its savings are hypothetical, its latency and quality are the control's own.
+  bool shadow = false;
+};
+
+namespace detail {
+
+/// The finaliser of SplitMix64 (Steele, Lea and Flood, 2014): every input bit moves every output
+/// bit.
+constexpr std::uint64_t mix_bits(std::uint64_t x) noexcept {
+  x += 0x9E3779B97F4A7C15u;
+  x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9u;
+  x = (x ^ (x >> 27)) * 0x94D049BB133111EBu;
+  return x ^ (x >> 31);
+}
+
+}  // namespace detail
+
+/// FNV-1a over the id's bytes, started at a mixed salt and finished by `mix_bits`. Part of the
+/// interface: it does not change between versions, so that requests keep their variant.
+inline std::uint64_t ab_hash(std::string_view request_id, std::uint64_t salt = 0) noexcept {
+  std::uint64_t hash = 0xCBF29CE484222325u ^ detail::mix_bits(salt);
+  for (const char c : request_id)
+    hash = (hash ^ static_cast<unsigned char>(c)) * 0x00000100000001B3u;
+  return detail::mix_bits(hash);
+}
+
+/// Deals requests to variants by a hash of their id. Tests with different salts deal independently.
+class ab_assignment {
+ public:
+  ab_assignment(std::vector<ab_variant> variants, std::uint64_t salt)
+      : variants_(std::move(variants)), salt_(salt) {
+    double total = 0.0;
+    for (const ab_variant& v : variants_) total += v.weight;
+    double below = 0.0;
+    for (const ab_variant& v : variants_) {
+      below += v.weight;
+      bounds_.push_back(below / total);
+    }
+  }
+
+  /// Refuses fewer than two variants, weights that are not finite and above 0, names that are empty
+  /// or used twice, and a shadow as control.
+  status validity() const {
+    const auto invalid = status_code::invalid_argument;
+    if (variants_.size() < 2)
+      return status::error(invalid, "%zu variants, expected a control and one or more others",
+                           variants_.size());
+    for (std::size_t i = 0; i < variants_.size(); ++i) {
+      const ab_variant& v = variants_[i];
+      if (v.name.empty()) return status::error(invalid, "variants[%zu] has no name", i);
+      if (!(v.weight > 0.0) || !std::isfinite(v.weight))
+        return status::error(invalid, "weight of variant '%.80s' is %g, expected above 0",
+                             v.name.c_str(), v.weight);
+      for (std::size_t j = 0; j < i; ++j)
+        if (variants_[j].name == v.name)
+          return status::error(invalid, "variants[%zu] and [%zu] are both named '%.80s'", j, i,
+                               v.name.c_str());
+    }
+    if (variants_.front().shadow)
+      return status::error(invalid, "the control '%.80s' cannot be a shadow",
+                           variants_.front().name.c_str());
+    return {};
+  }
+
+  /// Index into `variants`. The id is what is randomised: the id of a user keeps all of that user's
+  /// requests together. No allocation; one multiplication a byte.
+  std::size_t assign_variant(std::string_view request_id) const noexcept {
+    // 53 bits: every such number is a double.
+    const double at = static_cast<double>(ab_hash(request_id, salt_) >> 11) / 9007199254740992.0;
+    std::size_t i = 0;
+    while (i + 1 < bounds_.size() && at >= bounds_[i]) ++i;
+    return i;
+  }
+
+  const std::vector<ab_variant>& variants() const noexcept { return variants_; }
+  std::uint64_t salt() const noexcept { return salt_; }
+  /// Share of the requests that variant `i` is to get, 0..1.
+  double share(std::size_t i) const noexcept { return bounds_[i] - (i > 0 ? bounds_[i - 1] : 0.0); }
+
+ private:
+  std::vector<ab_variant> variants_;
+  std::uint64_t salt_ = 0;
+  std::vector<double> bounds_;  ///< [variants], ascending to 1
+};
+
+ADAPTIVE_K_NAMESPACE_END

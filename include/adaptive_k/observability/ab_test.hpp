@@ -1,0 +1,313 @@
+// A/B tests of K policies: latency, savings and quality of the variants, and what may be concluded.
+//
+//   ab_test test({{"full"}, {"adaptive"}}, {});
+//   const std::size_t arm = test.assign_variant(user_id);
+//   ...                                      route the request by policy `arm`
+//   test.record(arm, {seconds, metrics.expert_savings(), log_likelihood});
+//   std::puts(test.compute_results().sentence.c_str());
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstdio>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "adaptive_k/config.hpp"
+#include "adaptive_k/observability/ab_assignment.hpp"
+#include "adaptive_k/observability/ab_statistics.hpp"
+#include "adaptive_k/status.hpp"
+
+ADAPTIVE_K_NAMESPACE_BEGIN
+
+/// One request. Requests are taken as independent: assign and record by whatever makes them so.
+struct ab_observation {
+  double latency_seconds = 0.0;
+  double expert_savings = 0.0;  ///< 0..1; a shadow's: what its policy would have saved
+  double quality = 0.0;         ///< larger is better, any unit whose mean is not 0
+};
+
+enum class ab_metric { latency, savings, quality };
+constexpr std::size_t num_ab_metrics = 3;
+
+struct ab_options {
+  std::uint64_t salt = 0;
+  /// Chance that any of the differences called found is none, over all variants and metrics.
+  double alpha = 0.05;
+  double power = 0.8;  ///< for the detectable effect
+  /// 0: results may be looked at as often as one likes (sequential p). Otherwise no decision falls
+  /// before every variant has this many requests, and Welch's t then decides once.
+  std::uint64_t planned_requests = 0;
+  /// Relative effect that the sequential test is sharpest for; any true effect is found in time.
+  double expected_effect = 0.05;
+  std::size_t bootstrap_replicates = 500;
+  std::uint64_t bootstrap_seed = 1;
+};
+
+/// A variant's metric against the control's.
+struct ab_effect {
+  double control_mean = 0.0;
+  double variant_mean = 0.0;
+  /// Latency and quality: relative to the control's mean. Savings: difference of the shares.
+  double effect = 0.0;
+  double low = 0.0, high = 0.0;  ///< bootstrap interval of `effect` at 1 - alpha, one look
+  double welch_p = 1.0;          ///< one look
+  double sequential_p = 1.0;     ///< over all looks so far
+  double detectable = 0.0;       ///< effect found with probability `power` in one look
+  bool found = false;            ///< after Holm's correction over variants and metrics
+  bool compared = false;         ///< false where a shadow has nothing of its own to compare
+};
+
+struct ab_comparison {
+  std::string variant;
+  bool shadow = false;
+  std::uint64_t control_requests = 0, variant_requests = 0;
+  std::array<ab_effect, num_ab_metrics> effects;  ///< by ab_metric
+  std::string sentence;
+  const ab_effect& of(ab_metric m) const noexcept { return effects[static_cast<std::size_t>(m)]; }
+};
+
+struct ab_results {
+  std::vector<ab_comparison> comparisons;  ///< each variant but the control
+  double share_mismatch_p = 1.0;  ///< below 0.001 the assignment or the recording is broken
+  bool trustworthy = true;        ///< false then: nothing is called found
+  bool final = true;              ///< false before `planned_requests`
+  std::string sentence;
+};
+
+/// Records from any number of threads; memory O(variants x replicates). A record costs about
+/// `bootstrap_replicates` hashes under the variant's own lock.
+class ab_test {
+ public:
+  explicit ab_test(std::vector<ab_variant> variants, const ab_options& options = {})
+      : assignment_(std::move(variants), options.salt), options_(options) {
+    for (std::size_t i = 0; i < assignment_.variants().size(); ++i)
+      arms_.push_back(std::make_unique<arm>(options, i));
+    least_p_.resize(arms_.size());
+    for (auto& p : least_p_) p.fill(1.0);
+  }
+
+  /// Refuses what `ab_assignment` does and options out of range.
+  status validity() const {
+    const auto invalid = status_code::invalid_argument;
+    const status variants = assignment_.validity();
+    if (!variants) return variants;
+    if (!(options_.alpha > 0.0 && options_.alpha < 0.5))
+      return status::error(invalid, "alpha is %g, expected above 0 and below 0.5", options_.alpha);
+    if (!(options_.power >= 0.5 && options_.power < 1.0))
+      return status::error(invalid, "power is %g, expected 0.5 or more and below 1",
+                           options_.power);
+    if (!(options_.expected_effect > 0.0) || !std::isfinite(options_.expected_effect))
+      return status::error(invalid, "expected_effect is %g, expected above 0",
+                           options_.expected_effect);
+    if (options_.bootstrap_replicates < 100 || options_.bootstrap_replicates > 10000)
+      return status::error(invalid, "bootstrap_replicates is %zu, expected 100..10000",
+                           options_.bootstrap_replicates);
+    return {};
+  }
+
+  std::size_t assign_variant(std::string_view request_id) const noexcept {
+    return assignment_.assign_variant(request_id);
+  }
+  const ab_assignment& assignment() const noexcept { return assignment_; }
+
+  /// Refuses, and counts, a variant that is none and values that are not finite, a negative latency
+  /// and savings outside 0..1.
+  status record(std::size_t variant, const ab_observation& seen) {
+    const auto invalid = status_code::invalid_argument;
+    status refused;
+    if (variant >= arms_.size())
+      refused =
+          status::error(invalid, "variant is %zu, expected 0..%zu", variant, arms_.size() - 1);
+    else if (!(seen.latency_seconds >= 0.0) || !std::isfinite(seen.latency_seconds))
+      refused =
+          status::error(invalid, "latency_seconds is %g, expected 0 or more", seen.latency_seconds);
+    else if (!(seen.expert_savings >= 0.0 && seen.expert_savings <= 1.0))
+      refused = status::error(invalid, "expert_savings is %g, expected 0..1", seen.expert_savings);
+    else if (!std::isfinite(seen.quality))
+      refused = status::error(invalid, "quality is %g, expected a finite number", seen.quality);
+    if (!refused) {
+      refused_.fetch_add(1, std::memory_order_relaxed);
+      return refused;
+    }
+    arm& a = *arms_[variant];
+    const std::array<double, num_ab_metrics> values = {seen.latency_seconds, seen.expert_savings,
+                                                       seen.quality};
+    const std::lock_guard<std::mutex> lock(a.mutex);
+    for (std::size_t m = 0; m < num_ab_metrics; ++m) a.state.moments[m].add(values[m]);
+    a.state.bootstrap.add(values);
+    return {};
+  }
+
+  std::uint64_t refused_records() const noexcept {
+    return refused_.load(std::memory_order_relaxed);
+  }
+
+  /// What the records say so far. Every call is a look, and the sequential p remembers it. With
+  /// `planned_requests` the first look past them is the last: later calls repeat it.
+  ab_results compute_results() {
+    const std::lock_guard<std::mutex> one_look(look_mutex_);
+    if (decided_) return *decided_;
+    std::vector<arm_state> seen;
+    std::vector<std::uint64_t> counts;
+    std::vector<double> shares;
+    for (std::size_t i = 0; i < arms_.size(); ++i) {
+      const std::lock_guard<std::mutex> lock(arms_[i]->mutex);
+      seen.push_back(arms_[i]->state);
+      counts.push_back(seen.back().moments[0].count);
+      shares.push_back(assignment_.share(i));
+    }
+    ab_results results;
+    results.share_mismatch_p = detail::share_mismatch_p(counts, shares);
+    results.trustworthy = results.share_mismatch_p >= 0.001;
+    results.final = *std::min_element(counts.begin(), counts.end()) >= options_.planned_requests;
+    for (std::size_t i = 1; i < seen.size(); ++i) results.comparisons.push_back(compare(seen, i));
+    if (results.final && results.trustworthy) decide(results.comparisons);
+    write_sentences(results);
+    if (options_.planned_requests > 0 && results.final)
+      decided_ = std::make_unique<ab_results>(results);
+    return results;
+  }
+
+ private:
+  struct arm_state {
+    std::array<ab_moments, num_ab_metrics> moments;
+    detail::poisson_bootstrap<num_ab_metrics> bootstrap;
+  };
+  struct arm {
+    arm(const ab_options& options, std::size_t index)
+        : state{{},
+                detail::poisson_bootstrap<num_ab_metrics>(
+                    options.bootstrap_replicates,
+                    detail::mix_bits(options.bootstrap_seed) + index)} {}
+    std::mutex mutex;
+    arm_state state;
+  };
+
+  /// Means are normal enough from here on; the sequential test begins.
+  static constexpr std::uint64_t least_requests = 50;
+
+  static double effect_of(ab_metric metric, double control, double variant) {
+    if (metric == ab_metric::savings) return variant - control;
+    return (variant - control) / std::fabs(control);
+  }
+
+  ab_comparison compare(const std::vector<arm_state>& seen, std::size_t index) {
+    const ab_variant& variant = assignment_.variants()[index];
+    ab_comparison result;
+    result.variant = variant.name;
+    result.shadow = variant.shadow;
+    result.control_requests = seen[0].moments[0].count;
+    result.variant_requests = seen[index].moments[0].count;
+    for (std::size_t m = 0; m < num_ab_metrics; ++m) {
+      const auto metric = static_cast<ab_metric>(m);
+      const ab_moments& a = seen[0].moments[m];
+      const ab_moments& b = seen[index].moments[m];
+      ab_effect& e = result.effects[m];
+      e.control_mean = a.mean;
+      e.variant_mean = b.mean;
+      const double unit = metric == ab_metric::savings ? 1.0 : std::fabs(a.mean);
+      if (variant.shadow || a.count < 2 || b.count < 2 || !(unit > 0.0)) continue;
+      e.compared = true;
+      e.effect = effect_of(metric, a.mean, b.mean);
+      e.welch_p = detail::welch_p(a, b);
+      e.detectable = detail::detectable_difference(a, b, options_.alpha, options_.power) / unit;
+      double& least = least_p_[index][m];
+      if (std::min(a.count, b.count) >= least_requests)
+        least = std::fmin(least, detail::sequential_p(a, b, options_.expected_effect * unit));
+      e.sequential_p = least;
+      set_interval(e, metric, seen[0].bootstrap, seen[index].bootstrap);
+    }
+    return result;
+  }
+
+  template <class Bootstrap>
+  void set_interval(ab_effect& e, ab_metric metric, const Bootstrap& a, const Bootstrap& b) const {
+    std::vector<double> effects;
+    for (std::size_t r = 0; r < a.replicates(); ++r) {
+      const auto m = static_cast<std::size_t>(metric);
+      const double effect = effect_of(metric, a.mean(r, m), b.mean(r, m));
+      if (std::isfinite(effect)) effects.push_back(effect);
+    }
+    if (effects.empty()) return;
+    std::sort(effects.begin(), effects.end());
+    const auto at = [&](double share) {
+      return effects[static_cast<std::size_t>(
+          std::lround(share * static_cast<double>(effects.size() - 1)))];
+    };
+    e.low = at(options_.alpha / 2.0);
+    e.high = at(1.0 - options_.alpha / 2.0);
+  }
+
+  /// Holm's step-down correction ("A simple sequentially rejective procedure", 1979).
+  void decide(std::vector<ab_comparison>& comparisons) const {
+    std::vector<std::pair<double, ab_effect*>> tests;
+    for (ab_comparison& c : comparisons)
+      for (ab_effect& e : c.effects)
+        if (e.compared)
+          tests.emplace_back(options_.planned_requests > 0 ? e.welch_p : e.sequential_p, &e);
+    std::sort(tests.begin(), tests.end(),
+              [](const auto& a, const auto& b) { return a.first < b.first; });
+    for (std::size_t i = 0; i < tests.size(); ++i) {
+      if (tests[i].first > options_.alpha / static_cast<double>(tests.size() - i)) return;
+      tests[i].second->found = true;
+    }
+  }
+
+  static std::string percent(double share, const char* unit = "%") {
+    char text[48];
+    std::snprintf(text, sizeof text, "%+.1f%s", 100.0 * share, unit);
+    return text;
+  }
+
+  static std::string describe(ab_metric metric, const ab_effect& e) {
+    static constexpr const char* names[] = {"latency ", "savings ", "quality "};
+    const std::string name = names[static_cast<std::size_t>(metric)];
+    if (!e.compared) return name + "not comparable";
+    const char* unit = metric == ab_metric::savings ? " points" : "%";
+    const std::string numbers =
+        percent(e.effect, unit) + " [" + percent(e.low, "") + ", " + percent(e.high, unit) + "]";
+    if (e.found) return name + numbers;
+    return name + "no difference found (" + numbers + "; one of " +
+           percent(e.detectable, unit).substr(1) + " would be seen)";
+  }
+
+  void write_sentences(ab_results& results) const {
+    for (ab_comparison& c : results.comparisons) {
+      c.sentence = c.variant + ": ";
+      if (c.variant_requests < 2 || c.control_requests < 2) {
+        c.sentence += "too few requests";
+      } else if (c.shadow) {
+        c.sentence += "would save " + percent(c.of(ab_metric::savings).variant_mean).substr(1) +
+                      " of expert calls (shadow: latency and quality unknown)";
+      } else {
+        for (std::size_t m = 0; m < num_ab_metrics; ++m)
+          c.sentence += (m > 0 ? ", " : "") + describe(static_cast<ab_metric>(m), c.effects[m]);
+      }
+      results.sentence += (results.sentence.empty() ? "" : "; ") + c.sentence;
+    }
+    if (!results.trustworthy)
+      results.sentence =
+          "not to be trusted, requests are not shared out as planned: " + results.sentence;
+    else if (!results.final)
+      results.sentence = "too early to decide: " + results.sentence;
+  }
+
+  ab_assignment assignment_;
+  ab_options options_;
+  std::vector<std::unique_ptr<arm>> arms_;
+  std::mutex look_mutex_;
+  std::vector<std::array<double, num_ab_metrics>> least_p_;  ///< [variants], over all looks
+  std::unique_ptr<ab_results> decided_;
+  std::atomic<std::uint64_t> refused_{0};
+};
+
+ADAPTIVE_K_NAMESPACE_END

@@ -1,0 +1,338 @@
+// Structured logs: one JSON object a line, under names that Elasticsearch and Datadog index as they
+// are, written by a thread of their own.
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <cmath>
+#include <condition_variable>
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <thread>
+#include <utility>
+
+#include "adaptive_k/config.hpp"
+#include "adaptive_k/host/metrics.hpp"
+#include "adaptive_k/observability/text.hpp"
+
+ADAPTIVE_K_NAMESPACE_BEGIN
+
+enum class log_level { debug, info, warn, error };
+
+/// Which names the fields have. What neither standard names lies under "adaptive_k.".
+enum class log_fields {
+  ecs,      ///< Elastic Common Schema: @timestamp, log.level, log.logger, trace.id, event.duration
+  datadog,  ///< standard attributes: timestamp, status, logger.name, dd.trace_id, duration
+};
+
+/// One line. Strings are any bytes; what is not UTF-8 is written as U+FFFD. Empty strings, a
+/// negative layer and figures that are not finite are left out.
+struct log_event {
+  log_level level = log_level::info;
+  std::string_view message = "routed";
+  std::string_view model;
+  std::string_view policy;
+  std::string_view trace_id;
+  int layer = -1;
+  std::uint64_t tokens = 0;
+  double mean_k = NAN;           ///< written as avg_k
+  double expert_savings = NAN;   ///< of the model's own expert calls, [0, 1); written as savings
+  double latency_seconds = NAN;  ///< at least 0; written as latency_ms, and in ns as the duration
+  std::chrono::system_clock::time_point time = std::chrono::system_clock::now();
+
+  log_event() = default;
+  /// Of one batch.
+  log_event(const routing_metrics& batch, double latency)
+      : tokens(batch.tokens),
+        mean_k(batch.mean_k()),
+        expert_savings(batch.expert_savings()),
+        latency_seconds(latency) {}
+};
+
+namespace detail {
+
+/// Such as 2026-01-31T23:59:59.125Z. Times outside the years 0 to 9999 become the nearest inside.
+inline void append_time(std::string& out, std::chrono::system_clock::time_point time) {
+  using std::chrono::milliseconds;
+  constexpr std::int64_t first = -62167219200000, last = 253402300799999;  // ms since 1970
+  std::int64_t ms = std::chrono::duration_cast<milliseconds>(time.time_since_epoch()).count();
+  ms = ms < first ? first : ms > last ? last : ms;
+  // Days since 0000-03-01, so that the day that leap years add is a year's last one.
+  const std::int64_t since = ms + std::int64_t{719468} * 86400000;
+  const std::int64_t days = since / 86400000 - (since % 86400000 < 0 ? 1 : 0);
+  const std::int64_t in_day = since - days * 86400000;
+  const std::int64_t era = (days >= 0 ? days : days - 146096) / 146097;
+  const std::int64_t day_of_era = days - era * 146097;
+  const std::int64_t year_of_era =
+      (day_of_era - day_of_era / 1460 + day_of_era / 36524 - day_of_era / 146096) / 365;
+  const std::int64_t day_of_year =
+      day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+  const std::int64_t shifted = (5 * day_of_year + 2) / 153;  // months since March
+  const std::int64_t month = shifted < 10 ? shifted + 3 : shifted - 9;
+  append_padded(out, year_of_era + era * 400 + (month <= 2 ? 1 : 0), 4);
+  out += '-';
+  append_padded(out, month, 2);
+  out += '-';
+  append_padded(out, day_of_year - (153 * shifted + 2) / 5 + 1, 2);
+  out += 'T';
+  append_padded(out, in_day / 3600000, 2);
+  out += ':';
+  append_padded(out, in_day / 60000 % 60, 2);
+  out += ':';
+  append_padded(out, in_day / 1000 % 60, 2);
+  out += '.';
+  append_padded(out, in_day % 1000, 3);
+  out += 'Z';
+}
+
+inline std::string_view name_of(log_level level) noexcept {
+  return level == log_level::debug  ? "debug"
+         : level == log_level::info ? "info"
+         : level == log_level::warn ? "warn"
+                                    : "error";
+}
+
+}  // namespace detail
+
+/// Appends `event` as one JSON object and a newline; no other newline is among it.
+inline void append_json(std::string& out, const log_event& event, std::string_view logger,
+                        log_fields fields) {
+  const bool ecs = fields == log_fields::ecs;
+  const auto text = [&](std::string_view name, std::string_view value) {
+    if (value.empty()) return;
+    out.append(",\"").append(name).append("\":");
+    detail::append_json_string(out, value);
+  };
+  const auto number = [&](std::string_view name, auto value) {
+    out.append(",\"").append(name).append("\":");
+    detail::append_number(out, value);
+  };
+  out += ecs ? "{\"@timestamp\":\"" : "{\"timestamp\":\"";
+  detail::append_time(out, event.time);
+  out += '"';
+  text(ecs ? "log.level" : "status", detail::name_of(event.level));
+  out += ",\"message\":";
+  detail::append_json_string(out, event.message);
+  if (ecs) out += ",\"ecs.version\":\"8.11.0\"";
+  text(ecs ? "log.logger" : "logger.name", logger);
+  text(ecs ? "trace.id" : "dd.trace_id", event.trace_id);
+  text("adaptive_k.model", event.model);
+  text("adaptive_k.policy", event.policy);
+  if (event.layer >= 0) number("adaptive_k.layer", std::int64_t{event.layer});
+  number("adaptive_k.tokens", event.tokens);
+  if (std::isfinite(event.mean_k)) number("adaptive_k.avg_k", event.mean_k);
+  if (std::isfinite(event.expert_savings)) number("adaptive_k.savings", event.expert_savings);
+  // Past 1e9 s, 31 years, the nanoseconds would leave their 64 bits: no latency of a call.
+  if (event.latency_seconds >= 0 && event.latency_seconds < 1e9) {
+    const auto ns = std::int64_t{std::llround(event.latency_seconds * 1e9)};
+    number("adaptive_k.latency_ms", static_cast<double>(ns) / 1e6);
+    number(ecs ? "event.duration" : "duration", ns);
+  }
+  out += "}\n";
+}
+
+struct json_log_options {
+  log_fields fields = log_fields::ecs;
+  log_level least = log_level::info;  ///< what is below is not logged, and not counted as dropped
+  std::string logger = "adaptive_k";
+  std::size_t capacity = 4096;  ///< lines that may wait, 0.6 kB each; a power of two, 2 to 2^20
+  std::chrono::milliseconds pause{10};  ///< how often a thread with nothing to write looks; >= 1
+};
+
+/// Logs from any number of threads to a sink that may be slow. `log` copies the event into a queue
+/// of fixed length and returns: it never waits for the sink nor for other threads. When the queue
+/// is full the line is dropped, counted, and, once there is room, told of in a line of level warn.
+class json_logger {
+ public:
+  /// Gets each line with its newline, on the logger's own thread, one at a time. Lines of one
+  /// thread come in its order. If it throws, the line counts as failed.
+  using sink = std::function<void(std::string_view line)>;
+
+  /// Throws std::invalid_argument for options out of their ranges or an empty sink.
+  explicit json_logger(sink to, json_log_options options = {})
+      : sink_(std::move(to)), options_(std::move(options)) {
+    if (!sink_) throw std::invalid_argument("json_logger: the sink is empty");
+    const std::size_t capacity = options_.capacity;
+    if (capacity < 2 || capacity > (std::size_t{1} << 20) || (capacity & (capacity - 1)) != 0)
+      throw std::invalid_argument("json_log_options.capacity is " + std::to_string(capacity) +
+                                  ", expected a power of two, 2 to 1048576");
+    if (options_.pause.count() < 1)
+      throw std::invalid_argument("json_log_options.pause is " +
+                                  std::to_string(options_.pause.count()) +
+                                  " ms, expected at least 1");
+    slots_.reset(new slot[capacity]);
+    for (std::size_t i = 0; i < capacity; ++i) {
+      slots_[i].turn.store(i, std::memory_order_relaxed);
+      slots_[i].text.reserve(reserved_text);
+    }
+    thread_ = std::thread([this] { run(); });
+  }
+
+  json_logger(const json_logger&) = delete;
+  json_logger& operator=(const json_logger&) = delete;
+
+  /// Writes what is queued, then ends. No thread may log any more.
+  ~json_logger() {
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      stop_ = true;
+    }
+    wake_.notify_all();
+    thread_.join();
+  }
+
+  /// False where the line was dropped. Lock-free; allocates only where the strings of the event are
+  /// longer, together, than 256 bytes and than all that went through their slot before.
+  bool log(const log_event& event) noexcept {
+    if (event.level < options_.least) return true;
+    std::uint64_t ticket = next_.load(std::memory_order_relaxed);
+    slot* own = nullptr;
+    for (;;) {
+      own = &slots_[ticket & (options_.capacity - 1)];
+      const std::uint64_t turn = own->turn.load(std::memory_order_acquire);
+      if (turn == ticket) {
+        if (next_.compare_exchange_weak(ticket, ticket + 1, std::memory_order_relaxed)) break;
+      } else if (turn < ticket) {  // still holds the line of the round before: full
+        dropped_.fetch_add(1, std::memory_order_relaxed);
+        return false;
+      } else {
+        ticket = next_.load(std::memory_order_relaxed);
+      }
+    }
+    own->filled = fill(*own, event);
+    if (!own->filled) dropped_.fetch_add(1, std::memory_order_relaxed);
+    const bool filled = own->filled;  // after the next line the slot is the writer's
+    own->turn.store(ticket + 1, std::memory_order_release);
+    return filled;
+  }
+
+  /// Waits until every line whose `log` returned before went to the sink, or was told of as
+  /// dropped. Not for the hot path.
+  void flush() {
+    const std::uint64_t until = next_.load(std::memory_order_acquire);
+    std::unique_lock<std::mutex> lock(mutex_);
+    // The round under way may have looked at the drops already; the one behind it has not.
+    const std::uint64_t round = rounds_ + 2;
+    if (wanted_ < round) wanted_ = round;
+    wake_.notify_all();
+    flushed_.wait(lock, [&] { return done_ >= until && rounds_ >= round; });
+  }
+
+  /// Lines lost because the queue was full (or memory was) since the start.
+  std::uint64_t dropped() const noexcept { return dropped_.load(std::memory_order_relaxed); }
+  /// Lines that the sink took, those about dropped ones among them.
+  std::uint64_t written() const noexcept { return written_.load(std::memory_order_relaxed); }
+  /// Lines that the sink threw at.
+  std::uint64_t failed() const noexcept { return failed_.load(std::memory_order_relaxed); }
+
+ private:
+  static constexpr std::size_t reserved_text = 256;
+  struct slot {
+    /// The ticket whose writer may fill it; one more: filled, the reader's.
+    std::atomic<std::uint64_t> turn{0};
+    bool filled = false;
+    log_event event;   // its strings: empty, see `text`
+    std::string text;  // the four strings, one behind the other
+    std::size_t ends[4] = {};
+  };
+
+  static bool fill(slot& to, const log_event& event) noexcept {
+    try {
+      to.text.clear();
+      const std::string_view parts[4] = {event.message, event.model, event.policy, event.trace_id};
+      for (int i = 0; i < 4; ++i) {
+        to.text += parts[i];
+        to.ends[i] = to.text.size();
+      }
+    } catch (...) {  // no memory
+      return false;
+    }
+    to.event = event;
+    return true;
+  }
+
+  void run() {
+    std::string line;
+    std::uint64_t ticket = 0, told = 0;
+    for (;;) {
+      ticket = write_queued(ticket, line);
+      tell_dropped(told, line);
+      std::unique_lock<std::mutex> lock(mutex_);
+      done_ = ticket;
+      ++rounds_;
+      flushed_.notify_all();
+      if (queued(ticket)) continue;
+      if (stop_) break;
+      wake_.wait_for(lock, options_.pause, [this] { return stop_ || rounds_ < wanted_; });
+    }
+    tell_dropped(told, line);
+  }
+
+  bool queued(std::uint64_t ticket) const noexcept {
+    return slots_[ticket & (options_.capacity - 1)].turn.load(std::memory_order_acquire) ==
+           ticket + 1;
+  }
+
+  /// Writes from `ticket` on, at most a queue's length; returns the ticket behind.
+  std::uint64_t write_queued(std::uint64_t ticket, std::string& line) {
+    for (std::size_t n = 0; n < options_.capacity && queued(ticket); ++n, ++ticket) {
+      slot& from = slots_[ticket & (options_.capacity - 1)];
+      line.clear();
+      if (from.filled) {
+        log_event event = from.event;
+        const std::string_view text = from.text;
+        event.message = text.substr(0, from.ends[0]);
+        event.model = text.substr(from.ends[0], from.ends[1] - from.ends[0]);
+        event.policy = text.substr(from.ends[1], from.ends[2] - from.ends[1]);
+        event.trace_id = text.substr(from.ends[2]);
+        append_json(line, event, options_.logger, options_.fields);
+      }
+      from.turn.store(ticket + options_.capacity, std::memory_order_release);
+      if (!line.empty()) give(line);
+    }
+    return ticket;
+  }
+
+  void tell_dropped(std::uint64_t& told, std::string& line) {
+    const std::uint64_t now = dropped();
+    if (now == told) return;
+    const std::string message = std::to_string(now - told) + " log lines dropped: the queue of " +
+                                std::to_string(options_.capacity) + " was full";
+    told = now;
+    log_event event;
+    event.level = log_level::warn;
+    event.message = message;
+    line.clear();
+    append_json(line, event, options_.logger, options_.fields);
+    give(line);
+  }
+
+  void give(const std::string& line) {
+    try {
+      sink_(line);
+      written_.fetch_add(1, std::memory_order_relaxed);
+    } catch (...) {  // a log that fails must not end the program
+      failed_.fetch_add(1, std::memory_order_relaxed);
+    }
+  }
+
+  sink sink_;
+  json_log_options options_;
+  std::unique_ptr<slot[]> slots_;
+  alignas(64) std::atomic<std::uint64_t> next_{0};
+  alignas(64) std::atomic<std::uint64_t> dropped_{0};
+  std::atomic<std::uint64_t> written_{0}, failed_{0};
+  std::mutex mutex_;  // of what follows; `log` does not take it
+  std::condition_variable wake_, flushed_;
+  std::uint64_t done_ = 0, rounds_ = 0, wanted_ = 0;  // tickets written; rounds ended, asked for
+  bool stop_ = false;
+  std::thread thread_;
+};
+
+ADAPTIVE_K_NAMESPACE_END
