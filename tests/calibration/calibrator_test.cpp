@@ -103,6 +103,26 @@ TEST(calibrator, meets_a_saving_and_beats_every_control) {
   }
 }
 
+TEST(calibrator, gives_the_whole_frontier_where_asked) {
+  toy_model model(13, 4, {1.0, 2.0});
+  calibrator search{adaptive_k::target_savings(0.4)};
+  search.options = small_options();
+  EXPECT_TRUE(search.calibrate(model, toy_text()).frontier.empty());
+  search.frontier_mean_ks = {2.0, 3.0};
+  const auto result = search.calibrate(model, toy_text());
+  ASSERT_EQ(result.frontier.size(), 2 * std::size(adaptive_k::all_calibration_rules));
+  for (const auto& point : result.frontier) {
+    EXPECT_EQ(point.split, "calibration");
+    EXPECT_NEAR(point.outcome.mean_k(), point.target_mean_k, 0.1)
+        << adaptive_k::to_string(point.rule);
+    EXPECT_GT(point.outcome.mean_kl(), 0.0);
+  }
+  for (const double mean_k : {0.5, 4.0, std::nan("")}) {
+    search.frontier_mean_ks = {mean_k};
+    EXPECT_THROW(search.calibrate(model, toy_text()), std::runtime_error);
+  }
+}
+
 TEST(calibrator, keeps_within_a_kl_and_a_perplexity) {
   toy_model model(17, 5, {1.0, 1.0});
   const toy_text text;

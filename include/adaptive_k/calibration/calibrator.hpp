@@ -16,6 +16,7 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <iterator>
 #include <limits>
 #include <stdexcept>
 #include <string>
@@ -61,6 +62,8 @@ struct calibration_result {
   std::int64_t tokens_analyzed = 0;
   std::string sentence;                    ///< what was found, in words
   std::vector<frontier_point> candidates;  ///< every rule that was weighed, on the choice windows
+  /// Every rule, controls and oracle included, at the mean K's asked for, on the choice windows.
+  std::vector<frontier_point> frontier;
 };
 
 /// Binds a model to a text.
@@ -86,6 +89,9 @@ struct calibrator {
   std::vector<calibration_rule> rules = {calibration_rule::distortion, calibration_rule::top_p,
                                          calibration_rule::static_per_layer,
                                          calibration_rule::fixed};
+  /// Mean K's of `calibration_result::frontier`, each 1 or more and below K0. None by default: each
+  /// costs about as many runs as there are rules, and a dozen more.
+  std::vector<double> frontier_mean_ks = {};
 
   /// Throws std::runtime_error: a target out of range, a text too short, a router's refusal.
   template <class Model, class Dataset>
@@ -100,6 +106,10 @@ struct calibrator {
     check();
     const bool by_savings = target.what == calibration_target::kind::savings;
     const int top_k = study.top_k();
+    for (const double mean_k : frontier_mean_ks)
+      if (!(mean_k >= 1.0 && mean_k < top_k))
+        throw std::runtime_error("frontier_mean_ks: " + std::to_string(mean_k) +
+                                 ", expected 1 or more and below " + std::to_string(top_k));
     const window_range windows = study.choice_windows();
     const double middle = by_savings ? (1.0 - target.value) * top_k : 0.5 * (1.0 + top_k);
     const routing_outcome full =
@@ -130,6 +140,10 @@ struct calibrator {
     result.perplexity_ratio = own.perplexity() / full.perplexity();
     result.tokens_analyzed = study.tokens_analyzed();
     result.sentence = sentence_of(result);
+    const std::vector<calibration_rule> all(std::begin(all_calibration_rules),
+                                            std::end(all_calibration_rules));
+    result.frontier =
+        study.frontier(all, frontier_mean_ks, {{"calibration", &study.runner(), windows}});
     return result;
   }
 
