@@ -1,8 +1,10 @@
 // A/B tests: assignment that stays put, error rates as stated, and a guard against peeking.
 #include <gtest/gtest.h>
+#include <adaptive_k/adaptive_k.hpp>
 #include <adaptive_k/observability/ab_test.hpp>
 
 #include <cmath>
+#include <cstdint>
 #include <limits>
 #include <string>
 #include <thread>
@@ -31,10 +33,13 @@ ab_observation request(inputs::sequence& from, double effect) {
 }
 
 struct run_outcome {
-  bool found = false;        // any metric, at any look
-  bool naive_found = false;  // Welch's p below alpha at any look, latency alone
-  double effect = 0.0;       // latency's, at the end
-  bool covered = false;      // by its interval
+  bool found = false;                // any metric, at any look
+  bool naive_found = false;          // Welch's p below alpha at any look, latency alone
+  double effect = 0.0;               // latency's, at the end
+  bool covered = false;              // by the bootstrap's interval at the end
+  bool always_covered = true;        // by the sequential interval, at every look
+  bool naive_always_covered = true;  // by the bootstrap's, at every look
+  double detectable = 0.0;           // latency's, at the end
 };
 
 run_outcome run_test(std::uint64_t seed, double effect, std::uint64_t planned, int looks,
@@ -58,13 +63,17 @@ run_outcome run_test(std::uint64_t seed, double effect, std::uint64_t planned, i
     outcome.naive_found = outcome.naive_found || latency.welch_p < 0.05;
     outcome.effect = latency.effect;
     outcome.covered = latency.low <= effect && effect <= latency.high;
+    outcome.naive_always_covered = outcome.naive_always_covered && outcome.covered;
+    if (latency.sequential_low > effect || latency.sequential_high < effect)
+      outcome.always_covered = false;
+    outcome.detectable = latency.detectable;
   }
   return outcome;
 }
 
 struct rates {
-  int found = 0, naive = 0, covered = 0;
-  double mean_effect = 0.0;
+  int found = 0, naive = 0, covered = 0, always_covered = 0, naive_always_covered = 0;
+  double mean_effect = 0.0, mean_detectable = 0.0;
 };
 
 rates over_200_seeds(double effect, std::uint64_t planned, int looks) {
@@ -74,6 +83,9 @@ rates over_200_seeds(double effect, std::uint64_t planned, int looks) {
     sum.found += one.found;
     sum.naive += one.naive_found;
     sum.covered += one.covered;
+    sum.always_covered += one.always_covered;
+    sum.naive_always_covered += one.naive_always_covered;
+    sum.mean_detectable += one.detectable / 200.0;
     sum.mean_effect += one.effect / 200.0;
   }
   return sum;
@@ -98,6 +110,44 @@ TEST(ab_test, one_look_at_the_planned_size_errs_at_the_stated_rate) {
   EXPECT_LE(none.found, 17);  // 10 expected, standard deviation 3.1
   const rates planted = over_200_seeds(-0.05, 900, 1);
   EXPECT_GE(planted.found, 196);
+}
+
+TEST(ab_test, an_effect_of_the_size_said_to_be_detectable_is_found_with_the_stated_power) {
+  // The effect moves nothing but the mean, so what a null run calls detectable is what to plant.
+  const double in_sequence = over_200_seeds(0.0, 0, 20).mean_detectable;
+  EXPECT_GE(over_200_seeds(-in_sequence, 0, 20).found, 160);  // power 0.8
+  const double once = over_200_seeds(0.0, 900, 1).mean_detectable;
+  EXPECT_LT(once, in_sequence) << "looking often has its price";
+  const int found = over_200_seeds(-once, 900, 1).found;
+  EXPECT_GE(found, 148);  // 160 expected, standard deviation 5.7
+  EXPECT_LE(found, 180);
+}
+
+TEST(ab_test, the_sequential_interval_holds_at_all_looks_at_once) {
+  for (const double effect : {0.0, -0.05}) {
+    const rates r = over_200_seeds(effect, 0, 20);
+    EXPECT_GE(r.always_covered, 190) << effect;  // 95% of 200
+    EXPECT_LT(r.naive_always_covered, 180) << "one look's interval must not hold at 20";
+  }
+}
+
+TEST(ab_test, skewed_latencies_raise_no_more_false_alarms_than_stated) {
+  int found = 0;
+  for (std::uint64_t seed = 1; seed <= 200; ++seed) {
+    ab_options options;
+    options.bootstrap_replicates = 100;
+    ab_test test({{"full"}, {"adaptive"}}, options);
+    inputs::sequence from(seed + 7000);
+    bool any = false;
+    for (int i = 0; i < 2000; ++i) {
+      const double seconds = std::exp(noise(from));  // lognormal: the mean is far in the tail
+      ASSERT_TRUE(test.record(static_cast<std::size_t>(i % 2), {seconds, 0.4, noise(from) - 9.0}));
+      if (i % 20 != 19) continue;
+      for (const ab_effect& e : test.compute_results().comparisons[0].effects) any |= e.found;
+    }
+    found += any;
+  }
+  EXPECT_LE(found, 10);
 }
 
 TEST(ab_test, nothing_is_decided_before_the_planned_size_and_only_once_after_it) {
@@ -129,6 +179,28 @@ TEST(ab_test, hash_is_what_it_always_was) {
                     "bung",
                     42),
             0x330ade241b53914cu);
+}
+
+TEST(ab_test, a_number_is_hashed_as_its_bytes) {
+  EXPECT_EQ(ab_hash(std::uint64_t{0x0102030405060708u}, 42),
+            ab_hash("\x08\x07\x06\x05\x04\x03\x02\x01", 42));
+  const ab_assignment halves({{"a"}, {"b"}}, 0);
+  std::vector<std::uint64_t> counts(2);
+  for (std::uint64_t id = 0; id < 80000; ++id) ++counts[halves.assign_variant(id)];
+  EXPECT_GT(detail::share_mismatch_p(counts, {0.5, 0.5}), 0.01);
+}
+
+TEST(ab_test, a_variant_that_grows_keeps_its_requests) {
+  const ab_assignment before({{"full", 9.0}, {"adaptive", 1.0}}, 7);
+  const ab_assignment after({{"full", 5.0}, {"adaptive", 5.0}}, 7);
+  int moved = 0;
+  for (std::uint64_t id = 0; id < 10000; ++id) {
+    if (before.assign_variant(id) == 1) {
+      ASSERT_EQ(after.assign_variant(id), 1u);
+    }
+    moved += before.assign_variant(id) != after.assign_variant(id);
+  }
+  EXPECT_NEAR(moved, 4000, 200);
 }
 
 TEST(ab_test, variants_get_their_shares_and_salts_deal_anew) {
@@ -177,7 +249,8 @@ TEST(ab_test, the_detectable_effect_is_found_with_the_stated_power) {
       a.add(1.0 + 0.2 * noise(from));
       b.add(1.0 + 0.2 * noise(from) + 0.02506);
     }
-    detectable = detail::detectable_difference(a, b, options.alpha, options.power);
+    const double v = a.variance_of_mean() + b.variance_of_mean();
+    detectable = detail::detectable_difference(v, options.alpha, options.power);
     found += detail::welch_p(a, b) < options.alpha;
   }
   EXPECT_NEAR(detectable, 0.02506, 0.0015);
@@ -195,6 +268,41 @@ TEST(ab_test, a_shadow_says_what_would_be_saved_and_nothing_else) {
   for (const ab_effect& e : results.comparisons[0].effects) EXPECT_FALSE(e.found || e.compared);
   EXPECT_NE(results.sentence.find("would save 40.0% of expert calls"), std::string::npos)
       << results.sentence;
+}
+
+TEST(ab_test, a_shadow_records_what_the_router_would_have_saved) {
+  gating model;
+  model.num_experts = 32;
+  model.top_k = 8;
+  const router adaptive{model, k_policy::top_p(0.85f, model.top_k)};
+  ab_test test({{"full"}, {"adaptive", 1.0, true}});
+  inputs::sequence from(11);
+  double saved = 0.0;
+  for (int i = 0; i < 40; ++i) {
+    std::vector<float> logits(4 * 32);
+    for (float& x : logits) x = inputs::fine_logit(from);
+    std::vector<std::int32_t> ids(4 * 8), routed(4), chosen(4);
+    std::vector<float> weights(4 * 8);
+    routing_output<> output{ids.data(), weights.data(), routed.data()};
+    output.chosen_counts = chosen.data();
+    routing_metrics metrics;
+    ASSERT_TRUE(adaptive.route(0, {logits.data(), 4, 32}, output, &metrics));
+    EXPECT_EQ(metrics.expert_savings(), 0.0) << "full K was run";
+    EXPECT_EQ(routed, std::vector<std::int32_t>(4, 8));
+    const double would_save = shadow_savings(chosen.data(), 4, model.top_k);
+    routing_metrics own;
+    ASSERT_TRUE(adaptive.route(0, {logits.data(), 4, 32}, {ids.data(), weights.data()}, &own));
+    EXPECT_DOUBLE_EQ(would_save, own.expert_savings());
+    saved += would_save / 40.0;
+    ASSERT_TRUE(test.record(1, {0.1, would_save, 1.0}));
+    ASSERT_TRUE(test.record(0, {0.1, 0.0, 1.0}));
+  }
+  EXPECT_GT(saved, 0.05);
+  const std::int32_t with_padding[] = {2, 0, 4, 0};
+  EXPECT_EQ(shadow_savings(with_padding, 4, 8), 1.0 - 6.0 / 16.0);
+  EXPECT_EQ(shadow_savings(with_padding + 1, 1, 8), 0.0);
+  EXPECT_NEAR(test.compute_results().comparisons[0].of(ab_metric::savings).variant_mean, saved,
+              1e-12);
 }
 
 TEST(ab_test, the_sentence_a_person_reads) {
@@ -223,6 +331,45 @@ TEST(ab_test, broken_sharing_is_not_trusted) {
   EXPECT_EQ(results.sentence.find("not to be trusted"), 0u) << results.sentence;
 }
 
+TEST(ab_test, right_sharing_is_not_suspected_however_early_or_often_one_looks) {
+  ab_test lopsided({{"full", 99.0}, {"adaptive", 1.0}});
+  ASSERT_TRUE(lopsided.record(1, {0.1, 0.4, 1.0}));
+  EXPECT_TRUE(lopsided.compute_results().trustworthy);
+  int suspected = 0, naive = 0;
+  for (std::uint64_t salt = 1; salt <= 1000; ++salt) {
+    const ab_assignment halves({{"a"}, {"b"}}, salt);
+    std::vector<std::uint64_t> counts(2);
+    bool once = false, in_sequence = false;
+    for (std::uint64_t id = 0; id < 2000; ++id) {
+      ++counts[halves.assign_variant(id)];
+      if (id % 10 != 9) continue;
+      once |= detail::share_mismatch_p(counts, {0.5, 0.5}) < 0.001;
+      in_sequence |= detail::sequential_mismatch_p(counts, {0.5, 0.5}) < 0.001;
+    }
+    suspected += in_sequence;
+    naive += once;
+  }
+  EXPECT_LE(suspected, 4);  // 1 expected at most, standard deviation 1
+  EXPECT_GT(naive, 4) << "peeking must be what the guard is for";
+}
+
+// The mismatch by exact rational arithmetic.
+TEST(ab_test, sequential_figures_equal_known_ones) {
+  EXPECT_NEAR(detail::sequential_mismatch_p({480, 600}, {0.5, 0.5}), 0.007588519616905952, 1e-9);
+  EXPECT_NEAR(detail::sequential_mismatch_p({30, 10, 60}, {0.5, 0.25, 0.25}) / 7.55241112914275e-07,
+              1.0, 1e-9);
+  EXPECT_NEAR(detail::sequential_mismatch_p({0, 1}, {0.99, 0.01}), 1.0, 1e-9);
+  // The p at the margin's edge is the level itself.
+  ab_moments a, b;
+  for (int i = 0; i < 200; ++i) {
+    a.add(i % 2);
+    b.add(i % 2);
+  }
+  const double v = a.variance_of_mean() + b.variance_of_mean();
+  b.mean += detail::sequential_margin(v, 0.3, 0.02);
+  EXPECT_NEAR(detail::sequential_p(a, b, 0.3), 0.02, 1e-12);
+}
+
 TEST(ab_test, bad_input_is_refused_by_name_and_counted) {
   const double nan = std::numeric_limits<double>::quiet_NaN();
   ab_test test({{"full"}, {"adaptive"}});
@@ -236,6 +383,13 @@ TEST(ab_test, bad_input_is_refused_by_name_and_counted) {
   const auto refusal = [](std::vector<ab_variant> variants, ab_options options = {}) {
     return std::string(ab_test(std::move(variants), options).validity().message());
   };
+  EXPECT_EQ(refusal({{"a", 1e308}, {"b", 1e308}}),
+            "the weights sum to inf, expected a finite number");
+  ab_test none({});
+  EXPECT_STREQ(none.record(0, {0.1, 0.0, 1.0}).message(), none.validity().message());
+  const ab_results refused = none.compute_results();
+  EXPECT_EQ(refused.sentence, "0 variants, expected a control and one or more others");
+  EXPECT_FALSE(refused.trustworthy || refused.final);
   EXPECT_EQ(refusal({{"a"}}), "1 variants, expected a control and one or more others");
   EXPECT_EQ(refusal({{"a"}, {"a"}}), "variants[0] and [1] are both named 'a'");
   EXPECT_EQ(refusal({{"a"}, {"b", 0.0}}), "weight of variant 'b' is 0, expected above 0");

@@ -45,6 +45,14 @@ inline std::uint64_t ab_hash(std::string_view request_id, std::uint64_t salt = 0
   return detail::mix_bits(hash);
 }
 
+/// The same of a number: of its eight bytes, lowest first.
+inline std::uint64_t ab_hash(std::uint64_t request_id, std::uint64_t salt = 0) noexcept {
+  char bytes[8];
+  for (int i = 0; i < 8; ++i)
+    bytes[i] = static_cast<char>(static_cast<unsigned char>(request_id >> (8 * i)));
+  return ab_hash(std::string_view(bytes, sizeof bytes), salt);
+}
+
 /// Deals requests to variants by a hash of their id. Tests with different salts deal independently.
 class ab_assignment {
  public:
@@ -59,15 +67,17 @@ class ab_assignment {
     }
   }
 
-  /// Refuses fewer than two variants, weights that are not finite and above 0, names that are empty
-  /// or used twice, and a shadow as control.
+  /// Refuses fewer than two variants, weights that are not finite and above 0 or have no finite
+  /// sum, names that are empty or used twice, and a shadow as control.
   status validity() const {
     const auto invalid = status_code::invalid_argument;
     if (variants_.size() < 2)
       return status::error(invalid, "%zu variants, expected a control and one or more others",
                            variants_.size());
+    double total = 0.0;
     for (std::size_t i = 0; i < variants_.size(); ++i) {
       const ab_variant& v = variants_[i];
+      total += v.weight;
       if (v.name.empty()) return status::error(invalid, "variants[%zu] has no name", i);
       if (!(v.weight > 0.0) || !std::isfinite(v.weight))
         return status::error(invalid, "weight of variant '%.80s' is %g, expected above 0",
@@ -77,6 +87,8 @@ class ab_assignment {
           return status::error(invalid, "variants[%zu] and [%zu] are both named '%.80s'", j, i,
                                v.name.c_str());
     }
+    if (!std::isfinite(total))
+      return status::error(invalid, "the weights sum to %g, expected a finite number", total);
     if (variants_.front().shadow)
       return status::error(invalid, "the control '%.80s' cannot be a shadow",
                            variants_.front().name.c_str());
@@ -84,13 +96,13 @@ class ab_assignment {
   }
 
   /// Index into `variants`. The id is what is randomised: the id of a user keeps all of that user's
-  /// requests together. No allocation; one multiplication a byte.
+  /// requests together. No allocation; one multiplication a byte. 0, the control, where `validity`
+  /// refuses.
   std::size_t assign_variant(std::string_view request_id) const noexcept {
-    // 53 bits: every such number is a double.
-    const double at = static_cast<double>(ab_hash(request_id, salt_) >> 11) / 9007199254740992.0;
-    std::size_t i = 0;
-    while (i + 1 < bounds_.size() && at >= bounds_[i]) ++i;
-    return i;
+    return variant_at(ab_hash(request_id, salt_));
+  }
+  std::size_t assign_variant(std::uint64_t request_id) const noexcept {
+    return variant_at(ab_hash(request_id, salt_));
   }
 
   const std::vector<ab_variant>& variants() const noexcept { return variants_; }
@@ -99,6 +111,14 @@ class ab_assignment {
   double share(std::size_t i) const noexcept { return bounds_[i] - (i > 0 ? bounds_[i - 1] : 0.0); }
 
  private:
+  std::size_t variant_at(std::uint64_t hash) const noexcept {
+    // 53 bits: every such number is a double.
+    const double at = static_cast<double>(hash >> 11) / 9007199254740992.0;
+    std::size_t i = 0;
+    while (i + 1 < bounds_.size() && at >= bounds_[i]) ++i;
+    return i;
+  }
+
   std::vector<ab_variant> variants_;
   std::uint64_t salt_ = 0;
   std::vector<double> bounds_;  ///< [variants], ascending to 1

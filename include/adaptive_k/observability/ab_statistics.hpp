@@ -5,6 +5,7 @@
 #include <boost/math/distributions/chi_squared.hpp>
 #include <boost/math/distributions/normal.hpp>
 #include <boost/math/distributions/students_t.hpp>
+#include <boost/math/special_functions/gamma.hpp>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -114,15 +115,31 @@ inline double sequential_p(const ab_moments& a, const ab_moments& b, double prio
   return std::fmin(1.0, std::exp(-log_ratio));
 }
 
-/// Difference of means that a single look finds with probability `power` at level `alpha`.
-inline double detectable_difference(const ab_moments& a, const ab_moments& b, double alpha,
-                                    double power) {
-  const boost::math::normal unit;
-  return (quantile(complement(unit, alpha / 2.0)) + quantile(unit, power)) *
-         std::sqrt(a.variance_of_mean() + b.variance_of_mean());
+/// Half the width of the interval at 1 - `alpha` that goes with `sequential_p`: it holds the true
+/// difference at every look at once with that probability (as an asymptotic confidence sequence;
+/// Waudby-Smith et al., "Time-uniform central limit theory", 2024). `v`: variance of the
+/// difference.
+inline double sequential_margin(double v, double prior, double alpha) {
+  if (!(v > 0.0)) return 0.0;
+  const double ratio = (v + prior * prior) / v;
+  return std::sqrt((v + prior * prior) * v / (prior * prior) *
+                   (std::log(ratio) - 2.0 * std::log(alpha)));
 }
 
-/// p of counts as far from the shares as these, by Pearson's chi-squared.
+/// Difference that a single look by Welch's t finds with probability `power` at level `alpha`.
+inline double detectable_difference(double v, double alpha, double power) {
+  const boost::math::normal unit;
+  return (quantile(complement(unit, alpha / 2.0)) + quantile(unit, power)) * std::sqrt(v);
+}
+
+/// The same of this look by the sequential test. Earlier looks only add to the probability.
+inline double detectable_in_sequence(double v, double prior, double alpha, double power) {
+  const boost::math::normal unit;
+  return sequential_margin(v, prior, alpha) + quantile(unit, power) * std::sqrt(v);
+}
+
+/// p of counts as far from the shares as these, by Pearson's chi-squared: one look. 1 where a
+/// variant is expected to have fewer than 5, too few for that distribution.
 inline double share_mismatch_p(const std::vector<std::uint64_t>& counts,
                                const std::vector<double>& shares) {
   double total = 0.0, statistic = 0.0;
@@ -130,11 +147,31 @@ inline double share_mismatch_p(const std::vector<std::uint64_t>& counts,
   if (!(total > 0.0) || counts.size() < 2) return 1.0;
   for (std::size_t i = 0; i < counts.size(); ++i) {
     const double expected = total * shares[i];
+    if (!(expected >= 5.0)) return 1.0;
     const double off = static_cast<double>(counts[i]) - expected;
     statistic += off * off / expected;
   }
   const boost::math::chi_squared distribution(static_cast<double>(counts.size() - 1));
   return cdf(complement(distribution, statistic));
+}
+
+/// The same for any number of looks, exact for any counts: one over the likelihood ratio of a
+/// Dirichlet mixture around the shares to the shares (Lindon and Malek, "Anytime-Valid Inference
+/// for Multinomial Count Data", 2022). Its least value over all looks is below a with probability
+/// a at most.
+inline double sequential_mismatch_p(const std::vector<std::uint64_t>& counts,
+                                    const std::vector<double>& shares) {
+  using boost::math::lgamma;               // std::lgamma writes a global
+  constexpr double concentration = 100.0;  // sharpest for shares that are off by about a tenth
+  double total = 0.0, log_ratio = 0.0;
+  for (std::size_t i = 0; i < counts.size(); ++i) {
+    const auto n = static_cast<double>(counts[i]);
+    const double prior = concentration * shares[i];
+    if (n > 0.0) log_ratio += lgamma(prior + n) - lgamma(prior) - n * std::log(shares[i]);
+    total += n;
+  }
+  log_ratio -= lgamma(concentration + total) - lgamma(concentration);
+  return std::fmin(1.0, std::exp(-log_ratio));
 }
 
 }  // namespace detail

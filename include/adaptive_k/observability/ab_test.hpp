@@ -14,6 +14,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
+#include <limits>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -31,9 +32,23 @@ ADAPTIVE_K_NAMESPACE_BEGIN
 /// One request. Requests are taken as independent: assign and record by whatever makes them so.
 struct ab_observation {
   double latency_seconds = 0.0;
-  double expert_savings = 0.0;  ///< 0..1; a shadow's: what its policy would have saved
+  double expert_savings = 0.0;  ///< 0..1; a shadow's: `shadow_savings`
   double quality = 0.0;         ///< larger is better, any unit whose mean is not 0
 };
+
+/// What a shadow records as `expert_savings`: the share of expert calls that its policy would have
+/// saved, by `routing_output::chosen_counts` of the call. (The call's own metrics count full K,
+/// which was run.) Padding tokens, whose count is 0, do not count; 0 where there is no other token.
+inline double shadow_savings(const std::int32_t* chosen_counts, std::int64_t num_tokens,
+                             int top_k) noexcept {
+  std::int64_t calls = 0, tokens = 0;
+  for (std::int64_t t = 0; t < num_tokens; ++t) {
+    calls += chosen_counts[t];
+    tokens += chosen_counts[t] > 0;
+  }
+  if (tokens == 0 || top_k < 1) return 0.0;
+  return 1.0 - static_cast<double>(calls) / (static_cast<double>(tokens) * top_k);
+}
 
 enum class ab_metric { latency, savings, quality };
 constexpr std::size_t num_ab_metrics = 3;
@@ -59,11 +74,17 @@ struct ab_effect {
   /// Latency and quality: relative to the control's mean. Savings: difference of the shares.
   double effect = 0.0;
   double low = 0.0, high = 0.0;  ///< bootstrap interval of `effect` at 1 - alpha, one look
-  double welch_p = 1.0;          ///< one look
-  double sequential_p = 1.0;     ///< over all looks so far
-  double detectable = 0.0;       ///< effect found with probability `power` in one look
-  bool found = false;            ///< after Holm's correction over variants and metrics
-  bool compared = false;         ///< false where a shadow has nothing of its own to compare
+  /// Interval of `effect` at 1 - alpha that holds at all looks at once: wider, and what the
+  /// sentence says without `planned_requests`. From 50 requests a variant on; NaN before.
+  double sequential_low = std::numeric_limits<double>::quiet_NaN();
+  double sequential_high = std::numeric_limits<double>::quiet_NaN();
+  double welch_p = 1.0;       ///< one look
+  double sequential_p = 1.0;  ///< over all looks so far
+  /// Effect that the test which decides finds with probability `power` or more with as many
+  /// requests as there are, Holm's correction at its strictest included.
+  double detectable = 0.0;
+  bool found = false;     ///< after Holm's correction over variants and metrics
+  bool compared = false;  ///< false where a shadow has nothing of its own to compare
 };
 
 struct ab_comparison {
@@ -77,9 +98,12 @@ struct ab_comparison {
 
 struct ab_results {
   std::vector<ab_comparison> comparisons;  ///< each variant but the control
-  double share_mismatch_p = 1.0;  ///< below 0.001 the assignment or the recording is broken
-  bool trustworthy = true;        ///< false then: nothing is called found
-  bool final = true;              ///< false before `planned_requests`
+  double share_mismatch_p = 1.0;           ///< of the requests' shares, one look
+  double sequential_mismatch_p = 1.0;      ///< over all looks so far
+  /// False where the shares are off, so that assignment or recording is broken: the sequential p
+  /// was ever below 0.001, or the one of the planned look is. Nothing is called found then.
+  bool trustworthy = true;
+  bool final = true;  ///< false before `planned_requests`
   std::string sentence;
 };
 
@@ -89,13 +113,15 @@ class ab_test {
  public:
   explicit ab_test(std::vector<ab_variant> variants, const ab_options& options = {})
       : assignment_(std::move(variants), options.salt), options_(options) {
+    if (!validity()) return;
     for (std::size_t i = 0; i < assignment_.variants().size(); ++i)
       arms_.push_back(std::make_unique<arm>(options, i));
     least_p_.resize(arms_.size());
     for (auto& p : least_p_) p.fill(1.0);
   }
 
-  /// Refuses what `ab_assignment` does and options out of range.
+  /// Refuses what `ab_assignment` does and options out of range. A test that is refused records
+  /// nothing and has this message as its result.
   status validity() const {
     const auto invalid = status_code::invalid_argument;
     const status variants = assignment_.validity();
@@ -117,6 +143,9 @@ class ab_test {
   std::size_t assign_variant(std::string_view request_id) const noexcept {
     return assignment_.assign_variant(request_id);
   }
+  std::size_t assign_variant(std::uint64_t request_id) const noexcept {
+    return assignment_.assign_variant(request_id);
+  }
   const ab_assignment& assignment() const noexcept { return assignment_; }
 
   /// Refuses, and counts, a variant that is none and values that are not finite, a negative latency
@@ -124,7 +153,9 @@ class ab_test {
   status record(std::size_t variant, const ab_observation& seen) {
     const auto invalid = status_code::invalid_argument;
     status refused;
-    if (variant >= arms_.size())
+    if (arms_.empty())
+      refused = validity();
+    else if (variant >= arms_.size())
       refused =
           status::error(invalid, "variant is %zu, expected 0..%zu", variant, arms_.size() - 1);
     else if (!(seen.latency_seconds >= 0.0) || !std::isfinite(seen.latency_seconds))
@@ -156,6 +187,12 @@ class ab_test {
   ab_results compute_results() {
     const std::lock_guard<std::mutex> one_look(look_mutex_);
     if (decided_) return *decided_;
+    ab_results results;
+    if (arms_.empty()) {
+      results.trustworthy = results.final = false;
+      results.sentence = validity().message();
+      return results;
+    }
     std::vector<arm_state> seen;
     std::vector<std::uint64_t> counts;
     std::vector<double> shares;
@@ -165,15 +202,17 @@ class ab_test {
       counts.push_back(seen.back().moments[0].count);
       shares.push_back(assignment_.share(i));
     }
-    ab_results results;
     results.share_mismatch_p = detail::share_mismatch_p(counts, shares);
-    results.trustworthy = results.share_mismatch_p >= 0.001;
+    least_mismatch_p_ = std::fmin(least_mismatch_p_, detail::sequential_mismatch_p(counts, shares));
+    results.sequential_mismatch_p = least_mismatch_p_;
     results.final = *std::min_element(counts.begin(), counts.end()) >= options_.planned_requests;
+    const bool at_planned = options_.planned_requests > 0 && results.final;
+    results.trustworthy =
+        least_mismatch_p_ >= 0.001 && !(at_planned && results.share_mismatch_p < 0.001);
     for (std::size_t i = 1; i < seen.size(); ++i) results.comparisons.push_back(compare(seen, i));
     if (results.final && results.trustworthy) decide(results.comparisons);
     write_sentences(results);
-    if (options_.planned_requests > 0 && results.final)
-      decided_ = std::make_unique<ab_results>(results);
+    if (at_planned) decided_ = std::make_unique<ab_results>(results);
     return results;
   }
 
@@ -194,6 +233,14 @@ class ab_test {
 
   /// Means are normal enough from here on; the sequential test begins.
   static constexpr std::uint64_t least_requests = 50;
+
+  /// Level of the first, hardest of Holm's steps: every metric of every variant that is compared.
+  double strictest_alpha() const noexcept {
+    std::size_t tests = 0;
+    for (std::size_t i = 1; i < arms_.size(); ++i)
+      if (!assignment_.variants()[i].shadow) tests += num_ab_metrics;
+    return options_.alpha / static_cast<double>(std::max<std::size_t>(tests, 1));
+  }
 
   static double effect_of(ab_metric metric, double control, double variant) {
     if (metric == ab_metric::savings) return variant - control;
@@ -219,10 +266,23 @@ class ab_test {
       e.compared = true;
       e.effect = effect_of(metric, a.mean, b.mean);
       e.welch_p = detail::welch_p(a, b);
-      e.detectable = detail::detectable_difference(a, b, options_.alpha, options_.power) / unit;
+      const double prior = options_.expected_effect * unit;
+      const double v = a.variance_of_mean() + b.variance_of_mean();
+      e.detectable =
+          (options_.planned_requests > 0
+               ? detail::detectable_difference(v, strictest_alpha(), options_.power)
+               : detail::detectable_in_sequence(v, prior, strictest_alpha(), options_.power)) /
+          unit;
       double& least = least_p_[index][m];
-      if (std::min(a.count, b.count) >= least_requests)
-        least = std::fmin(least, detail::sequential_p(a, b, options_.expected_effect * unit));
+      if (std::min(a.count, b.count) >= least_requests) {
+        least = std::fmin(least, detail::sequential_p(a, b, prior));
+        // A ratio's spread holds the control's own, by the delta method.
+        const double ratio = metric == ab_metric::savings ? 1.0 : b.mean / a.mean;
+        const double spread = b.variance_of_mean() + ratio * ratio * a.variance_of_mean();
+        const double margin = detail::sequential_margin(spread, prior, options_.alpha) / unit;
+        e.sequential_low = e.effect - margin;
+        e.sequential_high = e.effect + margin;
+      }
       e.sequential_p = least;
       set_interval(e, metric, seen[0].bootstrap, seen[index].bootstrap);
     }
@@ -268,13 +328,17 @@ class ab_test {
     return text;
   }
 
-  static std::string describe(ab_metric metric, const ab_effect& e) {
+  std::string describe(ab_metric metric, const ab_effect& e) const {
     static constexpr const char* names[] = {"latency ", "savings ", "quality "};
     const std::string name = names[static_cast<std::size_t>(metric)];
     if (!e.compared) return name + "not comparable";
     const char* unit = metric == ab_metric::savings ? " points" : "%";
+    const bool once = options_.planned_requests > 0;
+    const double low = once ? e.low : e.sequential_low;
+    const double high = once ? e.high : e.sequential_high;
+    if (!std::isfinite(low)) return name + "too few requests";
     const std::string numbers =
-        percent(e.effect, unit) + " [" + percent(e.low, "") + ", " + percent(e.high, unit) + "]";
+        percent(e.effect, unit) + " [" + percent(low, "") + ", " + percent(high, unit) + "]";
     if (e.found) return name + numbers;
     return name + "no difference found (" + numbers + "; one of " +
            percent(e.detectable, unit).substr(1) + " would be seen)";
@@ -306,6 +370,7 @@ class ab_test {
   std::vector<std::unique_ptr<arm>> arms_;
   std::mutex look_mutex_;
   std::vector<std::array<double, num_ab_metrics>> least_p_;  ///< [variants], over all looks
+  double least_mismatch_p_ = 1.0;                            ///< over all looks
   std::unique_ptr<ab_results> decided_;
   std::atomic<std::uint64_t> refused_{0};
 };
