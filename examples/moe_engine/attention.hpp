@@ -29,8 +29,16 @@ class attention_layer {
   void forward(const float* x, int num_sequences, int length, const rotary_table& rotary,
                float* output, std::vector<float>& buffer) const;
 
+  /// The same for some tokens only: output [R, H] of the tokens `rows` [R], ascending. Keys and
+  /// values are made of all T tokens, queries and output of these alone. A row's bits do not
+  /// depend on which other rows there are, as far as `dense` keeps rows apart.
+  void forward_rows(const float* x, int num_sequences, int length, const rotary_table& rotary,
+                    const std::vector<std::int64_t>& rows, float* output,
+                    std::vector<float>& buffer) const;
+
  private:
-  void rotate(float* token, const float* cosine, const float* sine) const;
+  void rotate(float* token, int num_heads, const float* cosine, const float* sine) const;
+  void attend_row(const float* q, const float* kv, int position, float* output) const;
   void attend(const float* qkv, int head, int first_query, int last_query, float* output) const;
 
   int num_heads_;
@@ -38,6 +46,8 @@ class attention_layer {
   int head_dim_;
   int window_;  // 0 is all
   dense qkv_;
+  dense q_;  // parts of qkv_ again, packed for calls that need one without the other
+  dense kv_;
   dense o_;
 };
 

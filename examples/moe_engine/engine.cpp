@@ -1,49 +1,19 @@
 #include "engine.hpp"
 
 #include <Eigen/Core>
-#include <chrono>
-#include <cmath>
 #include <stdexcept>
 #include <string>
 #include <utility>
 
-#include "attention.hpp"
+#include "engine_parts.hpp"
 #include "parallel.hpp"
 #include "safetensors.hpp"
 
 namespace moe_engine {
 namespace {
 
-using clock_type = std::chrono::steady_clock;
 using vector_map = Eigen::Map<Eigen::VectorXf>;
 using const_vector_map = Eigen::Map<const Eigen::VectorXf>;
-constexpr std::int64_t row_block = 64;
-
-double seconds_since(clock_type::time_point begin) {
-  return std::chrono::duration<double>(clock_type::now() - begin).count();
-}
-
-struct layer {
-  std::vector<float> input_norm;           // [H]
-  std::vector<float> post_attention_norm;  // [H]
-  attention_layer attention;
-  moe_layer moe;
-};
-
-/// y [T, H] = x / sqrt(mean(x^2) + epsilon) * weight, row by row.
-void rms_norm(const float* x, std::int64_t num_tokens, const std::vector<float>& weight,
-              float epsilon, float* y) {
-  const auto size = static_cast<Eigen::Index>(weight.size());
-  const const_vector_map scale(weight.data(), size);
-  parallel_ranges(num_tokens, row_block, [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t t = begin; t < end; ++t) {
-      const const_vector_map in(x + t * size, size);
-      const float mean_square = in.squaredNorm() / static_cast<float>(size);
-      vector_map(y + t * size, size) =
-          in.cwiseProduct(scale) * (1.0f / std::sqrt(mean_square + epsilon));
-    }
-  });
-}
 
 void append(std::vector<float>& target, const std::vector<float>& values) {
   target.insert(target.end(), values.begin(), values.end());
@@ -83,21 +53,6 @@ layer load_layer(const checkpoint& weights, const model_config& config, int inde
 
 }  // namespace
 
-struct engine::implementation {
-  model_config config;
-  std::vector<float> embeddings;  // [V, H]
-  std::vector<layer> layers;
-  std::vector<float> norm;  // [H]
-  dense head;               // [V, H]
-
-  // Kept between calls: T tokens of H values each.
-  std::vector<float> residual;
-  std::vector<float> normed;
-  std::vector<float> update;
-  std::vector<float> attention_buffer;
-  moe_workspace workspace;
-};
-
 engine::engine(std::unique_ptr<implementation> parts) : parts_(std::move(parts)) {}
 engine::engine(engine&&) noexcept = default;
 engine& engine::operator=(engine&&) noexcept = default;
@@ -123,12 +78,8 @@ engine engine::load(const std::filesystem::path& folder) {
   return engine(std::move(parts));
 }
 
-void engine::forward(const std::int32_t* tokens, int num_sequences, int length,
-                     const route_function& route, float* logits, timing* time,
-                     const observe_function& observe) {
-  const auto begin_total = clock_type::now();
-  implementation& p = *parts_;
-  const model_config& config = p.config;
+void engine::implementation::read_tokens(const std::int32_t* tokens, int num_sequences,
+                                         int length) {
   if (num_sequences < 0 || length < 0 || length > config.max_positions) {
     throw std::runtime_error("num_sequences is " + std::to_string(num_sequences) +
                              " and length is " + std::to_string(length) +
@@ -137,16 +88,27 @@ void engine::forward(const std::int32_t* tokens, int num_sequences, int length,
   const std::int64_t num_tokens = std::int64_t{num_sequences} * length;
   const std::int64_t hidden = config.hidden_size;
   const auto size = static_cast<std::size_t>(num_tokens * hidden);
-  p.residual.resize(size);
-  p.normed.resize(size);
-  p.update.resize(size);
+  residual.resize(size);
+  normed.resize(size);
+  update.resize(size);
   for (std::int64_t t = 0; t < num_tokens; ++t) {
     if (tokens[t] < 0 || tokens[t] >= config.vocab_size) {
       throw std::runtime_error("token " + std::to_string(t) + " is " + std::to_string(tokens[t]) +
                                ", expected 0.." + std::to_string(config.vocab_size - 1));
     }
-    std::copy_n(p.embeddings.data() + tokens[t] * hidden, hidden, p.residual.data() + t * hidden);
+    std::copy_n(embeddings.data() + tokens[t] * hidden, hidden, residual.data() + t * hidden);
   }
+}
+
+void engine::forward(const std::int32_t* tokens, int num_sequences, int length,
+                     const route_function& route, float* logits, timing* time,
+                     const observe_function& observe) {
+  const auto begin_total = clock_type::now();
+  implementation& p = *parts_;
+  const model_config& config = p.config;
+  const std::int64_t num_tokens = std::int64_t{num_sequences} * length;
+  const std::int64_t hidden = config.hidden_size;
+  p.read_tokens(tokens, num_sequences, length);
   const rotary_table rotary(config, length);
   vector_map residual(p.residual.data(), num_tokens * hidden);
   const const_vector_map update(p.update.data(), num_tokens * hidden);

@@ -7,6 +7,7 @@
 
 #include "config.hpp"
 #include "moe_layer.hpp"
+#include "stacking.hpp"
 
 namespace moe_engine {
 
@@ -34,6 +35,16 @@ class engine {
   void forward(const std::int32_t* tokens, int num_sequences, int length,
                const route_function& route, float* logits, timing* time = nullptr,
                const observe_function& observe = {});
+
+  /// The same with early exit and token merging as `hooks` decide, and what was computed added to
+  /// `work` where given. Without hooks the bits are those of `forward`. A token that has left keeps
+  /// its hidden state: later layers still make its key and value of it (both projections run), so
+  /// that tokens behind it can attend to it, and nothing else; its logits are those it left with.
+  /// A merged token takes over its representative's expert output and keeps its own residual.
+  /// `route` sees the remaining tokens alone, in order, and is not called when there are none.
+  void forward_stacked(const std::int32_t* tokens, int num_sequences, int length,
+                       const route_function& route, const stacking_hooks& hooks, float* logits,
+                       work_count* work = nullptr, timing* time = nullptr);
 
  private:
   struct implementation;

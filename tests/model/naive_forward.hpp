@@ -30,9 +30,16 @@ inline row attend(const row& q, const std::vector<row>& keys, const std::vector<
   return result;
 }
 
+/// What early exit and token merging decided; empty lists are methods that are off.
+struct decisions {
+  std::vector<int> last_layer;                   // [length], that a token runs
+  std::vector<std::vector<int>> representative;  // [layers][length]
+};
+
 /// Logits [length][vocab] of one sequence, with `k` experts for every token.
 inline std::vector<row> naive_forward(const shape& s, const tensors& all,
-                                      const std::vector<int>& tokens, int k) {
+                                      const std::vector<int>& tokens, int k,
+                                      const decisions& decided = {}) {
   const auto weight = [&](const std::string& name) -> const std::vector<float>& {
     return all.at(name).values;
   };
@@ -47,6 +54,7 @@ inline std::vector<row> naive_forward(const shape& s, const tensors& all,
     const std::string p = "model.layers." + std::to_string(l) + ".";
     std::vector<row> keys;
     std::vector<row> values;
+    std::vector<row> mixtures;
     for (std::size_t t = 0; t < x.size(); ++t) {
       const int position = static_cast<int>(t);
       const row in = rms_norm(x[t], weight(p + "input_layernorm.weight"), 1e-5);
@@ -57,6 +65,8 @@ inline std::vector<row> naive_forward(const shape& s, const tensors& all,
       for (int head = 0; head < s.kv_heads; ++head)
         rotate(keys.back(), static_cast<std::size_t>(head) * static_cast<std::size_t>(s.head_dim),
                s.head_dim, position, 1000.0);
+      mixtures.emplace_back(hidden, 0.0);
+      if (!decided.last_layer.empty() && decided.last_layer[t] < l) continue;
       for (int head = 0; head < s.heads; ++head) {
         rotate(q, static_cast<std::size_t>(head) * static_cast<std::size_t>(s.head_dim), s.head_dim,
                position, 1000.0);
@@ -72,9 +82,13 @@ inline std::vector<row> naive_forward(const shape& s, const tensors& all,
         outputs.push_back(expert(weight(n + "w1.weight"), weight(n + "w3.weight"),
                                  weight(n + "w2.weight"), normed));
       }
-      const row moe =
+      mixtures.back() =
           mixture(times(weight(p + "block_sparse_moe.gate.weight"), normed), k, outputs);
-      for (std::size_t i = 0; i < hidden; ++i) x[t][i] += moe[i];
+      const auto from =
+          decided.representative.empty()
+              ? t
+              : static_cast<std::size_t>(decided.representative[static_cast<std::size_t>(l)][t]);
+      for (std::size_t i = 0; i < hidden; ++i) x[t][i] += mixtures[from][i];
     }
   }
   std::vector<row> logits;
