@@ -12,42 +12,12 @@
 #include "bench/adaptive_k/version.hpp"
 
 namespace bench {
-namespace {
 
 using json = nlohmann::ordered_json;
 
+namespace {
+
 // NaN, a standard error that one window cannot give, is written as null by the JSON library.
-
-json model_json(const model_facts& model) {
-  json result = {
-      {"name", model.name},
-      {"path", model.path},
-      {"num_layers", model.num_layers},
-      {"num_experts", model.gating.num_experts},
-      {"top_k", model.gating.top_k},
-      {"gating", adaptive_k::to_string(model.gating.kind)},
-      {"renormalize", model.gating.renormalize},
-  };
-  if (model.sizes.hidden > 0) {
-    result["hidden_size"] = model.sizes.hidden;
-    result["intermediate_size"] = model.sizes.intermediate;
-    result["weight_dtype"] = model.weight_dtype;
-    result["expert_bytes"] = model.sizes.expert_bytes();
-  }
-  return result;
-}
-
-json dataset_json(const data_facts& data) {
-  return {
-      {"path", data.path},
-      {"sha256", data.sha256},
-      {"unit", data.unit},
-      {"tokens", data.windows.count * data.windows.length},
-      {"unused_tokens", data.windows.unused_tokens},
-      {"windows", data.windows.count},
-      {"window", data.windows.length},
-  };
-}
 
 json distinct_json(const distinct_means& distinct) {
   json result = json::object();
@@ -70,17 +40,6 @@ json histogram_json(const adaptive_k::routing_metrics& metrics, int top_k) {
   json result = json::object();
   for (int k = 1; k <= top_k; ++k) result[std::to_string(k)] = metrics.k_histogram[k];
   return result;
-}
-
-void add_quality(json& target, const quality_summary& quality) {
-  target["perplexity"] = quality.perplexity;
-  target["perplexity_difference"] = quality.perplexity_difference.value;
-  target["perplexity_difference_se"] = quality.perplexity_difference.se;
-  target["perplexity_ratio"] = quality.perplexity_ratio.value;
-  target["perplexity_ratio_se"] = quality.perplexity_ratio.se;
-  target["mean_nll"] = quality.mean_nll;
-  target["mean_kl"] = quality.mean_kl.value;
-  target["mean_kl_se"] = quality.mean_kl.se;
 }
 
 void add_figures(json& target, const routing_figures& figures, const model_facts& model) {
@@ -132,15 +91,57 @@ json layers_json(const policy_facts& policy, const model_facts& model) {
   return result;
 }
 
-json header(const char* kind) {
+}  // namespace
+
+json report_header(const char* kind) {
   return {{"format", kind}, {"schema_version", 1}, {"version", version()}};
 }
 
-}  // namespace
+json model_json(const model_facts& model) {
+  json result = {
+      {"name", model.name},
+      {"path", model.path},
+      {"num_layers", model.num_layers},
+      {"num_experts", model.gating.num_experts},
+      {"top_k", model.gating.top_k},
+      {"gating", adaptive_k::to_string(model.gating.kind)},
+      {"renormalize", model.gating.renormalize},
+  };
+  if (model.sizes.hidden > 0) {
+    result["hidden_size"] = model.sizes.hidden;
+    result["intermediate_size"] = model.sizes.intermediate;
+    result["weight_dtype"] = model.weight_dtype;
+    result["expert_bytes"] = model.sizes.expert_bytes();
+  }
+  return result;
+}
+
+json dataset_json(const data_facts& data) {
+  return {
+      {"path", data.path},
+      {"sha256", data.sha256},
+      {"unit", data.unit},
+      {"tokens", data.windows.count * data.windows.length},
+      {"unused_tokens", data.windows.unused_tokens},
+      {"windows", data.windows.count},
+      {"window", data.windows.length},
+  };
+}
+
+void add_quality(json& target, const quality_summary& quality) {
+  target["perplexity"] = quality.perplexity;
+  target["perplexity_difference"] = quality.perplexity_difference.value;
+  target["perplexity_difference_se"] = quality.perplexity_difference.se;
+  target["perplexity_ratio"] = quality.perplexity_ratio.value;
+  target["perplexity_ratio_se"] = quality.perplexity_ratio.se;
+  target["mean_nll"] = quality.mean_nll;
+  target["mean_kl"] = quality.mean_kl.value;
+  target["mean_kl_se"] = quality.mean_kl.se;
+}
 
 nlohmann::ordered_json to_json(const benchmark_result& result) {
   const model_facts& model = result.model;
-  json report = header("adaptive_k.benchmark");
+  json report = report_header("adaptive_k.benchmark");
   report["model"] = model_json(model);
   report["dataset"] = dataset_json(result.data);
   report["dataset"]["predictions"] = result.adaptive.quality.predictions;
@@ -191,7 +192,7 @@ nlohmann::ordered_json to_json(const benchmark_result& result) {
 }
 
 nlohmann::ordered_json to_json(const trace_result& result) {
-  json report = header("adaptive_k.benchmark_trace");
+  json report = report_header("adaptive_k.benchmark_trace");
   report["model"] = model_json(result.model);
   report["dataset"] = dataset_json(result.data);
   report["baseline"] = {{"mean_k", result.model.gating.top_k},
@@ -211,9 +212,9 @@ nlohmann::ordered_json to_json(const trace_result& result) {
   return report;
 }
 
-void write_json(const std::string& file, const nlohmann::ordered_json& json) {
+void write_json(const std::string& file, const nlohmann::ordered_json& report) {
   const std::string text =
-      json.dump(2, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n";
+      report.dump(2, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n";
   if (file == "-") {
     std::fputs(text.c_str(), stdout);
     return;

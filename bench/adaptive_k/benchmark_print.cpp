@@ -7,47 +7,13 @@
 
 #include "bench/adaptive_k/benchmark_result.hpp"
 #include "bench/adaptive_k/controls.hpp"
+#include "bench/adaptive_k/figure_text.hpp"
 #include "bench/adaptive_k/text_table.hpp"
 #include "bench/adaptive_k/variant.hpp"
 #include "bench/adaptive_k/version.hpp"
 
 namespace bench {
 namespace {
-
-std::string with_se(const estimate& e, int digits, const char* sign = "") {
-  const std::string value =
-      fmt::format(fmt::runtime(fmt::format("{{:{}.{}f}}", sign, digits)), e.value);
-  return std::isnan(e.se) ? value : fmt::format("{} +- {:.{}f}", value, e.se, digits);
-}
-
-std::string percent(double share) {
-  return fmt::format("{:.1f}%", 100.0 * share);
-}
-
-void print_facts(const model_facts& model, const data_facts& data, const policy_facts& policy) {
-  const adaptive_k::gating& g = model.gating;
-  fmt::print("Model    {}: {} MoE layers, {} experts of which {}, {}{}\n", model.name,
-             model.num_layers, g.num_experts, g.top_k, adaptive_k::to_string(g.kind),
-             g.renormalize ? ", renormalised" : "");
-  if (model.sizes.hidden > 0)
-    fmt::print("         experts {} x {} in {}, {} each\n", model.sizes.hidden,
-               model.sizes.intermediate, model.weight_dtype,
-               bytes_text(model.sizes.expert_bytes()));
-  fmt::print("Data     {}\n         sha256 {}\n", data.path, data.sha256);
-  fmt::print("         {} windows of {} {}", data.windows.count, data.windows.length, data.unit);
-  if (data.windows.unused_tokens > 0)
-    fmt::print("; {} behind them not used", data.windows.unused_tokens);
-  fmt::print("\nPolicy   {} ({})\n", policy.choice.policy.name, policy.choice.origin);
-  if (!model.preset_note.empty()) fmt::print("         {}\n", model.preset_note);
-  fmt::print("         mass_exponent {:g}; every control has the same\n",
-             static_cast<double>(resolved_mass_exponent(policy.layers.front(), g)));
-  if (std::count(policy.is_adaptive.begin(), policy.is_adaptive.end(), false) > 0) {
-    std::string layers;
-    for (std::size_t layer = 0; layer < policy.is_adaptive.size(); ++layer)
-      if (policy.is_adaptive[layer]) layers += (layers.empty() ? "" : ", ") + std::to_string(layer);
-    fmt::print("         on layers {}; the others, also of the controls, at full K\n", layers);
-  }
-}
 
 std::vector<std::string> quality_row(const std::string& name, double mean_k, double savings,
                                      const quality_summary& q) {
@@ -160,6 +126,31 @@ void print_times(const benchmark_result& r) {
 }
 
 }  // namespace
+
+void print_facts(const model_facts& model, const data_facts& data, const policy_facts& policy) {
+  const adaptive_k::gating& g = model.gating;
+  fmt::print("Model    {}: {} MoE layers, {} experts of which {}, {}{}\n", model.name,
+             model.num_layers, g.num_experts, g.top_k, adaptive_k::to_string(g.kind),
+             g.renormalize ? ", renormalised" : "");
+  if (model.sizes.hidden > 0)
+    fmt::print("         experts {} x {} in {}, {} each\n", model.sizes.hidden,
+               model.sizes.intermediate, model.weight_dtype,
+               bytes_text(model.sizes.expert_bytes()));
+  fmt::print("Data     {}\n         sha256 {}\n", data.path, data.sha256);
+  fmt::print("         {} windows of {} {}", data.windows.count, data.windows.length, data.unit);
+  if (data.windows.unused_tokens > 0)
+    fmt::print("; {} behind them not used", data.windows.unused_tokens);
+  fmt::print("\nPolicy   {} ({})\n", policy.choice.policy.name, policy.choice.origin);
+  if (!model.preset_note.empty()) fmt::print("         {}\n", model.preset_note);
+  fmt::print("         mass_exponent {:g}; every control has the same\n",
+             static_cast<double>(resolved_mass_exponent(policy.layers.front(), g)));
+  if (std::count(policy.is_adaptive.begin(), policy.is_adaptive.end(), false) > 0) {
+    std::string layers;
+    for (std::size_t layer = 0; layer < policy.is_adaptive.size(); ++layer)
+      if (policy.is_adaptive[layer]) layers += (layers.empty() ? "" : ", ") + std::to_string(layer);
+    fmt::print("         on layers {}; the others, also of the controls, at full K\n", layers);
+  }
+}
 
 void print(const benchmark_result& result) {
   fmt::print("adaptive-k {} benchmark\n\n", version());

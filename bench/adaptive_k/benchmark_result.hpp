@@ -72,15 +72,23 @@ struct trace_result {
   distinct_means distinct_fixed;  ///< mixed from fixed K's at equal mean K
 };
 
+/// What every report starts with.
+nlohmann::ordered_json report_header(const char* format);
+nlohmann::ordered_json model_json(const model_facts& model);
+nlohmann::ordered_json dataset_json(const data_facts& data);
+void add_quality(nlohmann::ordered_json& target, const quality_summary& quality);
 nlohmann::ordered_json to_json(const benchmark_result& result);
 nlohmann::ordered_json to_json(const trace_result& result);
+
+/// What was measured, a few lines on stdout.
+void print_facts(const model_facts& model, const data_facts& data, const policy_facts& policy);
 
 /// The tables on stdout.
 void print(const benchmark_result& result);
 void print(const trace_result& result);
 
-/// Writes `json` with a newline; "-" is stdout. Throws failure when the file cannot be written.
-void write_json(const std::string& file, const nlohmann::ordered_json& json);
+/// Writes `report` with a newline; "-" is stdout. Throws failure when the file cannot be written.
+void write_json(const std::string& file, const nlohmann::ordered_json& report);
 
 /// Throws failure when `file` (neither "" nor "-") could not be written: before a long run, not
 /// after it.

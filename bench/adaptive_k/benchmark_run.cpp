@@ -56,6 +56,8 @@ line_up make_line_up(const adaptive_k::gating& gating, const policy_facts& polic
   return routings;
 }
 
+}  // namespace
+
 model_facts facts_of(const loaded_model& model) {
   model_facts facts;
   facts.name = model.name;
@@ -66,8 +68,6 @@ model_facts facts_of(const loaded_model& model) {
   facts.weight_dtype = model.weight_dtype;
   return facts;
 }
-
-}  // namespace
 
 dataset dataset_for(const std::string& asked, const std::string& model_folder, int vocab_size) {
   if (!asked.empty()) return read_dataset(asked, vocab_size);

@@ -6,6 +6,7 @@
 
 #include "bench/adaptive_k/benchmark_result.hpp"
 #include "bench/adaptive_k/live_view.hpp"
+#include "bench/adaptive_k/model.hpp"
 
 namespace bench {
 
@@ -24,6 +25,8 @@ struct benchmark_options {
 
 benchmark_result run_benchmark(const benchmark_options& options);
 trace_result run_trace_benchmark(const benchmark_options& options);
+
+model_facts facts_of(const loaded_model& model);
 
 /// The data set asked for, else the model's own heldout_test.txt. Throws failure.
 dataset dataset_for(const std::string& asked, const std::string& model_folder, int vocab_size);

@@ -25,6 +25,7 @@ int run(int argc, char** argv) {
   bench::add_record_command(app);
   bench::add_calibrate_command(app);
   bench::add_frontier_command(app);
+  bench::add_combine_command(app);
   bench::add_budget_command(app);
   try {
     app.parse(argc, argv);

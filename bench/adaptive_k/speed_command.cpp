@@ -8,6 +8,7 @@
 
 #include "bench/adaptive_k/benchmark_result.hpp"
 #include "bench/adaptive_k/commands.hpp"
+#include "bench/adaptive_k/figure_text.hpp"
 #include "bench/adaptive_k/option_checks.hpp"
 #include "bench/adaptive_k/speed_run.hpp"
 #include "bench/adaptive_k/text_table.hpp"
@@ -17,10 +18,6 @@ namespace bench {
 namespace {
 
 constexpr const char* label = "speed only, random weights";
-
-std::string percent(double share) {
-  return fmt::format("{:.0f}%", 100.0 * share);
-}
 
 std::string milliseconds(const quartiles& seconds) {
   return fmt::format("{:.2f} ({:.2f}..{:.2f})", 1e3 * seconds.median, 1e3 * seconds.low,
@@ -47,9 +44,9 @@ void print(const speed_result& result) {
     for (std::size_t i = 0; i < batch.routings.size(); ++i) {
       const speed_figures& f = batch.routings[i];
       std::string realised;
-      if (bound != bound_by::compute) realised = percent(f.speedup / f.ideal_bytes);
+      if (bound != bound_by::compute) realised = percent(f.speedup / f.ideal_bytes, 0);
       if (bound == bound_by::either) realised += " / ";
-      if (bound != bound_by::bytes) realised += percent(f.speedup / f.ideal_rows);
+      if (bound != bound_by::bytes) realised += percent(f.speedup / f.ideal_rows, 0);
       table.add_row(
           {f.name, fmt::format("{:.2f}", f.mean_k), fmt::format("{:.1f}", f.distinct_experts),
            milliseconds(f.seconds), i == 0 ? "" : fmt::format("{:.2f}", f.speedup),

@@ -18,8 +18,8 @@ TEST(Program, VersionAndHelp) {
       << version.out;
   const outcome help = run_program({"--help"});
   EXPECT_EQ(help.status, 0);
-  for (const char* command :
-       {"benchmark", "speed", "inspect", "presets", "record", "calibrate", "frontier", "budget"}) {
+  for (const char* command : {"benchmark", "speed", "inspect", "presets", "record", "calibrate",
+                              "frontier", "combine", "budget"}) {
     EXPECT_TRUE(contains(help.out, command)) << command;
     EXPECT_EQ(run_program({command, "--help"}).status, 0) << command;
   }

@@ -38,6 +38,10 @@ TEST(Mistakes, CommandLine) {
   expect_refusal({"benchmark", "--log-fields", "ecs"}, {"--log-fields", "--log"});
   expect_refusal({"inspect", "--perfetto", "/no/such/folder/f"},
                  {"--perfetto", "cannot be written"});
+  expect_refusal({"combine", "--exit", "margin:1"}, {"--exit", "margin:1"});
+  expect_refusal({"combine", "--merge-similarity", "2"}, {"--merge-similarity", "2", "-1..1"});
+  expect_refusal({"combine", "--merge-window", "0"}, {"--merge-window", "'0'", "1 or more"});
+  expect_refusal({"combine", "--json", "/no/such/folder/f"}, {"--json", "cannot be written"});
   expect_refusal({"record"}, {"--output"});
   expect_refusal({"speed"}, {"--shape"});
   expect_refusal({"inspect", "--text", "a", "--tokens", "3"}, {"--text", "--tokens"});

@@ -143,7 +143,8 @@ TEST(ab_test, skewed_latencies_raise_no_more_false_alarms_than_stated) {
       const double seconds = std::exp(noise(from));  // lognormal: the mean is far in the tail
       ASSERT_TRUE(test.record(static_cast<std::size_t>(i % 2), {seconds, 0.4, noise(from) - 9.0}));
       if (i % 20 != 19) continue;
-      for (const ab_effect& e : test.compute_results().comparisons[0].effects) any |= e.found;
+      const ab_results results = test.compute_results();
+      for (const ab_effect& e : results.comparisons[0].effects) any |= e.found;
     }
     found += any;
   }

@@ -1,0 +1,51 @@
+#include <CLI/CLI.hpp>
+#include <memory>
+
+#include "bench/adaptive_k/combine_run.hpp"
+#include "bench/adaptive_k/commands.hpp"
+#include "bench/adaptive_k/option_checks.hpp"
+
+namespace bench {
+namespace {
+
+void run(const combine_options& options) {
+  check_writable("--json", options.json);
+  const combine_result result = run_combine(options);
+  if (options.json != "-") print(result);
+  if (!options.json.empty()) write_json(options.json, to_json(result));
+}
+
+}  // namespace
+
+void add_combine_command(CLI::App& app) {
+  auto options = std::make_shared<combine_options>();
+  CLI::App* command = app.add_subcommand(
+      "combine", "Adaptive K with early exit and token merging: all eight combinations, measured");
+  command->add_option("--model", options->model, "Folder of the model (default: the reference)");
+  command->add_option("--dataset", options->dataset,
+                      "Text to read (default: the model's heldout_test.txt)");
+  command->add_option("--policy", options->policy, "How K is chosen, as in `benchmark`");
+  command
+      ->add_option("--exit", options->exit,
+                   "When a token leaves: entropy:T (nats, below) or max_probability:P (above); one "
+                   "for all layers or one for each but the last")
+      ->capture_default_str();
+  command
+      ->add_option("--merge-similarity", options->merge_similarity,
+                   "Cosine from which a token takes over an earlier one's expert output")
+      ->capture_default_str();
+  command->add_option("--merge-window", options->merge_window, "Tokens that it looks back")
+      ->capture_default_str()
+      ->check(one_or_more());
+  command
+      ->add_option("--context", options->context,
+                   "Tokens of a window (default: the model's own context)")
+      ->check(one_or_more());
+  command->add_option("--windows", options->windows, "Stop after this many windows (default: all)")
+      ->check(one_or_more());
+  command->add_option("--seed", options->seed, "Of the random controls (default: 1)");
+  command->add_option("--json", options->json, "Write the report here ('-': stdout, and no table)");
+  command->callback([options] { run(*options); });
+}
+
+}  // namespace bench
