@@ -2,6 +2,8 @@
 // alone. Written for any value type that core/math.hpp knows.
 #pragma once
 
+#include <type_traits>
+
 #include "adaptive_k/config.hpp"
 #include "adaptive_k/core/choose_k.hpp"
 #include "adaptive_k/core/gating.hpp"
@@ -53,6 +55,13 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE F own_factor(const Gating& model, const F& topk_
 }
 
 inline constexpr int choice_counts = -1;
+
+/// Whether weights are multiplied by what restores their mass even where that is 1, for plans whose
+/// K is a coin toss that a processor would guess wrong.
+template <class Plan, class = void>
+struct restores_always : std::false_type {};
+template <class Plan>
+struct restores_always<Plan, std::void_t<typename Plan::restores_always>> : std::true_type {};
 
 /// Fills `route`, apart from `has_nonfinite`. Reads `expert`, `score` and `log_score` of `ranked`
 /// and completes it. `dictated` is k where something else than the policy decides it (shadow mode,
@@ -110,7 +119,7 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE void finish_route(const Gating& model, const Pla
     route.weight[j] = ranked.score[j] * factor;
   }
   const auto fewer = route.count < integers(top_k);
-  if (math::any(fewer)) {
+  if (restores_always<Plan>::value || math::any(fewer)) {
     const F kept_share = math::larger(math::divide(kept, ranked.total), least_share);
     const F stretch = math::select(fewer, restore_mass(kept_share, plan.mass_exponent), F(1.0f));
     ADAPTIVE_K_UNROLL

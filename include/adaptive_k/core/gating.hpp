@@ -117,15 +117,20 @@ enum class logits_are : std::uint8_t {
   close,     ///< nor more than -exp_floor below it
 };
 
+/// The score of softmax kinds by how far a logit is from the row's largest: 0 or less.
+template <logits_are Logits = logits_are::any, class F>
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE score_pair<F> score_of_distance(F distance) noexcept {
+  if constexpr (Logits != logits_are::close) distance = math::larger(distance, math::exp_floor);
+  if constexpr (Logits == logits_are::any) distance = math::smaller(distance, 0.0f);
+  return {math::exp_above_floor(distance), distance};
+}
+
 /// NaN scores as -inf does. The largest logit is given as finite: +inf is then as large as it.
 template <gating_kind Kind, logits_are Logits = logits_are::any, class F>
 ADAPTIVE_K_HD ADAPTIVE_K_INLINE score_pair<F> score_of(const F& logit,
                                                        const F& largest_logit) noexcept {
   if constexpr (is_softmax(Kind)) {
-    F delta = logit - largest_logit;
-    if constexpr (Logits != logits_are::close) delta = math::larger(delta, math::exp_floor);
-    if constexpr (Logits == logits_are::any) delta = math::smaller(delta, 0.0f);
-    return {math::exp_above_floor(delta), delta};
+    return score_of_distance<Logits>(logit - largest_logit);
   } else {
     const F number = math::larger(logit, -math::infinity);
     F score = 0.0f;

@@ -89,9 +89,9 @@ __device__ ADAPTIVE_K_INLINE void decide_usual(const route_params& params,
   if (tokens.decides) {
     detail::ranked_experts<MaxTopK> ranked;
     own.rank(MaxTopK, ranked);
-    const usual_gating<MaxTopK> model = {params.model.num_experts,
-                                         params.model.routed_scaling_factor};
-    const usual_plan<MaxTopK> plan = load_usual_plan<MaxTopK>(params.plan, head);
+    const detail::usual_gating<MaxTopK> model = {params.model.num_experts,
+                                                 params.model.routed_scaling_factor};
+    const detail::usual_plan<MaxTopK> plan = load_usual_plan<MaxTopK>(params.plan, head);
     detail::token_route<MaxTopK> route;
     route.has_nonfinite = own.has_nonfinite;
     detail::finish_route<gating_kind::softmax>(
@@ -137,7 +137,7 @@ __device__ ADAPTIVE_K_INLINE void route_warp(const route_params& params,
   const std::int64_t left = params.num_tokens - first;
   if (left <= 0) return;
   const detail::k_plan_head plan = load_plan_head(params.plan);
-  const bool usual = params.usual && is_usual_plan(plan);
+  const bool usual = params.usual && detail::is_usual_plan(plan);
   const detail::sums_needed needed =
       usual ? detail::sums_needed{true, true}
             : detail::sums_for<gating_kind::softmax>(params.model, plan, false);

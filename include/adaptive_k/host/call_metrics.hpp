@@ -7,6 +7,7 @@
 #include "adaptive_k/core/math.hpp"
 #include "adaptive_k/core/signal.hpp"
 #include "adaptive_k/host/metrics.hpp"
+#include "adaptive_k/host/simd/block_counts.hpp"
 #include "adaptive_k/host/simd/row.hpp"
 #include "adaptive_k/host/simd/target.hpp"
 
@@ -21,6 +22,7 @@ class call_metrics {
  public:
   call_metrics(routing_metrics* target, int num_experts, std::int64_t num_tokens) noexcept
       : target_(target), num_experts_(num_experts), single_(num_tokens == 1) {
+    blocks_.blocks = 0;
     if (target == nullptr || single_) return;
     for (int e = 0; e < num_experts; ++e) expert_counts_[e] = 0;
     for (std::uint32_t& tokens : k_histogram_) tokens = 0;
@@ -72,9 +74,25 @@ class call_metrics {
   }
 #endif
 
+#if ADAPTIVE_K_SIMD
+  /// Where up to `number` blocks of `lanes` tokens count, null where nothing is counted; the result
+  /// is how many of them there is room for, one or more.
+  ADAPTIVE_K_INLINE std::int64_t lend_to_blocks(int lanes, std::int64_t number,
+                                                block_counts*& counts,
+                                                std::uint32_t*& expert_counts) noexcept {
+    if (target_ == nullptr) return number;
+    if (blocks_.blocks == most_counted_blocks || blocks_.blocks == 0) start_blocks(lanes);
+    counts = &blocks_;
+    expert_counts = expert_counts_;
+    const int room = most_counted_blocks - blocks_.blocks;
+    return number < room ? number : room;
+  }
+#endif
+
   /// Adds all to the target.
   void finish(int top_k) noexcept {
     if (target_ == nullptr) return;
+    add_blocks();
     target_->padding_tokens += padding_tokens_;
     if (tokens_ == 0) return;
     const bool first = target_->tokens == 0;
@@ -104,6 +122,31 @@ class call_metrics {
     highest_ = tokens_ == 0 || highest > highest_ ? highest : highest_;
   }
 
+  void start_blocks(int lanes) noexcept {
+    add_blocks();
+    blocks_ = {};
+    for (float& lowest : blocks_.lowest) lowest = math::infinity;
+    block_lanes_ = lanes;
+  }
+
+  void add_blocks() noexcept {
+    if (blocks_.blocks == 0) return;
+    add_fields(blocks_.k, k_histogram_ + 1);
+    for (int word = 0; word < 2; ++word)
+      add_fields(blocks_.experts[word], expert_counts_ + word * fields_of_word);
+    float lowest = math::infinity;
+    float highest = 0.0f;
+    for (int lane = 0; lane < block_lanes_; ++lane) {
+      signal_sum_ += blocks_.signal[lane];
+      lowest = math::smaller(lowest, blocks_.lowest[lane]);
+      highest = math::larger(highest, blocks_.highest[lane]);
+    }
+    note_signals(lowest, highest);
+    tokens_ +=
+        static_cast<std::uint64_t>(blocks_.blocks) * static_cast<std::uint64_t>(block_lanes_);
+    blocks_.blocks = 0;
+  }
+
   routing_metrics* target_;
   int num_experts_;
   bool single_;
@@ -113,8 +156,10 @@ class call_metrics {
   std::int64_t signal_sum_ = 0;
   float lowest_ = 0.0f;
   float highest_ = 0.0f;
+  int block_lanes_ = 0;
   std::uint32_t k_histogram_[max_top_k + 1];
   std::uint32_t expert_counts_[max_experts + 16];  ///< the last: see add_lanes
+  block_counts blocks_;                            ///< counted, but not added yet
 };
 
 }  // namespace detail

@@ -11,6 +11,7 @@
 #include "adaptive_k/host/call_metrics.hpp"
 #include "adaptive_k/host/instruction_set.hpp"
 #include "adaptive_k/host/simd/row.hpp"
+#include "adaptive_k/host/usual_token.hpp"
 #include "adaptive_k/types.hpp"
 
 ADAPTIVE_K_NAMESPACE_BEGIN
@@ -74,6 +75,11 @@ class row_router;
 template <class Logit>
 void route_vectors(row_router<Logit, std::int32_t, float>& rows, instruction_set set,
                    std::int64_t first, std::int64_t last) noexcept;
+
+/// A usual call of one token by vectors of a set that is available; false: not done. Where
+/// route_vectors is.
+template <class Logit>
+bool route_usual_token(const usual_token_call<Logit>& call, instruction_set set) noexcept;
 
 /// Routes a range of a call's tokens.
 template <class Logit, class Id, class Weight>
@@ -141,11 +147,12 @@ class row_router {
       }
     }
   }
+#endif
+
   template <class T>
   static T* at(T* array, std::int64_t token) noexcept {
     return array != nullptr ? array + token : nullptr;
   }
-#endif
 
   const Logit* row_of(std::int64_t token) const noexcept {
     return call_.logits.data + token * call_.logits.row_stride;
@@ -199,8 +206,12 @@ class row_router {
   }
 
   /// One token by the scalar path.
-  void decide_alone(std::int64_t token, const host_replay& replay,
-                    token_route<max_top_k>& route) noexcept {
+#if defined(__GNUC__)
+  __attribute__((noinline))
+#endif
+  void
+  decide_alone(std::int64_t token, const host_replay& replay,
+               token_route<max_top_k>& route) noexcept {
     limits_of(token);
     const Logit* row = row_of(token);
     if constexpr (std::is_same_v<Logit, float>) {

@@ -15,6 +15,8 @@
 #include "adaptive_k/host/simd/lanes.hpp"
 #include "adaptive_k/host/simd/row.hpp"
 #include "adaptive_k/host/simd/target.hpp"
+#include "adaptive_k/host/simd/usual_blocks.hpp"
+#include "adaptive_k/host/simd/usual_row.hpp"
 #include "adaptive_k/host/simd/write_rows.hpp"
 
 #if ADAPTIVE_K_SIMD
@@ -27,7 +29,8 @@ template <class Logit>
 class vector_rows {
  public:
   using router = row_router<Logit, std::int32_t, float>;
-  explicit vector_rows(router& rows) noexcept : rows_(rows) {}
+  explicit vector_rows(router& rows) noexcept
+      : rows_(rows), usual_top_k_(usual_top_k(rows)), usual_(usual_request(rows)) {}
 
   void run(instruction_set set, std::int64_t first, std::int64_t last) noexcept {
 #if ADAPTIVE_K_HAS_AVX512
@@ -42,6 +45,23 @@ class vector_rows {
   }
 
  private:
+  /// K0 of a usual call, else 0.
+  static int usual_top_k(const router& rows) noexcept {
+    const gating& model = *rows.call_.model;
+    const bool usual = has_usual_code(model) && is_usual_plan(*rows.call_.plan) &&
+                       rows.request_.dictated == choice_counts;
+    return usual ? model.top_k : 0;
+  }
+  static usual_blocks_request usual_request(const router& rows) noexcept {
+    usual_blocks_request request = {};
+    request.model = rows.call_.model;
+    request.plan = rows.call_.plan;
+    request.fill_first = rows.call_.fill == fill_id::first_expert;
+    request.fixed_filler = rows.fixed_filler();
+    request.output = rows.call_.output;
+    return request;
+  }
+
   bool fits_lanes() const noexcept {
     return rows_.call_.model->num_experts <= most_lane_experts &&
            rows_.call_.model->top_k <= most_lane_top_k && rows_.call_.extras.k_min == nullptr &&
@@ -52,6 +72,29 @@ class vector_rows {
   ADAPTIVE_K_INLINE bool decide_row(const float* row, token_route<max_top_k>& route) noexcept {
     return Target::template run<route_row<Kind>::template body>(
         static_cast<const row_request*>(&rows_.request_), row, &route);
+  }
+
+  /// False: it is not a usual call, or usual_row could not decide.
+  template <class Target>
+  ADAPTIVE_K_INLINE bool decide_usual_row(const float* row,
+                                          token_route<max_top_k>& route) noexcept {
+    switch (usual_top_k_) {
+      case 2:
+        return decide_usual_row_as<Target, 2>(row, route);
+      case 4:
+        return decide_usual_row_as<Target, 4>(row, route);
+      case 8:
+        return decide_usual_row_as<Target, 8>(row, route);
+      default:
+        return false;
+    }
+  }
+  template <class Target, int TopK>
+  ADAPTIVE_K_INLINE bool decide_usual_row_as(const float* row,
+                                             token_route<max_top_k>& route) noexcept {
+    return Target::template run<usual_row<TopK>::template body>(
+        rows_.call_.model, rows_.call_.plan, static_cast<const k_limits*>(&rows_.request_.limits),
+        row, &route);
   }
 
   /// One token in the lanes of one vector.
@@ -67,7 +110,8 @@ class vector_rows {
                                         floats);
       row = floats;
     }
-    bool decided = false;
+    bool decided = decide_usual_row<Target>(row, route);
+    if (decided) return;
     switch (rows_.call_.model->kind) {
       case gating_kind::softmax:
       case gating_kind::top_k_softmax:  // the same, renormalised
@@ -91,9 +135,52 @@ class vector_rows {
     return Target::template run<route_lanes<Kind>::template body>(&request, &routes);
   }
 
-  /// A block of tokens, one a lane.
   template <class Target>
-  ADAPTIVE_K_INLINE void route_block(std::int64_t token) noexcept {
+  ADAPTIVE_K_INLINE std::uint32_t decide_block(
+      const block_rows& rows, block_routes<Target::reals::lanes>& routes) noexcept {
+    const block_request request = {
+        rows_.call_.model,       rows_.call_.plan, rows_.request_.routing_bias,
+        rows_.request_.dictated, rows.data,        rows.stride};
+    switch (rows_.call_.model->kind) {
+      case gating_kind::softmax:
+      case gating_kind::top_k_softmax:
+        return decide_lanes<Target, gating_kind::softmax>(request, routes);
+      case gating_kind::sigmoid:
+        return decide_lanes<Target, gating_kind::sigmoid>(request, routes);
+      case gating_kind::sqrt_softplus:
+        return decide_lanes<Target, gating_kind::sqrt_softplus>(request, routes);
+      case gating_kind::sparsemixer:
+        break;
+    }
+    return 0;
+  }
+
+  /// As usual_blocks, for `number` blocks or fewer; the first `rows` are given.
+  template <class Target>
+  ADAPTIVE_K_INLINE std::uint32_t route_usual(const block_rows& rows, std::int64_t token,
+                                              std::int64_t number,
+                                              block_routes<Target::reals::lanes>& routes) noexcept {
+    usual_.rows = rows;
+    usual_.token = token;
+    usual_.blocks = rows_.counts_.lend_to_blocks(Target::reals::lanes, number, usual_.counts,
+                                                 usual_.expert_counts);
+    const int num_experts = rows_.call_.model->num_experts;
+    if (usual_top_k_ == 2)
+      return num_experts == 8 ? route_usual_as<Target, 2, 8>(routes)
+                              : route_usual_as<Target, 2, 0>(routes);
+    if (usual_top_k_ == 4) return route_usual_as<Target, 4, 0>(routes);
+    return route_usual_as<Target, 8, 0>(routes);
+  }
+  template <class Target, int TopK, int Experts>
+  ADAPTIVE_K_INLINE std::uint32_t route_usual_as(
+      block_routes<Target::reals::lanes>& routes) noexcept {
+    return Target::template run<usual_blocks<TopK, Experts>::template body>(&usual_, &routes);
+  }
+
+  /// Blocks of tokens, one a lane, at most `number` of them; the result is the first token that is
+  /// left. With one at a time, `copies` may hold what cannot be read in place.
+  template <class Target>
+  ADAPTIVE_K_INLINE std::int64_t route_blocks(std::int64_t token, std::int64_t number) noexcept {
     using reals = typename Target::reals;
     constexpr int lanes = reals::lanes;
     const int num_experts = rows_.call_.model->num_experts;
@@ -101,24 +188,14 @@ class vector_rows {
     alignas(64) float copies[lanes * most_lane_experts];
     const block_rows rows =
         float_rows<reals>(rows_.row_of(token), rows_.call_.logits.row_stride, num_experts, copies);
-    const block_request request = {
-        rows_.call_.model,       rows_.call_.plan, rows_.request_.routing_bias,
-        rows_.request_.dictated, rows.data,        rows.stride};
     block_routes<lanes> routes;
     std::uint32_t undecided = 0;
-    switch (rows_.call_.model->kind) {
-      case gating_kind::softmax:
-      case gating_kind::top_k_softmax:
-        undecided = decide_lanes<Target, gating_kind::softmax>(request, routes);
-        break;
-      case gating_kind::sigmoid:
-        undecided = decide_lanes<Target, gating_kind::sigmoid>(request, routes);
-        break;
-      case gating_kind::sqrt_softplus:
-        undecided = decide_lanes<Target, gating_kind::sqrt_softplus>(request, routes);
-        break;
-      case gating_kind::sparsemixer:
-        break;
+    if (usual_top_k_ != 0) {
+      undecided = route_usual<Target>(rows, token, rows.data == copies ? 1 : number, routes);
+      token = usual_.token;
+      if (undecided == 0) return token;
+    } else {
+      undecided = decide_block<Target>(rows, routes);
     }
     for (; undecided != 0; undecided &= undecided - 1) {
       const int lane = __builtin_ctz(undecided);
@@ -128,8 +205,10 @@ class vector_rows {
       put_lane(route, top_k, lane, routes);
     }
     rows_.counts_.template add_lanes<reals>(routes.expert, top_k, routes.count, routes.signal);
-    write_block<reals>(routes, top_k, rows_.call_.fill == fill_id::first_expert,
-                       rows_.fixed_filler(), token, rows_.call_.output);
+    const stored_routes<reals> decided = {routes};
+    write_block<reals>(decided, top_k, usual_.fill_first, usual_.fixed_filler, token,
+                       rows_.call_.output);
+    return token + lanes;
   }
 
   template <class Target>
@@ -140,11 +219,12 @@ class vector_rows {
       const bool fits = self->fits_lanes();
       const bool prefetches =
           self->rows_.call_.model->num_experts * static_cast<int>(sizeof(Logit)) >= 256;
+      const bool one_by_one = prefetches || self->rows_.call_.extras.padding_mask != nullptr;
       for (std::int64_t token = first; token < last;) {
         if (fits && last - token >= lanes && !self->any_padding(token, lanes)) {
           if (prefetches && last - token >= 2 * lanes) self->prefetch(token + lanes, lanes);
-          self->template route_block<Target>(token);
-          token += lanes;
+          token =
+              self->template route_blocks<Target>(token, one_by_one ? 1 : (last - token) / lanes);
           continue;
         }
         if (self->rows_.is_padding(token)) {
@@ -187,7 +267,23 @@ class vector_rows {
   }
 
   router& rows_;
+  int usual_top_k_;
+  usual_blocks_request usual_;
 };
+
+template <class Logit>
+bool route_usual_token(const usual_token_call<Logit>& call, instruction_set set) noexcept {
+#if ADAPTIVE_K_HAS_AVX512
+  if (set == instruction_set::avx512) return run_usual_token<avx512>(call);
+#endif
+#if ADAPTIVE_K_HAS_AVX2
+  if (set == instruction_set::avx2) return run_usual_token<avx2>(call);
+#endif
+#if ADAPTIVE_K_HAS_GENERIC
+  if (set == instruction_set::generic) return run_usual_token<generic>(call);
+#endif
+  return false;
+}
 
 template <class Logit>
 void route_vectors(row_router<Logit, std::int32_t, float>& rows, instruction_set set,

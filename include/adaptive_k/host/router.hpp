@@ -82,6 +82,7 @@ class router {
                      const routing_output<Id, Weight>& output, std::int64_t first,
                      std::int64_t last, routing_metrics* metrics = nullptr,
                      const routing_extras& extras = {}) const noexcept {
+    if (last - first == 1 && route_one(layer, logits, output, first, metrics, extras)) return {};
     status refusal =
         detail::check_call(validity_, model_, num_layers(), layer, logits,
                            output.topk_ids != nullptr, output.topk_weights != nullptr, extras);
@@ -156,6 +157,8 @@ class router {
     }
     if (policies.empty()) policies.emplace_back();
     plans_ = std::move(plans);
+    has_usual_code_ =
+        validity_.ok() && instructions_ != instruction_set::scalar && detail::has_usual_code(model);
     policies_ = std::make_shared<const std::vector<k_policy>>(std::move(policies));
   }
 
@@ -212,6 +215,44 @@ class router {
     return {};
   }
 
+  /// The shortest way for one token of a usual call, as in decoding. False: nothing is done, as it
+  /// is no such call, or one to refuse.
+  template <class Logit, class Id, class Weight>
+  bool route_one([[maybe_unused]] int layer, [[maybe_unused]] const logits_view<Logit>& logits,
+                 [[maybe_unused]] const routing_output<Id, Weight>& output,
+                 [[maybe_unused]] std::int64_t token, [[maybe_unused]] routing_metrics* metrics,
+                 [[maybe_unused]] const routing_extras& extras) const noexcept {
+#if ADAPTIVE_K_VECTORS
+    if constexpr (std::is_same_v<Id, std::int32_t> && std::is_same_v<Weight, float>) {
+      const bool fits = has_usual_code_ && layer >= 0 && (one_policy_ || layer < num_layers()) &&
+                        logits.num_experts == model_.num_experts && token >= 0 &&
+                        token < logits.num_tokens && logits.data != nullptr &&
+                        (logits.row_stride == 0 || logits.row_stride >= model_.num_experts) &&
+                        output.topk_ids != nullptr && output.topk_weights != nullptr &&
+                        output.chosen_counts == nullptr && extras.routing_bias == nullptr &&
+                        extras.padding_mask == nullptr && extras.k_min == nullptr &&
+                        extras.k_max == nullptr;
+      if (!fits) return false;
+      const detail::k_plan& plan = (*plans_)[index(layer)];
+      if (!detail::is_usual_plan(plan)) return false;
+      const std::int64_t stride = logits.row_stride != 0 ? logits.row_stride : model_.num_experts;
+      const detail::usual_token_call<Logit> call = {
+          &model_,
+          &plan,
+          logits.data + token * stride,
+          options_.fill == fill_id::num_experts ? model_.num_experts : -1,
+          options_.fill == fill_id::first_expert,
+          output.topk_ids + token * model_.top_k,
+          output.topk_weights + token * model_.top_k,
+          output.topk_counts != nullptr ? output.topk_counts + token : nullptr,
+          output.signal != nullptr ? output.signal + token : nullptr,
+          metrics};
+      return detail::route_usual_token(call, instructions_);
+    }
+#endif
+    return false;
+  }
+
   template <class Logit, class Id, class Weight>
   void route_rows(int layer, const logits_view<Logit>& logits, const routing_replay<Id>& given,
                   const routing_output<Id, Weight>& output, std::int64_t first, std::int64_t last,
@@ -228,6 +269,7 @@ class router {
   router_options options_;
   instruction_set instructions_;
   bool one_policy_;
+  bool has_usual_code_ = false;  ///< of a valid model, and vectors for it
   status validity_;
   std::shared_ptr<const std::vector<k_policy>> policies_;
   std::shared_ptr<const std::vector<detail::k_plan>> plans_;

@@ -5,7 +5,7 @@
 #include "adaptive_k/host/simd/target.hpp"
 #include "adaptive_k/types.hpp"
 
-#if ADAPTIVE_K_HAS_AVX2
+#if ADAPTIVE_K_HAS_AVX2 || ADAPTIVE_K_HAS_AVX512
 
 #include <immintrin.h>
 
@@ -72,12 +72,16 @@ struct avx2_words {
   friend ADAPTIVE_K_AVX2_INLINE words operator<<(words a, int count) noexcept {
     return _mm256_slli_epi32(a.value, count);
   }
+  /// Each lane by its own count; 0 from 32 on.
+  static ADAPTIVE_K_AVX2_INLINE words shift_left(words a, words count) noexcept {
+    return _mm256_sllv_epi32(a.value, count.value);
+  }
   friend ADAPTIVE_K_AVX2_INLINE avx2_mask operator==(words a, words b) noexcept {
     return {_mm256_cmpeq_epi32(a.value, b.value)};
   }
+  /// Of integers below 2^31: there is only a signed comparison.
   friend ADAPTIVE_K_AVX2_INLINE avx2_mask operator>(words a, words b) noexcept {
-    const __m256i half = _mm256_set1_epi32(INT32_MIN);  // there is only a signed comparison
-    return {_mm256_cmpgt_epi32(_mm256_xor_si256(a.value, half), _mm256_xor_si256(b.value, half))};
+    return {_mm256_cmpgt_epi32(a.value, b.value)};
   }
   friend ADAPTIVE_K_AVX2_INLINE avx2_mask operator<(words a, words b) noexcept { return b > a; }
   static ADAPTIVE_K_AVX2_INLINE words larger(words a, words b) noexcept {
@@ -92,6 +96,10 @@ struct avx2_words {
   /// (a & ~low) | index
   static ADAPTIVE_K_AVX2_INLINE words replace_low(words a, words low, words index) noexcept {
     return _mm256_or_si256(_mm256_andnot_si256(low.value, a.value), index.value);
+  }
+  /// (~a & high) | index
+  static ADAPTIVE_K_AVX2_INLINE words invert_high(words a, words high, words index) noexcept {
+    return _mm256_or_si256(_mm256_andnot_si256(a.value, high.value), index.value);
   }
   /// a | (b & c)
   static ADAPTIVE_K_AVX2_INLINE words add_bits(words a, words b, words c) noexcept {
@@ -186,6 +194,10 @@ struct avx2_reals {
   static ADAPTIVE_K_AVX2_INLINE reals from_integer(words a) noexcept {
     return _mm256_cvtepi32_ps(a.value);
   }
+  /// Rounded towards zero, below 2^31.
+  static ADAPTIVE_K_AVX2_INLINE words truncate(reals a) noexcept {
+    return _mm256_cvttps_epi32(a.value);
+  }
   static ADAPTIVE_K_AVX2_INLINE reals select(mask m, reals a, reals b) noexcept {
     return _mm256_blendv_ps(b.value, a.value, _mm256_castsi256_ps(m.bits));
   }
@@ -240,11 +252,12 @@ struct avx2_reals {
     v[2] = _mm256_shuffle_ps(b, d, 0x44);
     v[3] = _mm256_shuffle_ps(b, d, 0xEE);
   }
-  /// Interleaves two vectors, quarter by quarter: a0 b0 a1 b1 and a2 b2 a3 b3.
-  static ADAPTIVE_K_AVX2_INLINE void interleave_quarters(reals& a, reals& b) noexcept {
+  /// Interleaves two vectors: a0 b0 a1 b1 ... in a, the rest in b.
+  static ADAPTIVE_K_AVX2_INLINE void interleave(reals& a, reals& b) noexcept {
     const __m256 low = _mm256_unpacklo_ps(a.value, b.value);
-    b = _mm256_unpackhi_ps(a.value, b.value);
-    a = low;
+    const __m256 high = _mm256_unpackhi_ps(a.value, b.value);
+    a = _mm256_permute2f128_ps(low, high, 0x20);
+    b = _mm256_permute2f128_ps(low, high, 0x31);
   }
   /// Sum of the lanes, each truncated to an integer.
   static ADAPTIVE_K_AVX2_INLINE std::int64_t sum_truncated(reals a) noexcept {
@@ -253,6 +266,20 @@ struct avx2_reals {
     std::int64_t sum = 0;
     for (const float one : each) sum += static_cast<std::int64_t>(one);
     return sum;
+  }
+  /// The first `count` floats, then zeros; reads nothing past them.
+  static ADAPTIVE_K_AVX2_INLINE reals load_first(const float* from, int count) noexcept {
+    const __m256i read = _mm256_cmpgt_epi32(_mm256_set1_epi32(count), words::lane().value);
+    return _mm256_maskload_ps(from, read);
+  }
+  /// Sums of neighbours, by half: a0 + a1, a2 + a3, b0 + b1, b2 + b3, then those of lanes 4 to 7.
+  static ADAPTIVE_K_AVX2_INLINE reals add_neighbours(reals a, reals b) noexcept {
+    return _mm256_hadd_ps(a.value, b.value);
+  }
+  /// Lane `Lane` of each half, in all of that half.
+  template <int Lane>
+  static ADAPTIVE_K_AVX2_INLINE reals each_first(reals a) noexcept {
+    return _mm256_permute_ps(a.value, Lane * 0x55);
   }
   static ADAPTIVE_K_AVX2_INLINE float first(reals a) noexcept { return _mm256_cvtss_f32(a.value); }
   /// Lane i of the result is lane i ^ Distance.
@@ -268,8 +295,10 @@ struct avx2_reals {
 /// Runs Body<avx2>::run in a function compiled for AVX2.
 struct avx2 {
   using reals = avx2_reals;
+  using row_reals = avx2_reals;
   template <template <class> class Body, class... Arguments>
-  __attribute__((noinline)) ADAPTIVE_K_AVX2 static auto run(Arguments... arguments) noexcept {
+  __attribute__((noinline, flatten)) ADAPTIVE_K_AVX2 static auto run(
+      Arguments... arguments) noexcept {
     return Body<avx2>::run(arguments...);
   }
 };

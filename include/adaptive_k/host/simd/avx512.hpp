@@ -2,6 +2,7 @@
 #pragma once
 
 #include "adaptive_k/config.hpp"
+#include "adaptive_k/host/simd/avx2.hpp"
 #include "adaptive_k/host/simd/target.hpp"
 #include "adaptive_k/types.hpp"
 
@@ -82,6 +83,10 @@ struct avx512_words {
   friend ADAPTIVE_K_AVX512_INLINE words operator<<(words a, int count) noexcept {
     return _mm512_maskz_slli_epi32(0xFFFF, a.value, static_cast<unsigned>(count));
   }
+  /// Each lane by its own count; 0 from 32 on.
+  static ADAPTIVE_K_AVX512_INLINE words shift_left(words a, words count) noexcept {
+    return _mm512_maskz_sllv_epi32(0xFFFF, a.value, count.value);
+  }
   friend ADAPTIVE_K_AVX512_INLINE avx512_mask operator==(words a, words b) noexcept {
     return {_mm512_cmpeq_epu32_mask(a.value, b.value)};
   }
@@ -103,6 +108,10 @@ struct avx512_words {
   /// (a & ~low) | index
   static ADAPTIVE_K_AVX512_INLINE words replace_low(words a, words low, words index) noexcept {
     return _mm512_ternarylogic_epi32(a.value, low.value, index.value, 0xBA);
+  }
+  /// (~a & high) | index
+  static ADAPTIVE_K_AVX512_INLINE words invert_high(words a, words high, words index) noexcept {
+    return _mm512_ternarylogic_epi32(a.value, high.value, index.value, 0xAE);
   }
   /// a | (b & c)
   static ADAPTIVE_K_AVX512_INLINE words add_bits(words a, words b, words c) noexcept {
@@ -193,6 +202,10 @@ struct avx512_reals {
   static ADAPTIVE_K_AVX512_INLINE reals from_integer(words a) noexcept {
     return _mm512_maskz_cvtepi32_ps(0xFFFF, a.value);
   }
+  /// Rounded towards zero, below 2^31.
+  static ADAPTIVE_K_AVX512_INLINE words truncate(reals a) noexcept {
+    return _mm512_maskz_cvttps_epi32(0xFFFF, a.value);
+  }
   static ADAPTIVE_K_AVX512_INLINE reals select(mask m, reals a, reals b) noexcept {
     return _mm512_mask_blend_ps(m.bits, b.value, a.value);
   }
@@ -240,6 +253,18 @@ struct avx512_reals {
     _mm_storeu_ps(to + 8 * stride, _mm512_maskz_extractf32x4_ps(0xF, a.value, 2));
     _mm_storeu_ps(to + 12 * stride, _mm512_maskz_extractf32x4_ps(0xF, a.value, 3));
   }
+  /// Halves of eight floats, from rows 0 and 4.
+  static ADAPTIVE_K_AVX512_INLINE reals load_halves(const float* from,
+                                                    std::int64_t stride) noexcept {
+    const __m512 a = _mm512_maskz_broadcast_f32x8(0xFFFF, _mm256_loadu_ps(from));
+    return _mm512_mask_broadcast_f32x8(a, 0xFF00, _mm256_loadu_ps(from + 4 * stride));
+  }
+  /// Quarters 0 and 2 of both in a, 1 and 3 in b.
+  static ADAPTIVE_K_AVX512_INLINE void part_quarters(reals& a, reals& b) noexcept {
+    const __m512 even = _mm512_maskz_shuffle_f32x4(0xFFFF, a.value, b.value, 0x88);
+    b = _mm512_maskz_shuffle_f32x4(0xFFFF, a.value, b.value, 0xDD);
+    a = even;
+  }
   /// Transposes the 4 x 4 floats in each quarter of four vectors.
   static ADAPTIVE_K_AVX512_INLINE void transpose_quarters(reals (&v)[4]) noexcept {
     const __m512 a = _mm512_maskz_unpacklo_ps(0xFFFF, v[0].value, v[1].value);
@@ -251,11 +276,13 @@ struct avx512_reals {
     v[2] = _mm512_maskz_shuffle_ps(0xFFFF, b, d, 0x44);
     v[3] = _mm512_maskz_shuffle_ps(0xFFFF, b, d, 0xEE);
   }
-  /// Interleaves two vectors, quarter by quarter: a0 b0 a1 b1 and a2 b2 a3 b3.
-  static ADAPTIVE_K_AVX512_INLINE void interleave_quarters(reals& a, reals& b) noexcept {
-    const __m512 low = _mm512_maskz_unpacklo_ps(0xFFFF, a.value, b.value);
-    b = _mm512_maskz_unpackhi_ps(0xFFFF, a.value, b.value);
-    a = low;
+  /// Interleaves two vectors: a0 b0 a1 b1 ... in a, the rest in b.
+  static ADAPTIVE_K_AVX512_INLINE void interleave(reals& a, reals& b) noexcept {
+    const __m512i low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
+    const __m512 first = _mm512_permutex2var_ps(a.value, low, b.value);
+    b = _mm512_permutex2var_ps(a.value, high, b.value);
+    a = first;
   }
   /// Sum of the lanes, each truncated to an integer.
   static ADAPTIVE_K_AVX512_INLINE std::int64_t sum_truncated(reals a) noexcept {
@@ -284,8 +311,10 @@ struct avx512_reals {
 /// Runs Body<avx512>::run in a function compiled for AVX-512.
 struct avx512 {
   using reals = avx512_reals;
+  using row_reals = avx2_reals;  // for one row, shorter reductions are worth more than width
   template <template <class> class Body, class... Arguments>
-  __attribute__((noinline)) ADAPTIVE_K_AVX512 static auto run(Arguments... arguments) noexcept {
+  __attribute__((noinline, flatten)) ADAPTIVE_K_AVX512 static auto run(
+      Arguments... arguments) noexcept {
     return Body<avx512>::run(arguments...);
   }
 };

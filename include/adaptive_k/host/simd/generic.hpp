@@ -59,6 +59,10 @@ struct generic_words {
   friend ADAPTIVE_K_INLINE words operator<<(words a, int count) noexcept {
     return a.value << static_cast<std::uint32_t>(count);
   }
+  /// Each lane by its own count; 0 from 32 on.
+  static ADAPTIVE_K_INLINE words shift_left(words a, words count) noexcept {
+    return select(count < words(32), words(a.value << (count.value & 31u)), words(0));
+  }
   friend ADAPTIVE_K_INLINE generic_mask operator==(words a, words b) noexcept {
     return {a.value == b.value};
   }
@@ -77,6 +81,10 @@ struct generic_words {
   /// (a & ~low) | index
   static ADAPTIVE_K_INLINE words replace_low(words a, words low, words index) noexcept {
     return (a.value & ~low.value) | index.value;
+  }
+  /// (~a & high) | index
+  static ADAPTIVE_K_INLINE words invert_high(words a, words high, words index) noexcept {
+    return (~a.value & high.value) | index.value;
   }
   /// a | (b & c)
   static ADAPTIVE_K_INLINE words add_bits(words a, words b, words c) noexcept {
@@ -151,6 +159,10 @@ struct generic_reals {
   static ADAPTIVE_K_INLINE reals from_integer(words a) noexcept {
     return __builtin_convertvector(reinterpret_cast<four_ints>(a.value), four_floats);
   }
+  /// Rounded towards zero, below 2^31.
+  static ADAPTIVE_K_INLINE words truncate(reals a) noexcept {
+    return reinterpret_cast<four_words>(__builtin_convertvector(a.value, four_ints));
+  }
   static ADAPTIVE_K_INLINE reals select(mask m, reals a, reals b) noexcept {
     return from_bits(words::select(m, to_bits(a), to_bits(b)));
   }
@@ -193,8 +205,8 @@ struct generic_reals {
     const four_floats a = v[0].value, b = v[1].value, c = v[2].value, d = v[3].value;
     for (int i = 0; i < 4; ++i) v[i] = four_floats{a[i], b[i], c[i], d[i]};
   }
-  /// Interleaves two vectors: a0 b0 a1 b1 and a2 b2 a3 b3.
-  static ADAPTIVE_K_INLINE void interleave_quarters(reals& a, reals& b) noexcept {
+  /// Interleaves two vectors: a0 b0 a1 b1 in a, the rest in b.
+  static ADAPTIVE_K_INLINE void interleave(reals& a, reals& b) noexcept {
     const four_floats x = a.value, y = b.value;
     a = four_floats{x[0], y[0], x[1], y[1]};
     b = four_floats{x[2], y[2], x[3], y[3]};
@@ -204,6 +216,12 @@ struct generic_reals {
     std::int64_t sum = 0;
     for (int lane = 0; lane < lanes; ++lane) sum += static_cast<std::int64_t>(a.value[lane]);
     return sum;
+  }
+  /// The first `count` floats, then zeros; reads nothing past them.
+  static ADAPTIVE_K_INLINE reals load_first(const float* from, int count) noexcept {
+    reals a = 0.0f;
+    for (int lane = 0; lane < count; ++lane) a.value[lane] = from[lane];
+    return a;
   }
   static ADAPTIVE_K_INLINE float first(reals a) noexcept { return a.value[0]; }
   /// Lane i of the result is lane i ^ Distance.
@@ -219,6 +237,7 @@ struct generic_reals {
 /// Runs Body<generic>::run in a function of its own.
 struct generic {
   using reals = generic_reals;
+  using row_reals = generic_reals;
   template <template <class> class Body, class... Arguments>
   __attribute__((noinline)) static auto run(Arguments... arguments) noexcept {
     return Body<generic>::run(arguments...);

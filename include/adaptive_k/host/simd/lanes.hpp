@@ -39,10 +39,23 @@ struct block_routes {
   alignas(64) float signal[Lanes];
 };
 
+template <int MaxTopK, class Reals>
+ADAPTIVE_K_INLINE void store_routes(const token_route<MaxTopK, Reals>& route, int top_k,
+                                    block_routes<Reals::lanes>& routes) noexcept {
+  using words = typename Reals::words;
+  for (int j = 0; j < top_k; ++j) {
+    words::store(routes.expert[j], route.expert[j]);
+    Reals::store(routes.weight[j], route.weight[j]);
+  }
+  words::store(routes.count, route.count);
+  words::store(routes.chosen, route.chosen);
+  Reals::store(routes.signal, route.signal);
+}
+
 /// Expert-major logits of a block: [expert][lane].
-template <int Lanes>
+template <int Lanes, int Experts = most_lane_experts>
 struct block_columns {
-  alignas(64) float at[most_lane_experts][Lanes];
+  alignas(64) float at[Experts][Lanes];
 };
 
 /// The one reduction tree while its slots come four at a time: a sum of 2^i neighbouring groups
@@ -70,21 +83,24 @@ struct slot_tree {
 
 /// Sums over all experts, a token a lane. The columns reach to a multiple of 4, and those past E
 /// score 0.
-template <gating_kind Kind, bool WithLogs, class Reals>
-ADAPTIVE_K_INLINE score_sums<Reals> sum_columns(const block_columns<Reals::lanes>& logits,
+template <gating_kind Kind, bool WithLogs, class Reals, int Columns>
+ADAPTIVE_K_INLINE score_sums<Reals> sum_columns(const block_columns<Reals::lanes, Columns>& logits,
                                                 int num_experts, const Reals& largest) noexcept {
   slot_tree<Reals> scores;
   slot_tree<Reals> logs;
   const int slots = num_experts < reduction_slots ? num_experts : reduction_slots;
   const int groups = (slots + 3) / 4;
   for (int group = 0; group < groups; ++group) {
-    Reals score[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-    Reals log[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+    Reals score[4], log[4];
     for (int expert = 4 * group; expert < num_experts; expert += reduction_slots) {
+      const bool first = expert == 4 * group;
       for (int i = 0; i < 4; ++i) {
-        const auto s = score_of<Kind>(Reals::load(logits.at[expert + i]), largest);
-        score[i] = score[i] + s.score;
-        if constexpr (WithLogs) log[i] = Reals::fma(s.score, s.log_score, log[i]);
+        // Lanes with a NaN or an infinity are decided again.
+        const auto s =
+            score_of<Kind, logits_are::ordinary>(Reals::load(logits.at[expert + i]), largest);
+        score[i] = first ? s.score : score[i] + s.score;  // 0 + s is s
+        if constexpr (WithLogs)
+          log[i] = Reals::fma(s.score, s.log_score, first ? Reals(0.0f) : log[i]);
       }
     }
     scores.add_group(group, (score[0] + score[1]) + (score[2] + score[3]));
@@ -97,15 +113,15 @@ ADAPTIVE_K_INLINE score_sums<Reals> sum_columns(const block_columns<Reals::lanes
 /// Keys of the logits.
 template <class Reals>
 struct column_keys {
-  const block_columns<Reals::lanes>& values;
+  const float (*values)[Reals::lanes];
   key_maker<Reals> maker;
   typename Reals::words inverted;  ///< of the expert that comes next
 
-  ADAPTIVE_K_INLINE column_keys(const block_columns<Reals::lanes>& from, int num_indices) noexcept
+  ADAPTIVE_K_INLINE column_keys(const float (*from)[Reals::lanes], int num_indices) noexcept
       : values(from), maker(num_indices), inverted(num_indices - 1) {}
   /// Experts in ascending order.
   ADAPTIVE_K_INLINE typename Reals::words at(int expert) noexcept {
-    const auto key = maker.key_of(Reals::load(values.at[expert]), inverted);
+    const auto key = maker.key_of(Reals::load(values[expert]), inverted);
     inverted = inverted - typename Reals::words(1);
     return key;
   }
@@ -117,9 +133,20 @@ struct column_choice {
   typename Reals::mask uncertain;
 };
 
+template <int N, class Reals>
+ADAPTIVE_K_INLINE void take_choice(const key_maker<Reals>& maker,
+                                   const typename Reals::words (&best)[N],
+                                   const typename Reals::words& lost, int num_experts, int top_k,
+                                   column_choice<Reals>& choice) noexcept {
+  using words = typename Reals::words;
+  choice.uncertain = maker.uncertain(best, lost, top_k);
+  const words last = num_experts - 1;  // keys of NaN may hold no expert
+  for (int j = 0; j < N; ++j) choice.expert[j] = words::smaller(maker.expert_of(best[j]), last);
+}
+
 /// The best top_k <= N of the columns, which reach to a multiple of N.
 template <int N, class Reals>
-ADAPTIVE_K_INLINE void choose_columns(const block_columns<Reals::lanes>& values, int num_experts,
+ADAPTIVE_K_INLINE void choose_columns(const float (*values)[Reals::lanes], int num_experts,
                                       int top_k, column_choice<Reals>& choice) noexcept {
   using words = typename Reals::words;
   constexpr int multiple = N < 4 ? 4 : N;
@@ -128,10 +155,7 @@ ADAPTIVE_K_INLINE void choose_columns(const block_columns<Reals::lanes>& values,
   words best[N];
   words lost = 0;
   best_keys(keys, count, best, lost);
-  choice.uncertain = keys.maker.uncertain(best, lost, top_k);
-  const words last = num_experts - 1;  // keys of NaN may hold no expert
-  for (int j = 0; j < N; ++j)
-    choice.expert[j] = words::smaller(keys.maker.expert_of(best[j]), last);
+  take_choice(keys.maker, best, lost, num_experts, top_k, choice);
 }
 
 /// Own functions, so that each network is there once.
@@ -140,32 +164,32 @@ struct choose_columns_of {
   template <class Target>
   struct body {
     using reals = typename Target::reals;
-    static ADAPTIVE_K_INLINE void run(const block_columns<reals::lanes>* values, int num_experts,
+    static ADAPTIVE_K_INLINE void run(const float (*values)[reals::lanes], int num_experts,
                                       int top_k, column_choice<reals>* choice) noexcept {
-      choose_columns<N, reals>(*values, num_experts, top_k, *choice);
+      choose_columns<N, reals>(values, num_experts, top_k, *choice);
     }
   };
 };
 
 template <class Target>
-ADAPTIVE_K_INLINE void choose_columns(const block_columns<Target::reals::lanes>& values,
-                                      int num_experts, int top_k,
+ADAPTIVE_K_INLINE void choose_columns(const float (*values)[Target::reals::lanes], int num_experts,
+                                      int top_k,
                                       column_choice<typename Target::reals>& choice) noexcept {
   switch (power_of_two_from(top_k)) {
     case 1:
-      return Target::template run<choose_columns_of<1>::template body>(&values, num_experts, top_k,
+      return Target::template run<choose_columns_of<1>::template body>(values, num_experts, top_k,
                                                                        &choice);
     case 2:
-      return Target::template run<choose_columns_of<2>::template body>(&values, num_experts, top_k,
+      return Target::template run<choose_columns_of<2>::template body>(values, num_experts, top_k,
                                                                        &choice);
     case 4:
-      return Target::template run<choose_columns_of<4>::template body>(&values, num_experts, top_k,
+      return Target::template run<choose_columns_of<4>::template body>(values, num_experts, top_k,
                                                                        &choice);
     case 8:
-      return Target::template run<choose_columns_of<8>::template body>(&values, num_experts, top_k,
+      return Target::template run<choose_columns_of<8>::template body>(values, num_experts, top_k,
                                                                        &choice);
     default:
-      return Target::template run<choose_columns_of<16>::template body>(&values, num_experts, top_k,
+      return Target::template run<choose_columns_of<16>::template body>(values, num_experts, top_k,
                                                                         &choice);
   }
 }
@@ -176,15 +200,35 @@ ADAPTIVE_K_INLINE int padded_columns(int num_experts, int top_k) noexcept {
   return (num_experts + list - 1) & ~(list - 1);
 }
 
-/// Transposes a block of rows; the columns from E to `num_columns` are -inf.
-template <class Reals>
+/// Transposes a block of rows. `not_finite` becomes NaN or infinite where a logit is, and perhaps
+/// where the logits are so large that their sum is. The columns from E to `num_columns` are -inf.
+template <class Reals, int Columns>
 ADAPTIVE_K_INLINE void load_columns(const float* rows, std::int64_t stride, int num_experts,
-                                    int num_columns, block_columns<Reals::lanes>& columns,
+                                    int num_columns, block_columns<Reals::lanes, Columns>& columns,
                                     Reals& largest, Reals& not_finite) noexcept {
   largest = -math::infinity;
   not_finite = 0.0f;
   const float* row[4] = {rows, rows + stride, rows + 2 * stride, rows + 3 * stride};
-  for (int expert = 0; expert < num_experts; expert += 4) {
+  int expert = 0;
+  if constexpr (Reals::lanes == 16) {
+    for (; expert + 8 <= num_experts; expert += 8) {
+      Reals v[2][4];
+      for (int i = 0; i < 4; ++i) {
+        v[0][i] = Reals::load_halves(row[i] + expert, stride);
+        v[1][i] = Reals::load_halves(row[i] + 8 * stride + expert, stride);
+      }
+      Reals::transpose_quarters(v[0]);
+      Reals::transpose_quarters(v[1]);
+      for (int i = 0; i < 4; ++i) {
+        Reals::part_quarters(v[0][i], v[1][i]);
+        Reals::store(columns.at[expert + i], v[0][i]);
+        Reals::store(columns.at[expert + 4 + i], v[1][i]);
+        largest = Reals::larger(Reals::larger(v[0][i], v[1][i]), largest);
+        not_finite = not_finite + (v[0][i] + v[1][i]);
+      }
+    }
+  }
+  for (; expert < num_experts; expert += 4) {
     Reals v[4] = {Reals::load_quarters(row[0] + expert, stride),
                   Reals::load_quarters(row[1] + expert, stride),
                   Reals::load_quarters(row[2] + expert, stride),
@@ -193,10 +237,10 @@ ADAPTIVE_K_INLINE void load_columns(const float* rows, std::int64_t stride, int 
     for (int i = 0; i < 4; ++i) {
       Reals::store(columns.at[expert + i], v[i]);
       largest = Reals::larger(v[i], largest);
-      not_finite = Reals::fma(v[i], 0.0f, not_finite);  // NaN from there on
+      not_finite = not_finite + v[i];  // NaN or infinite from there on
     }
   }
-  for (int expert = num_experts; expert < num_columns; ++expert)
+  for (expert = num_experts; expert < num_columns; ++expert)
     Reals::store(columns.at[expert], -math::infinity);
 }
 
@@ -211,7 +255,7 @@ ADAPTIVE_K_INLINE void score_columns(const block_columns<Reals::lanes>& logits, 
     const Reals offset = bias != nullptr ? bias[expert] : 0.0f;
     const Reals score = score_of<Kind>(Reals::load(logits.at[expert]), largest).score;
     const Reals value = Reals::fma(score, inverse_total, offset);
-    not_finite = Reals::fma(value, 0.0f, not_finite);
+    not_finite = not_finite + value;
     Reals::store(values.at[expert], value);
   }
   for (int expert = num_experts; expert < num_columns; ++expert)
@@ -250,7 +294,7 @@ struct route_lanes {
         score_columns<Kind>(logits, num_experts, num_columns, request->routing_bias, largest,
                             sums.score, scored, not_finite);
       column_choice<reals> choice;
-      choose_columns<Target>(by_score ? scored : logits, num_experts, top_k, choice);
+      choose_columns<Target>(by_score ? scored.at : logits.at, num_experts, top_k, choice);
       ranked_experts<most_lane_top_k, reals> ranked;
       for (int j = 0; j < top_k; ++j) {
         const words expert = choice.expert[j];
@@ -261,14 +305,8 @@ struct route_lanes {
       }
       token_route<most_lane_top_k, reals> route;
       finish_route<Kind>(model, plan, sums, plan.limits, request->dictated, top_k, ranked, route);
-      for (int j = 0; j < top_k; ++j) {
-        words::store(routes->expert[j], route.expert[j]);
-        reals::store(routes->weight[j], route.weight[j]);
-      }
-      words::store(routes->count, route.count);
-      words::store(routes->chosen, route.chosen);
-      reals::store(routes->signal, route.signal);
-      return reals::mask::to_bits((not_finite != not_finite) | choice.uncertain);
+      store_routes(route, top_k, *routes);
+      return reals::mask::to_bits((not_finite * reals(0.0f) != reals(0.0f)) | choice.uncertain);
     }
   };
 };

@@ -54,8 +54,8 @@ void put_lane(const token_route<max_top_k>& route, int top_k, int lane,
 }
 
 /// [rank][lane] to [lane, top_k]: `at(rank)` gives a rank's vector. `to` may be of any 4-byte type.
-template <class Reals, class Ranks>
-ADAPTIVE_K_INLINE void transpose_ranks(const Ranks& ranks, int top_k, float* to) noexcept {
+template <class Reals, class Ranks, class Count>
+ADAPTIVE_K_INLINE void transpose_ranks(const Ranks& ranks, Count top_k, float* to) noexcept {
   constexpr int lanes = Reals::lanes;
   int rank = 0;
   float* const row[4] = {to, to + top_k, to + 2 * top_k, to + 3 * top_k};
@@ -67,9 +67,9 @@ ADAPTIVE_K_INLINE void transpose_ranks(const Ranks& ranks, int top_k, float* to)
   if (top_k == 2) {
     Reals low = ranks.at(0);
     Reals high = ranks.at(1);
-    Reals::interleave_quarters(low, high);
-    Reals::store_quarters(to, 2, low);
-    Reals::store_quarters(to + 4, 2, high);
+    Reals::interleave(low, high);
+    Reals::store(to, low);
+    Reals::store(to + lanes, high);
     return;
   }
   for (; rank < top_k; ++rank) {
@@ -80,47 +80,75 @@ ADAPTIVE_K_INLINE void transpose_ranks(const Ranks& ranks, int top_k, float* to)
   }
 }
 
+/// A block's decisions: in memory, or in registers as token_route has them.
 template <class Reals>
-struct kept_weights {
+struct stored_routes {
+  using words = typename Reals::words;
   const block_routes<Reals::lanes>& routes;
+  ADAPTIVE_K_INLINE words expert(int rank) const noexcept {
+    return words::load(routes.expert[rank]);
+  }
+  ADAPTIVE_K_INLINE Reals weight(int rank) const noexcept {
+    return Reals::load(routes.weight[rank]);
+  }
+  ADAPTIVE_K_INLINE words count() const noexcept { return words::load(routes.count); }
+  ADAPTIVE_K_INLINE words chosen() const noexcept { return words::load(routes.chosen); }
+  ADAPTIVE_K_INLINE Reals signal() const noexcept { return Reals::load(routes.signal); }
+};
+template <int MaxTopK, class Reals>
+struct held_routes {
+  using words = typename Reals::words;
+  const token_route<MaxTopK, Reals>& route;
+  ADAPTIVE_K_INLINE words expert(int rank) const noexcept { return route.expert[rank]; }
+  ADAPTIVE_K_INLINE Reals weight(int rank) const noexcept { return route.weight[rank]; }
+  ADAPTIVE_K_INLINE words count() const noexcept { return route.count; }
+  ADAPTIVE_K_INLINE words chosen() const noexcept { return route.chosen; }
+  ADAPTIVE_K_INLINE Reals signal() const noexcept { return route.signal; }
+};
+
+/// The first expert is always kept.
+template <class Reals, class Routes>
+struct kept_weights {
+  const Routes& routes;
   typename Reals::words count;
   ADAPTIVE_K_INLINE Reals at(int rank) const noexcept {
-    const auto kept = count > typename Reals::words(rank);
-    return Reals::select(kept, Reals::load(routes.weight[rank]), 0.0f);
+    const Reals weight = routes.weight(rank);
+    return rank == 0 ? weight : Reals::select(count > typename Reals::words(rank), weight, 0.0f);
   }
 };
 
 /// Ids as bits of floats, so that one transposition serves both.
-template <class Reals>
+template <class Reals, class Routes>
 struct kept_ids {
-  const block_routes<Reals::lanes>& routes;
-  typename Reals::words count;
-  typename Reals::words filler;
+  using words = typename Reals::words;
+  const Routes& routes;
+  words count;
+  words filler;
   ADAPTIVE_K_INLINE Reals at(int rank) const noexcept {
-    using words = typename Reals::words;
-    const auto kept = count > words(rank);
-    return Reals::from_bits(words::select(kept, words::load(routes.expert[rank]), filler));
+    const words expert = routes.expert(rank);
+    return Reals::from_bits(rank == 0 ? expert
+                                      : words::select(count > words(rank), expert, filler));
   }
 };
 
-/// Writes a block's decisions from `token` on.
-template <class Reals>
-ADAPTIVE_K_INLINE void write_block(const block_routes<Reals::lanes>& routes, int top_k,
-                                   bool fill_first, int fixed_filler, std::int64_t token,
+/// Writes a block's decisions from `token` on. `ranks` is a loop_count of K0.
+template <class Reals, class Routes, class Ranks>
+ADAPTIVE_K_INLINE void write_block(const Routes& routes, Ranks ranks, bool fill_first,
+                                   int fixed_filler, std::int64_t token,
                                    const routing_output<std::int32_t, float>& output) noexcept {
   using words = typename Reals::words;
-  const words count = words::load(routes.count);
-  const words filler = fill_first ? words::load(routes.expert[0]) : words(fixed_filler);
-  const kept_weights<Reals> weights = {routes, count};
-  const kept_ids<Reals> ids = {routes, count, filler};
-  transpose_ranks<Reals>(weights, top_k, output.topk_weights + token * top_k);
-  transpose_ranks<Reals>(ids, top_k, reinterpret_cast<float*>(output.topk_ids + token * top_k));
+  const int top_k = ranks;
+  const words count = routes.count();
+  const words filler = fill_first ? routes.expert(0) : words(fixed_filler);
+  const kept_weights<Reals, Routes> weights = {routes, count};
+  const kept_ids<Reals, Routes> ids = {routes, count, filler};
+  transpose_ranks<Reals>(weights, ranks, output.topk_weights + token * top_k);
+  transpose_ranks<Reals>(ids, ranks, reinterpret_cast<float*>(output.topk_ids + token * top_k));
   if (output.topk_counts != nullptr)
     words::store(reinterpret_cast<std::uint32_t*>(output.topk_counts + token), count);
   if (output.chosen_counts != nullptr)
-    words::store(reinterpret_cast<std::uint32_t*>(output.chosen_counts + token),
-                 words::load(routes.chosen));
-  if (output.signal != nullptr) Reals::store(output.signal + token, Reals::load(routes.signal));
+    words::store(reinterpret_cast<std::uint32_t*>(output.chosen_counts + token), routes.chosen());
+  if (output.signal != nullptr) Reals::store(output.signal + token, routes.signal());
 }
 
 }  // namespace detail

@@ -1,0 +1,74 @@
+// The call that most engines make, compiled apart: softmax gating with renormalised weights, K0
+// known to the compiler, and a policy that compares the softmax entropy or nothing. Its decision
+// has no branches left. The arithmetic is core/'s.
+#pragma once
+
+#include <cstdint>
+
+#include "adaptive_k/config.hpp"
+#include "adaptive_k/core/choose_k.hpp"
+#include "adaptive_k/core/gating.hpp"
+#include "adaptive_k/core/signal.hpp"
+
+ADAPTIVE_K_NAMESPACE_BEGIN
+
+namespace detail {
+
+inline constexpr int most_usual_experts = 256;
+
+/// A gating as core/ reads it, all but two members known to the compiler.
+template <int TopK>
+struct usual_gating {
+  static constexpr gating_kind kind = gating_kind::softmax;
+  static constexpr bool renormalize = true;
+  static constexpr int top_k = TopK;
+  int num_experts;
+  float routed_scaling_factor;
+};
+
+/// A plan as core/ reads it.
+template <int TopK>
+struct usual_plan {
+  static constexpr signal_kind signal = signal_kind::softmax_entropy;
+  static constexpr bool predicts_distortion = false;
+  static constexpr float log_experts = 0.0f;  // not read
+  static constexpr float inverse_log_experts = 0.0f;
+  k_limits limits;
+  int last_k;
+  std::uint32_t tried;
+  float mass_exponent;
+  float threshold[TopK];
+  distortion_ref distortion;
+};
+
+/// Host: whether there is code for such calls of a model. K0 and E as most models have them.
+inline bool has_usual_code(const gating& g) noexcept {
+  const bool softmax = g.kind == gating_kind::softmax || g.kind == gating_kind::top_k_softmax;
+  return softmax && renormalizes(g) && !g.selection_bias && g.n_group == 1 &&
+         g.num_experts <= most_usual_experts && (g.top_k == 2 || g.top_k == 4 || g.top_k == 8);
+}
+
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE bool is_usual_plan(const k_plan_head& head) noexcept {
+  return head.signal == signal_kind::softmax_entropy && !head.predicts_distortion;
+}
+
+/// The host's: see finish_route's restores_always.
+template <int TopK>
+struct branchless_plan : usual_plan<TopK> {
+  using restores_always = void;
+};
+
+template <int TopK>
+ADAPTIVE_K_INLINE branchless_plan<TopK> usual_plan_of(const k_plan& plan) noexcept {
+  branchless_plan<TopK> made;
+  made.limits = plan.limits;
+  made.last_k = plan.last_k;
+  made.tried = plan.tried;
+  made.mass_exponent = plan.mass_exponent;
+  for (int j = 0; j < TopK; ++j) made.threshold[j] = plan.threshold[j];
+  return made;
+}
+
+}  // namespace detail
+
+ADAPTIVE_K_NAMESPACE_END

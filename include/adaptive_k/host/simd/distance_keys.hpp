@@ -1,0 +1,74 @@
+// Keys of softmax logits: how far each is below the largest of its row, and its expert.
+#pragma once
+
+#include <cstdint>
+
+#include "adaptive_k/config.hpp"
+#include "adaptive_k/core/gating.hpp"
+#include "adaptive_k/host/simd/top_k_network.hpp"
+
+ADAPTIVE_K_NAMESPACE_BEGIN
+
+namespace detail {
+
+/// The largest logit of each lane first, as keys: how far each is below it, inverted, the low bits
+/// replaced by the inverted index of the expert. Cheaper than a key_maker's, as no sign is in the
+/// way, but logits that differ may have equal distances; hence `uncertain`.
+template <class Reals>
+struct distance_keys {
+  using words = typename Reals::words;
+  int low_bits;
+  words low;
+  words high;
+
+  ADAPTIVE_K_INLINE explicit distance_keys(int num_indices) noexcept
+      : low_bits(num_indices - 1), low(num_indices - 1), high(~(num_indices - 1)) {}
+
+  /// `inverted` is low minus the expert's index.
+  ADAPTIVE_K_INLINE words key_of(const Reals& distance, const words& inverted) const noexcept {
+    return words::invert_high(Reals::to_bits(distance), high, inverted);
+  }
+  ADAPTIVE_K_INLINE words expert_of(const words& key) const noexcept { return low - (key & low); }
+  ADAPTIVE_K_INLINE auto same_distance(const words& a, const words& b) const noexcept {
+    return ((a ^ b) & high) == words(0u);
+  }
+};
+
+template <class Reals>
+struct distance_score {
+  Reals score;
+  Reals log_score;
+  typename Reals::words key;
+};
+
+/// As score_of, with the key. Lanes with a NaN or an infinity are decided again.
+template <class Reals>
+ADAPTIVE_K_INLINE distance_score<Reals> score_and_key(
+    const Reals& logit, const Reals& largest, const distance_keys<Reals>& keys,
+    const typename Reals::words& inverted) noexcept {
+  const Reals distance = logit - largest;
+  const auto s = score_of_distance<logits_are::ordinary>(distance);
+  return {s.score, s.log_score, keys.key_of(distance, inverted)};
+}
+
+/// Keeps in `best`, sorted, the N best of `keys` and, unless these are the first, of itself; `lost`
+/// becomes the best of all that were dropped.
+template <int N, class Words, int Count>
+ADAPTIVE_K_INLINE void keep_best_of(const Words (&keys)[Count], bool first, Words (&best)[N],
+                                    Words& lost) noexcept {
+  static_assert(Count % N == 0, "whole lists");
+  for (int from = 0; from < Count; from += N) {
+    Words list[N];
+    for (int i = 0; i < N; ++i) list[i] = keys[from + i];
+    sort_keys(list);
+    if (first && from == 0) {
+      for (int i = 0; i < N; ++i) best[i] = list[i];
+    } else {
+      keep_best(best, list, lost);
+    }
+  }
+}
+
+}  // namespace detail
+
+ADAPTIVE_K_NAMESPACE_END

@@ -1,0 +1,205 @@
+// Blocks of tokens of the usual call (core/usual_call.hpp), decided, counted and written at once.
+#pragma once
+
+#include <cstdint>
+
+#include "adaptive_k/config.hpp"
+#include "adaptive_k/core/finish_route.hpp"
+#include "adaptive_k/core/usual_call.hpp"
+#include "adaptive_k/host/simd/block_counts.hpp"
+#include "adaptive_k/host/simd/distance_keys.hpp"
+#include "adaptive_k/host/simd/lanes.hpp"
+#include "adaptive_k/host/simd/write_rows.hpp"
+
+ADAPTIVE_K_NAMESPACE_BEGIN
+
+namespace detail {
+
+/// Blocks whose logits are floats; moves on with each block that is done.
+struct usual_blocks_request {
+  const gating* model;
+  const k_plan* plan;
+  block_rows rows;  ///< [blocks * lanes, E rounded up to 4], past E any of the row's
+  bool fill_first;
+  int fixed_filler;
+  routing_output<std::int32_t, float> output;  ///< of the whole call
+  std::int64_t token;                          ///< the first of `rows`
+  std::int64_t blocks;                         ///< at most most_counted_blocks where they count
+  block_counts* counts;                        ///< or null: nothing is counted
+  std::uint32_t* expert_counts;                ///< [max_experts + lanes]
+};
+
+/// Row index[lane] of few columns, by selections: a gather takes several times as long.
+template <int Experts, class Reals, int Columns>
+ADAPTIVE_K_INLINE Reals pick_of_few(const block_columns<Reals::lanes, Columns>& columns,
+                                    const typename Reals::words& index) noexcept {
+  using words = typename Reals::words;
+  Reals left[Experts];
+  for (int e = 0; e < Experts; ++e) left[e] = Reals::load(columns.at[e]);
+  for (int half = Experts / 2; half > 0; half /= 2) {
+    const auto upper = (index & words(half)) == words(half);
+    for (int e = 0; e < half; ++e) left[e] = Reals::select(upper, left[e + half], left[e]);
+  }
+  return left[0];
+}
+
+/// The lanes where `chosen`, whose logits are `logit`, are not the best in their order. Neighbours
+/// of the same distance that are in order came by their indices.
+template <int TopK, class Reals, int Columns>
+ADAPTIVE_K_INLINE typename Reals::mask wrong_choice(
+    const block_columns<Reals::lanes, Columns>& logits, int num_experts,
+    const Reals (&logit)[TopK]) noexcept {
+  using words = typename Reals::words;
+  words above = 0u;
+  for (int e = 0; e < num_experts; ++e)
+    above = words::select(Reals::load(logits.at[e]) > logit[TopK - 1], above + words(1), above);
+  words chosen_above = 0u;
+  auto wrong = logit[0] < logit[TopK > 1 ? 1 : 0];
+  for (int j = 0; j + 1 < TopK; ++j) {
+    chosen_above = words::select(logit[j] > logit[TopK - 1], chosen_above + words(1), chosen_above);
+    wrong = wrong | (logit[j] < logit[j + 1]);
+  }
+  return wrong | (chosen_above < above);
+}
+
+template <int TopK, class Reals>
+struct summed_choice {
+  score_sums<Reals> sums;
+  typename Reals::words best[TopK];  ///< keys
+  typename Reals::words lost;        ///< the best of all other keys
+};
+
+/// Sums and the best in one pass: sums wait for multiplications, keys for comparisons, so that a
+/// processor works on both at once. `num_columns` is E rounded up to Span = 4 or more columns;
+/// those past E are -inf.
+template <int TopK, class Reals, int Columns>
+ADAPTIVE_K_INLINE summed_choice<TopK, Reals> sum_and_choose(
+    const block_columns<Reals::lanes, Columns>& logits, int num_columns, const Reals& largest,
+    const distance_keys<Reals>& keys) noexcept {
+  using words = typename Reals::words;
+  constexpr int span = TopK < 4 ? 4 : TopK;
+  summed_choice<TopK, Reals> made;
+  made.lost = words(0u);
+  slot_tree<Reals> scores, logs;
+  const int slots = num_columns < reduction_slots ? num_columns : reduction_slots;
+  for (int first = 0; first < slots; first += span) {
+    Reals score[span], log[span];
+    words key[span];
+    for (int i = 0; i < span; ++i) {
+      const auto s = score_and_key(Reals::load(logits.at[first + i]), largest, keys,
+                                   keys.low - words(first + i));
+      score[i] = s.score;  // 0 + s is s
+      log[i] = Reals::fma(s.score, s.log_score, 0.0f);
+      key[i] = s.key;
+    }
+    keep_best_of(key, first == 0, made.best, made.lost);
+    for (int row = first + reduction_slots; row < num_columns; row += reduction_slots) {
+      for (int i = 0; i < span; ++i) {
+        const auto s = score_and_key(Reals::load(logits.at[row + i]), largest, keys,
+                                     keys.low - words(row + i));
+        score[i] = score[i] + s.score;
+        log[i] = Reals::fma(s.score, s.log_score, log[i]);
+        key[i] = s.key;
+      }
+      keep_best_of(key, false, made.best, made.lost);
+    }
+    for (int i = 0; i < span; i += 4) {
+      scores.add_group((first + i) / 4, (score[i] + score[i + 1]) + (score[i + 2] + score[i + 3]));
+      logs.add_group((first + i) / 4, (log[i] + log[i + 1]) + (log[i + 2] + log[i + 3]));
+    }
+  }
+  made.sums = {scores.total(slots / 4), logs.total(slots / 4)};
+  return made;
+}
+
+/// Decides blocks of K0 = TopK; Experts is E where it is known to the compiler, else 0. The result
+/// is 0, or tells the lanes of a block that it could not decide, one bit each: that block is
+/// neither counted nor written, and `routes` has its other lanes.
+template <int TopK, int Experts>
+struct usual_blocks {
+  template <class Target>
+  struct body {
+    using reals = typename Target::reals;
+    using words = typename reals::words;
+    static constexpr int lanes = reals::lanes;
+
+    static ADAPTIVE_K_INLINE std::uint32_t run(usual_blocks_request* request,
+                                               block_routes<lanes>* routes) noexcept {
+      const int num_experts = Experts != 0 ? Experts : request->model->num_experts;
+      const usual_gating<TopK> model = {num_experts, request->model->routed_scaling_factor};
+      const branchless_plan<TopK> plan = usual_plan_of<TopK>(*request->plan);
+      for (; request->blocks > 0; --request->blocks) {
+        token_route<TopK, reals> route;
+        const std::uint32_t undecided =
+            reals::mask::to_bits(decide(model, plan, request->rows, route));
+        if (undecided != 0) {
+          store_routes(route, TopK, *routes);
+          return undecided;
+        }
+        if (request->counts != nullptr)
+          count_block<TopK, Experts>(route, *request->counts, request->expert_counts);
+        const held_routes<TopK, reals> decided = {route};
+        write_block<reals>(decided, loop_count<true, TopK>{TopK}, request->fill_first,
+                           request->fixed_filler, request->token, request->output);
+        request->token += lanes;
+        request->rows.data += lanes * request->rows.stride;
+      }
+      return 0;
+    }
+
+   private:
+    /// One block; the result is the lanes that it could not decide.
+    static ADAPTIVE_K_INLINE typename reals::mask decide(const usual_gating<TopK>& model,
+                                                         const branchless_plan<TopK>& plan,
+                                                         const block_rows& rows,
+                                                         token_route<TopK, reals>& route) noexcept {
+      const int num_experts = Experts != 0 ? Experts : model.num_experts;
+      const int num_columns = padded_columns(num_experts, TopK);
+      block_columns<lanes, Experts != 0 ? Experts : most_lane_experts> logits;
+      reals largest, not_finite;
+      load_columns<reals>(rows.data, rows.stride, num_experts, num_columns, logits, largest,
+                          not_finite);
+      const distance_keys<reals> keys(power_of_two_from(num_columns));
+      const auto chosen = sum_and_choose<TopK>(logits, num_columns, largest, keys);
+      const words last = num_experts - 1;  // keys of NaN may hold no expert
+      ranked_experts<TopK, reals> ranked;
+      reals logit[TopK];
+      for (int j = 0; j < TopK; ++j) {
+        ranked.expert[j] = words::smaller(keys.expert_of(chosen.best[j]), last);
+        if (j > 0) logit[j] = pick(logits, ranked.expert[j]);
+      }
+      ranked.score[0] = 1.0f;  // the largest logit's
+      ranked.log_score[0] = 0.0f;
+      auto undecided = not_finite * reals(0.0f) != reals(0.0f);
+      for (int j = 1; j < TopK; ++j) {
+        const auto s = score_of<gating_kind::softmax, logits_are::ordinary>(logit[j], largest);
+        ranked.score[j] = s.score;
+        ranked.log_score[j] = s.log_score;
+        if (j > 1) undecided = undecided | (logit[j - 1] < logit[j]);
+      }
+      auto unsure = keys.same_distance(chosen.best[TopK - 1], chosen.lost);
+      if (TopK > 1)
+        unsure = unsure | keys.same_distance(chosen.best[0], chosen.best[TopK > 1 ? 1 : 0]);
+      if (reals::mask::any(unsure)) {
+        logit[0] = pick(logits, ranked.expert[0]);
+        undecided =
+            undecided | (logit[0] < largest) | wrong_choice<TopK>(logits, num_experts, logit);
+      }
+      finish_route<gating_kind::softmax>(model, plan, chosen.sums, plan.limits, choice_counts,
+                                         loop_count<true, TopK>{TopK}, ranked, route);
+      return undecided;
+    }
+
+    template <class Logits>
+    static ADAPTIVE_K_INLINE reals pick(const Logits& logits, const words& expert) noexcept {
+      if constexpr (Experts != 0)
+        return pick_of_few<Experts, reals>(logits, expert);
+      else
+        return reals::pick(logits.at[0], expert);
+    }
+  };
+};
+
+}  // namespace detail
+
+ADAPTIVE_K_NAMESPACE_END
