@@ -91,16 +91,15 @@ ADAPTIVE_K_INLINE score_sums<Reals> sum_columns(const block_columns<Reals::lanes
   const int slots = num_experts < reduction_slots ? num_experts : reduction_slots;
   const int groups = (slots + 3) / 4;
   for (int group = 0; group < groups; ++group) {
-    Reals score[4], log[4];
+    Reals score[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+    Reals log[4] = {0.0f, 0.0f, 0.0f, 0.0f};
     for (int expert = 4 * group; expert < num_experts; expert += reduction_slots) {
-      const bool first = expert == 4 * group;
       for (int i = 0; i < 4; ++i) {
         // Lanes with a NaN or an infinity are decided again.
         const auto s =
             score_of<Kind, logits_are::ordinary>(Reals::load(logits.at[expert + i]), largest);
-        score[i] = first ? s.score : score[i] + s.score;  // 0 + s is s
-        if constexpr (WithLogs)
-          log[i] = Reals::fma(s.score, s.log_score, first ? Reals(0.0f) : log[i]);
+        score[i] = score[i] + s.score;
+        if constexpr (WithLogs) log[i] = Reals::fma(s.score, s.log_score, log[i]);
       }
     }
     scores.add_group(group, (score[0] + score[1]) + (score[2] + score[3]));

@@ -79,6 +79,7 @@ ADAPTIVE_K_INLINE summed_choice<TopK, Reals> sum_and_choose(
   using words = typename Reals::words;
   constexpr int span = TopK < 4 ? 4 : TopK;
   summed_choice<TopK, Reals> made;
+  for (words& key : made.best) key = words(0u);
   made.lost = words(0u);
   slot_tree<Reals> scores, logs;
   const int slots = num_columns < reduction_slots ? num_columns : reduction_slots;
@@ -117,6 +118,7 @@ ADAPTIVE_K_INLINE summed_choice<TopK, Reals> sum_and_choose(
 /// neither counted nor written, and `routes` has its other lanes.
 template <int TopK, int Experts>
 struct usual_blocks {
+  static_assert(Experts % 4 == 0 && Experts % TopK == 0, "whole groups and lists of columns");
   template <class Target>
   struct body {
     using reals = typename Target::reals;
@@ -154,7 +156,7 @@ struct usual_blocks {
                                                          const block_rows& rows,
                                                          token_route<TopK, reals>& route) noexcept {
       const int num_experts = Experts != 0 ? Experts : model.num_experts;
-      const int num_columns = padded_columns(num_experts, TopK);
+      const int num_columns = Experts != 0 ? Experts : padded_columns(num_experts, TopK);
       block_columns<lanes, Experts != 0 ? Experts : most_lane_experts> logits;
       reals largest, not_finite;
       load_columns<reals>(rows.data, rows.stride, num_experts, num_columns, logits, largest,

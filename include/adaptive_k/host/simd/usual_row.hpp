@@ -114,6 +114,7 @@ struct usual_row {
         reals score_parts[parts], log_parts[parts];
         for (int i = 0; i < parts; ++i) score_parts[i] = log_parts[i] = reals(0.0f);
         words list[TopK];
+        for (words& key : list) key = words(0u);
         for (int first = 0; first < vectors; first += span) {
           words key[span];
           const auto add = [&](const reals& logit, int i) ADAPTIVE_K_INLINE_LAMBDA {
