@@ -229,4 +229,78 @@ TEST(InstructionSets, ManyTokens) {
   }
 }
 
+/// The call that has code of its own, with logits that are hard on selection keys.
+enum class hard { fine, ties, equal_distances, zeros, huge, not_finite };
+
+template <class Logit>
+random_call<Logit> usual_call(std::uint64_t seed, int num_experts, int top_k, hard what) {
+  random_call<Logit> call(seed);
+  inputs::sequence& from = call.from;
+  call.model = gating{};
+  call.model.num_experts = num_experts;
+  call.model.top_k = top_k;
+  if (from.chance(3)) call.model.kind = gating_kind::top_k_softmax;
+  if (from.chance(4)) call.model.routed_scaling_factor = 2.5f;
+  call.policy = k_policy::entropy({top_k / 2, top_k}, {from.chance(2) ? 0.5f : 1.2f});
+  if (from.chance(4)) call.policy = k_policy::fixed(top_k / 2);
+  call.policy.mass_exponent = static_cast<float>(from.below(3)) * 0.5f;
+  static const std::vector<std::int64_t> tokens = {1, 1, 2, 16, 33, 16 * 15 + 35};
+  call.num_tokens = from.pick(tokens);
+  call.row_stride = from.chance(3) ? num_experts + from.between(1, 9) : 0;
+  call.shadow = false;
+  call.bias.clear();
+  call.padding.clear();
+  call.k_min.clear();
+  call.k_max.clear();
+  const std::int64_t stride = call.row_stride != 0 ? call.row_stride : num_experts;
+  call.logits.assign(at(call.num_tokens * stride), from_float<Logit>(9.0f));
+  for (std::int64_t t = 0; t < call.num_tokens; ++t) {
+    const int peak = from.below(num_experts);
+    for (int e = 0; e < num_experts; ++e) {
+      float logit = inputs::fine_logit(from);
+      if (what == hard::ties) logit = inputs::grid_logit(from, 12);
+      // Rounding makes all distances from the peak equal, but not the logits.
+      if (what == hard::equal_distances)
+        logit = e == peak ? 20.0f : 1e-9f * static_cast<float>(from.below(5));
+      if (what == hard::zeros) logit = from.chance(2) ? 0.0f : -0.0f;
+      if (what == hard::huge) logit *= 1e37f;
+      if (what == hard::not_finite && from.chance(20))
+        logit = from.chance(2) ? -math::infinity : std::numeric_limits<float>::quiet_NaN();
+      call.logits[at(t * stride + e)] = from_float<Logit>(logit);
+    }
+  }
+  return call;
+}
+
+template <class Logit>
+void expect_same_bits_of_usual_calls(std::uint64_t seed) {
+  for (const instruction_set set : vector_sets) {
+    if (!is_available(set)) continue;
+    for (const int num_experts : {2, 4, 5, 8, 9, 12, 16, 31, 60, 64, 100, 128, 160, 255, 256})
+      for (const int top_k : {2, 4, 8})
+        for (const hard what : {hard::fine, hard::ties, hard::equal_distances, hard::zeros,
+                                hard::huge, hard::not_finite})
+          for (int turn = 0; turn < 4; ++turn) {
+            if (top_k > num_experts) continue;
+            const auto call = usual_call<Logit>(++seed, num_experts, top_k, what);
+            outputs<std::int32_t, float> expected, got;
+            ASSERT_TRUE(expected.run(call, instruction_set::scalar));
+            ASSERT_TRUE(got.run(call, set));
+            ASSERT_TRUE(
+                same_bits(expected.ids, got.ids) && same_bits(expected.weights, got.weights) &&
+                same_bits(expected.counts, got.counts) && same_bits(expected.signal, got.signal) &&
+                std::memcmp(&expected.metrics, &got.metrics, sizeof got.metrics) == 0)
+                << name_of(set) << ", seed " << seed << ", E " << num_experts << ", K " << top_k
+                << ", T " << call.num_tokens << ", logits " << static_cast<int>(what);
+          }
+  }
+}
+
+TEST(InstructionSets, UsualCallsOfFloats) {
+  expect_same_bits_of_usual_calls<float>(8000);
+}
+TEST(InstructionSets, UsualCallsOfBfloat16s) {
+  expect_same_bits_of_usual_calls<bfloat16>(20000);
+}
+
 }  // namespace

@@ -119,10 +119,11 @@ enum class logits_are : std::uint8_t {
 
 /// The score of softmax kinds by how far a logit is from the row's largest: 0 or less.
 template <logits_are Logits = logits_are::any, class F>
-ADAPTIVE_K_HD ADAPTIVE_K_INLINE score_pair<F> score_of_distance(F distance) noexcept {
-  if constexpr (Logits != logits_are::close) distance = math::larger(distance, math::exp_floor);
-  if constexpr (Logits == logits_are::any) distance = math::smaller(distance, 0.0f);
-  return {math::exp_above_floor(distance), distance};
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE score_pair<F> score_of_distance(const F& distance) noexcept {
+  F log_score = distance;
+  if constexpr (Logits != logits_are::close) log_score = math::larger(log_score, math::exp_floor);
+  if constexpr (Logits == logits_are::any) log_score = math::smaller(log_score, 0.0f);
+  return {math::exp_above_floor(log_score), log_score};
 }
 
 /// NaN scores as -inf does. The largest logit is given as finite: +inf is then as large as it.

@@ -34,6 +34,13 @@ struct distance_keys {
   }
 };
 
+/// The largest logit as distances are taken from: -0 where it is 0, since -0 - 0 would be -0, which
+/// keys tell from 0.
+template <class Reals>
+ADAPTIVE_K_INLINE Reals origin_of_distances(const Reals& largest) noexcept {
+  return Reals::select(largest == Reals(0.0f), Reals(-0.0f), largest);
+}
+
 template <class Reals>
 struct distance_score {
   Reals score;

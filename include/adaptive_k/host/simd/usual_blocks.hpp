@@ -161,6 +161,7 @@ struct usual_blocks {
       reals largest, not_finite;
       load_columns<reals>(rows.data, rows.stride, num_experts, num_columns, logits, largest,
                           not_finite);
+      largest = origin_of_distances(largest);
       const distance_keys<reals> keys(power_of_two_from(num_columns));
       const auto chosen = sum_and_choose<TopK>(logits, num_columns, largest, keys);
       const words last = num_experts - 1;  // keys of NaN may hold no expert

@@ -89,7 +89,7 @@ struct usual_row {
         not_finite = not_finite + logit;
       }
       if (math::any(not_finite * reals(0.0f) != reals(0.0f))) return false;
-      largest = largest_of_lanes(largest);
+      largest = origin_of_distances(largest_of_lanes(largest));
 
       const int vectors = whole + (rest != 0 ? 1 : 0);
       alignas(64) float score[most_lane_experts];
