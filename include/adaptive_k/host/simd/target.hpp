@@ -16,14 +16,6 @@
 #define ADAPTIVE_K_BUILT_FOR_AVX2 0
 #endif
 
-/// Between a lambda's parameters and its body, where vectors go in or out: it must become part of
-/// the function around it, as it is not compiled for that function's instructions itself.
-#if defined(__GNUC__)
-#define ADAPTIVE_K_INLINE_LAMBDA __attribute__((always_inline))
-#else
-#define ADAPTIVE_K_INLINE_LAMBDA
-#endif
-
 // Code that is compiled here. Without a word from the caller: for the widest vectors that the
 // build's own flags allow, if any. ADAPTIVE_K_VECTORISE=1: for every set, chosen at run time, which
 // makes a file that routes take several times as long to compile; =0: none. Files linked with
