@@ -1,7 +1,9 @@
 // Keys of softmax logits: how far each is below the largest of its row, and its expert.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+#include <utility>
 
 #include "adaptive_k/config.hpp"
 #include "adaptive_k/core/gating.hpp"
@@ -34,11 +36,12 @@ struct distance_keys {
   }
 };
 
-/// The largest logit as distances are taken from: -0 where it is 0, since -0 - 0 would be -0, which
-/// keys tell from 0.
+/// What is added to a logit for its distance: minus the largest, and 0 where that is 0 of either
+/// sign, so that no distance is -0, which keys tell from 0. Added, not subtracted: an addition
+/// takes the logit from memory.
 template <class Reals>
-ADAPTIVE_K_INLINE Reals origin_of_distances(const Reals& largest) noexcept {
-  return Reals::select(largest == Reals(0.0f), Reals(-0.0f), largest);
+ADAPTIVE_K_INLINE Reals to_distances(const Reals& largest) noexcept {
+  return Reals(0.0f) - largest;
 }
 
 template <class Reals>
@@ -51,28 +54,34 @@ struct distance_score {
 /// As score_of, with the key. Lanes with a NaN or an infinity are decided again.
 template <class Reals>
 ADAPTIVE_K_INLINE distance_score<Reals> score_and_key(
-    const Reals& logit, const Reals& largest, const distance_keys<Reals>& keys,
+    const Reals& logit, const Reals& to_distance, const distance_keys<Reals>& keys,
     const typename Reals::words& inverted) noexcept {
-  const Reals distance = logit - largest;
+  const Reals distance = logit + to_distance;
   const auto s = score_of_distance<logits_are::ordinary>(distance);
   return {s.score, s.log_score, keys.key_of(distance, inverted)};
 }
 
-/// Keeps in `best`, sorted, the N best of `keys` and, unless these are the first, of itself; `lost`
-/// becomes the best of all that were dropped.
-template <int N, class Words, int Count>
+template <int From, class Words, int Count, int N, std::size_t... I>
+ADAPTIVE_K_INLINE void copy_keys(const Words (&from)[Count], Words (&to)[N],
+                                 std::index_sequence<I...>) noexcept {
+  ((to[I] = from[From + I]), ...);
+}
+
+/// Keeps in `best`, sorted, the N best of `keys` from `From` on and, unless these are the first, of
+/// itself; `lost` becomes the best of all that were dropped.
+template <int N, int From = 0, class Words, int Count>
 ADAPTIVE_K_INLINE void keep_best_of(const Words (&keys)[Count], bool first, Words (&best)[N],
                                     Words& lost) noexcept {
   static_assert(Count % N == 0, "whole lists");
-  for (int from = 0; from < Count; from += N) {
+  if constexpr (From < Count) {
     Words list[N];
-    for (int i = 0; i < N; ++i) list[i] = keys[from + i];
+    copy_keys<From>(keys, list, std::make_index_sequence<N>());
     sort_keys(list);
-    if (first && from == 0) {
-      for (int i = 0; i < N; ++i) best[i] = list[i];
-    } else {
+    if (first && From == 0)
+      copy_keys<0>(list, best, std::make_index_sequence<N>());
+    else
       keep_best(best, list, lost);
-    }
+    keep_best_of<N, From + N>(keys, first, best, lost);
   }
 }
 

@@ -89,7 +89,7 @@ struct usual_row {
         not_finite = not_finite + logit;
       }
       if (math::any(not_finite * reals(0.0f) != reals(0.0f))) return false;
-      largest = origin_of_distances(largest_of_lanes(largest));
+      const reals to_distance = to_distances(largest_of_lanes(largest));
 
       const int vectors = whole + (rest != 0 ? 1 : 0);
       alignas(64) float score[most_lane_experts];
@@ -100,7 +100,7 @@ struct usual_row {
       const distance_keys<reals> keys(power_of_two_from(vectors * lanes));
       const words inverted = keys.low - words::lane();
       const auto take = [&](const reals& logit, int v) ADAPTIVE_K_INLINE_LAMBDA {
-        const auto s = score_and_key(logit, largest, keys, inverted - words(v * lanes));
+        const auto s = score_and_key(logit, to_distance, keys, inverted - words(v * lanes));
         reals::store(score + v * lanes, s.score);
         reals::store(log_score + v * lanes, s.log_score);
         return s;
