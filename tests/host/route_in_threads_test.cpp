@@ -1,5 +1,8 @@
 // A call split over threads: the outputs and metrics of the call in one piece.
+#include <cstdint>
 #include <cstring>
+#include <limits>
+#include <utility>
 
 #include "adaptive_k/host/route_in_threads.hpp"
 #include "checked_batch.hpp"
@@ -62,7 +65,17 @@ TEST(RouteInThreads, RefusesWhatIsNoRange) {
   std::vector<std::int32_t> ids(10, -7);
   std::vector<float> weights(10, -7.0f);
   const routing_output<> output = {ids.data(), weights.data()};
-  for (const auto& range : {std::pair(-1, 3), std::pair(3, 2), std::pair(0, 6)})
+  using token = std::int64_t;
+  const token least = std::numeric_limits<token>::min(), most = std::numeric_limits<token>::max();
+  for (const auto& range : {std::pair<token, token>(-1, 3),
+                            {3, 2},
+                            {0, 6},
+                            {5, 6},
+                            {-1, 0},
+                            {least, most},
+                            {most, least},
+                            {least, least + 1},
+                            {most - 1, most}})
     EXPECT_FALSE(shared.route_range(0, input.view(), output, range.first, range.second));
   EXPECT_TRUE(shared.route_range(0, input.view(), output, 5, 5));
   EXPECT_EQ(ids, std::vector<std::int32_t>(10, -7));

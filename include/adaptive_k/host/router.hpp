@@ -82,7 +82,8 @@ class router {
                      const routing_output<Id, Weight>& output, std::int64_t first,
                      std::int64_t last, routing_metrics* metrics = nullptr,
                      const routing_extras& extras = {}) const noexcept {
-    if (last - first == 1 && route_one(layer, logits, output, first, metrics, extras)) return {};
+    const bool one_token = last > first && last - 1 == first;
+    if (one_token && route_one(layer, logits, output, first, metrics, extras)) return {};
     status refusal =
         detail::check_call(validity_, model_, num_layers(), layer, logits,
                            output.topk_ids != nullptr, output.topk_weights != nullptr, extras);
