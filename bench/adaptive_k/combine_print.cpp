@@ -96,9 +96,12 @@ void print(const combine_result& r) {
   std::string thresholds;
   for (int i = 0; i < r.exit.num_layers; ++i)
     thresholds += fmt::format("{}{:g}", i == 0 ? "" : ", ", r.exit.thresholds[i]);
-  fmt::print("Exit     {} {} {} behind layers 0 to {}\n", signal_name(r.exit.signal),
-             r.exit.signal == adaptive_k::exit_signal::entropy ? "below" : "above", thresholds,
-             r.exit.num_layers - 1);
+  const char* const side = r.exit.signal == adaptive_k::exit_signal::entropy ? "below" : "above";
+  if (r.exit.num_layers == 0)
+    fmt::print("Exit     none: no layer has one behind it\n");
+  else
+    fmt::print("Exit     {} {} {} behind layers 0 to {}\n", signal_name(r.exit.signal), side,
+               thresholds, r.exit.num_layers - 1);
   fmt::print("Merging  cosine of {:g} or more with a token at most {} before\n",
              static_cast<double>(r.merging.min_similarity), r.merging.window);
 

@@ -23,15 +23,15 @@ merge_function merge_with(const adaptive_k::token_merging_policy& policy,
                           adaptive_k::token_merging_metrics* metrics) {
   const adaptive_k::status valid = validate(policy);
   if (!valid) throw std::runtime_error(std::string("token merging: ") + valid.message());
-  return [policy, metrics, sizes = std::vector<std::int32_t>(), norms = std::vector<double>()](
+  return [policy, metrics, sizes = std::vector<std::int32_t>(), squares = std::vector<double>()](
              const merge_input& input, std::int32_t* representative,
              adaptive_k::token_merging_metrics& counted) mutable {
     sizes.resize(static_cast<std::size_t>(input.length));
-    norms.resize(sizes.size());
+    squares.resize(sizes.size());
     adaptive_k::token_merging_metrics own;
     const adaptive_k::status result =
         match_tokens(policy, input.x, input.length, input.hidden_size,
-                     {representative, sizes.data(), norms.data()}, &own, input.live);
+                     {representative, sizes.data(), squares.data()}, &own, input.live);
     counted += own;
     if (metrics != nullptr) *metrics += own;
     return result;

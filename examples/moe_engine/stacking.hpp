@@ -54,7 +54,7 @@ struct work_count {
   std::uint64_t experts = 0;
   std::uint64_t head = 0;        ///< final predictions
   std::uint64_t exit_heads = 0;  ///< intermediate predictions: what early exit itself costs
-  std::uint64_t matching = 0;    ///< norms and comparisons: what token merging itself costs
+  std::uint64_t matching = 0;    ///< lengths and comparisons: what token merging itself costs
   std::uint64_t expert_calls = 0;
 
   std::uint64_t multiply_adds() const noexcept {

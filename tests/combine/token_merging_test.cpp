@@ -27,10 +27,10 @@ matched match(const token_merging_policy& policy, const std::vector<float>& x,
               const std::vector<std::uint8_t>& takes_part = {}, std::int64_t first = 0) {
   const std::size_t tokens = x.size() / hidden;
   matched result{std::vector<std::int32_t>(tokens, -7), std::vector<std::int32_t>(tokens, -7), {}};
-  std::vector<double> norms(tokens);
+  std::vector<double> squares(tokens);
   const auto status = adaptive_k::match_tokens(
       policy, x.data(), static_cast<std::int64_t>(tokens), hidden,
-      {result.representative.data(), result.sizes.data(), norms.data()}, &result.metrics,
+      {result.representative.data(), result.sizes.data(), squares.data()}, &result.metrics,
       takes_part.empty() ? nullptr : takes_part.data(), first);
   EXPECT_TRUE(status) << status.message();
   return result;
@@ -52,7 +52,18 @@ double cosine(const std::vector<float>& x, std::size_t a, std::size_t b) {
     aa += u * u;
     bb += v * v;
   }
-  return ab / (std::sqrt(aa) * std::sqrt(bb));
+  return ab / std::sqrt(aa * bb);
+}
+
+TEST(token_merging, equal_inputs_always_merge) {
+  inputs::sequence numbers(17);
+  for (int i = 0; i < 1000; ++i) {
+    std::vector<float> x;
+    for (int j = 0; j < hidden; ++j)
+      x.push_back(std::ldexp(static_cast<float>(numbers.between(1, 1 << 20)), i % 200 - 120));
+    x.insert(x.end(), x.begin(), x.end());
+    EXPECT_EQ(match({}, x).representative[1], 0) << i;
+  }
 }
 
 TEST(token_merging, equals_a_second_reading_of_its_rules) {

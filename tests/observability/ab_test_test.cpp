@@ -330,6 +330,7 @@ TEST(ab_test, broken_sharing_is_not_trusted) {
   EXPECT_FALSE(results.trustworthy);
   EXPECT_FALSE(results.comparisons[0].of(ab_metric::latency).found);
   EXPECT_EQ(results.sentence.find("not to be trusted"), 0u) << results.sentence;
+  EXPECT_EQ(results.sentence.find("no difference found"), std::string::npos) << results.sentence;
 }
 
 TEST(ab_test, right_sharing_is_not_suspected_however_early_or_often_one_looks) {
@@ -371,6 +372,26 @@ TEST(ab_test, sequential_figures_equal_known_ones) {
   EXPECT_NEAR(detail::sequential_p(a, b, 0.3), 0.02, 1e-12);
 }
 
+TEST(ab_test, values_at_the_edges_of_what_is_taken_give_results) {
+  for (const double size : {1e60, 1.0, 1e-60, 1e-160, 1e-300}) {
+    for (const double expected : {1e-6, 1e6}) {
+      for (const double weight : {1e-6, 1.0}) {
+        ab_options options;
+        options.expected_effect = expected;
+        ab_test test({{"full"}, {"adaptive", weight * 1.00001}}, options);
+        for (int i = 0; i < 300; ++i) {
+          const double jitter = 1.0 - 0.01 * (i % 7);
+          ASSERT_TRUE(test.record(i % 2, {size * jitter, 0.5, -size * jitter}));
+        }
+        const ab_effect& latency = test.compute_results().comparisons[0].of(ab_metric::latency);
+        EXPECT_GE(latency.welch_p, 0.0) << size;
+        EXPECT_LE(latency.welch_p, 1.0) << size;
+        EXPECT_GE(latency.sequential_p, 0.0) << size;
+      }
+    }
+  }
+}
+
 TEST(ab_test, bad_input_is_refused_by_name_and_counted) {
   const double nan = std::numeric_limits<double>::quiet_NaN();
   ab_test test({{"full"}, {"adaptive"}});
@@ -379,7 +400,9 @@ TEST(ab_test, bad_input_is_refused_by_name_and_counted) {
   EXPECT_FALSE(test.record(0, {-1.0, 0.0, 0.0}));
   EXPECT_FALSE(test.record(0, {1.0, 1.5, 0.0}));
   EXPECT_FALSE(test.record(0, {1.0, 0.5, nan}));
-  EXPECT_EQ(test.refused_records(), 5u);
+  EXPECT_FALSE(test.record(0, {1e61, 0.5, 1.0}));
+  EXPECT_FALSE(test.record(0, {1.0, 0.5, -std::numeric_limits<double>::max()}));
+  EXPECT_EQ(test.refused_records(), 7u);
   EXPECT_NE(test.compute_results().sentence.find("too few requests"), std::string::npos);
   const auto refusal = [](std::vector<ab_variant> variants, ab_options options = {}) {
     return std::string(ab_test(std::move(variants), options).validity().message());
@@ -394,6 +417,8 @@ TEST(ab_test, bad_input_is_refused_by_name_and_counted) {
   EXPECT_EQ(refusal({{"a"}}), "1 variants, expected a control and one or more others");
   EXPECT_EQ(refusal({{"a"}, {"a"}}), "variants[0] and [1] are both named 'a'");
   EXPECT_EQ(refusal({{"a"}, {"b", 0.0}}), "weight of variant 'b' is 0, expected above 0");
+  EXPECT_EQ(refusal({{"a"}, {"b", 1e-20}}),
+            "weight of variant 'b' is 1e-20 of 1, expected 1e-06 of it");
   EXPECT_EQ(refusal({{"a"}, {""}}), "variants[1] has no name");
   EXPECT_EQ(refusal({{"a", 1.0, true}, {"b"}}), "the control 'a' cannot be a shadow");
   ab_options options;

@@ -65,7 +65,7 @@ struct token_matching {
   /// [T]: tokens that the expert output computed here stands for: 1 + those merged into it;
   /// 0 where nothing is computed (merged, or not taking part).
   std::int32_t* sizes = nullptr;
-  double* norms = nullptr;  ///< [T], working space
+  double* squares = nullptr;  ///< [T], working space: squared lengths
 };
 
 namespace detail {
@@ -100,8 +100,8 @@ inline status match_tokens(const token_merging_policy& policy, const float* x,
                          static_cast<long long>(num_tokens), hidden,
                          static_cast<long long>(first_position));
   if (num_tokens > 0 && (x == nullptr || out.representative == nullptr || out.sizes == nullptr ||
-                         out.norms == nullptr))
-    return status::error(invalid, "x, representative, sizes or norms is null");
+                         out.squares == nullptr))
+    return status::error(invalid, "x, representative, sizes or squares is null");
   token_merging_metrics counted;
   for (std::int64_t t = 0; t < num_tokens; ++t) {
     const float* own = x + t * hidden;
@@ -109,7 +109,7 @@ inline status match_tokens(const token_merging_policy& policy, const float* x,
     out.sizes[t] = 0;
     if (takes_part != nullptr && takes_part[t] == 0) continue;
     ++counted.tokens;
-    out.norms[t] = std::sqrt(detail::dot_in_order(own, own, hidden));
+    out.squares[t] = detail::dot_in_order(own, own, hidden);
     std::int64_t best = t;
     if ((first_position + t) % 2 != 0) {
       double best_similarity = static_cast<double>(policy.min_similarity);
@@ -118,8 +118,9 @@ inline status match_tokens(const token_merging_policy& policy, const float* x,
       for (std::int64_t d = begin + (first_position + begin) % 2; d < t; d += 2) {
         if (out.sizes[d] == 0) continue;
         ++counted.comparisons;
-        const double similarity =
-            detail::dot_in_order(own, x + d * hidden, hidden) / (out.norms[t] * out.norms[d]);
+        // One root of the product: exactly 1 for equal inputs, which two rounded roots miss.
+        const double similarity = detail::dot_in_order(own, x + d * hidden, hidden) /
+                                  std::sqrt(out.squares[t] * out.squares[d]);
         if (best == t ? similarity >= best_similarity : similarity > best_similarity) {
           best = d;
           best_similarity = similarity;

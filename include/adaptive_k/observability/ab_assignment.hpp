@@ -17,7 +17,9 @@ ADAPTIVE_K_NAMESPACE_BEGIN
 /// One arm. The first of a test is the control.
 struct ab_variant {
   std::string name;
-  double weight = 1.0;  ///< share of the requests, relative to the others' weights; finite, above 0
+  /// Share of the requests, relative to the others' weights: finite, above 0 and a millionth of
+  /// their sum or more.
+  double weight = 1.0;
   /// Routes full K and records what its policy would have chosen (`routing_output::chosen_counts`):
   /// its savings are hypothetical, its latency and quality are the control's own.
   bool shadow = false;
@@ -67,8 +69,8 @@ class ab_assignment {
     }
   }
 
-  /// Refuses fewer than two variants, weights that are not finite and above 0 or have no finite
-  /// sum, names that are empty or used twice, and a shadow as control.
+  /// Refuses fewer than two variants, weights that are not finite and above 0, have no finite sum
+  /// or are below a millionth of it, names that are empty or used twice, and a shadow as control.
   status validity() const {
     const auto invalid = status_code::invalid_argument;
     if (variants_.size() < 2)
@@ -89,15 +91,20 @@ class ab_assignment {
     }
     if (!std::isfinite(total))
       return status::error(invalid, "the weights sum to %g, expected a finite number", total);
+    for (const ab_variant& v : variants_)
+      if (v.weight < least_share * total)
+        return status::error(invalid, "weight of variant '%.80s' is %g of %g, expected 1e-06 of it",
+                             v.name.c_str(), v.weight, total);
     if (variants_.front().shadow)
       return status::error(invalid, "the control '%.80s' cannot be a shadow",
                            variants_.front().name.c_str());
     return {};
   }
 
-  /// Index into `variants`. The id is what is randomised: the id of a user keeps all of that user's
-  /// requests together. No allocation; one multiplication a byte. 0, the control, where `validity`
-  /// refuses.
+  /// Index into `variants`. The id is what is randomised, and so what is to be recorded once: where
+  /// a user's id keeps all of that user's requests together, record one mean a user, since requests
+  /// of one user are not independent. No allocation; one multiplication a byte. 0, the control,
+  /// where `validity` refuses.
   std::size_t assign_variant(std::string_view request_id) const noexcept {
     return variant_at(ab_hash(request_id, salt_));
   }
@@ -111,6 +118,8 @@ class ab_assignment {
   double share(std::size_t i) const noexcept { return bounds_[i] - (i > 0 ? bounds_[i - 1] : 0.0); }
 
  private:
+  static constexpr double least_share = 1e-6;
+
   std::size_t variant_at(std::uint64_t hash) const noexcept {
     // 53 bits: every such number is a double.
     const double at = static_cast<double>(hash >> 11) / 9007199254740992.0;

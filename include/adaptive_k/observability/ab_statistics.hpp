@@ -93,9 +93,9 @@ inline double welch_p(const ab_moments& a, const ab_moments& b) {
   const double difference = b.mean - a.mean, v = va + vb;
   if (a.count < 2 || b.count < 2) return 1.0;
   if (!(v > 0.0)) return difference == 0.0 ? 1.0 : 0.0;
-  const double freedom =
-      v * v /
-      (va * va / static_cast<double>(a.count - 1) + vb * vb / static_cast<double>(b.count - 1));
+  const double share = va / v;  // squares of variances themselves could leave a double's range
+  const double freedom = 1.0 / (share * share / static_cast<double>(a.count - 1) +
+                                (1.0 - share) * (1.0 - share) / static_cast<double>(b.count - 1));
   const boost::math::students_t distribution(freedom);
   return 2.0 * cdf(complement(distribution, std::fabs(difference) / std::sqrt(v)));
 }
@@ -111,7 +111,7 @@ inline double sequential_p(const ab_moments& a, const ab_moments& b, double prio
   if (!(v > 0.0)) return difference == 0.0 ? 1.0 : 0.0;
   const double with_prior = v + prior * prior;
   const double log_ratio = 0.5 * std::log(v / with_prior) +
-                           0.5 * difference * difference * prior * prior / (v * with_prior);
+                           0.5 * (difference * difference / v) * (prior * prior / with_prior);
   return std::fmin(1.0, std::exp(-log_ratio));
 }
 

@@ -1,7 +1,7 @@
 // A/B tests of K policies: latency, savings and quality of the variants, and what may be concluded.
 //
 //   ab_test test({{"full"}, {"adaptive"}}, {});
-//   const std::size_t arm = test.assign_variant(user_id);
+//   const std::size_t arm = test.assign_variant(request_id);
 //   ...                                      route the request by policy `arm`
 //   test.record(arm, {seconds, metrics.expert_savings(), log_likelihood});
 //   std::puts(test.compute_results().sentence.c_str());
@@ -29,7 +29,8 @@
 
 ADAPTIVE_K_NAMESPACE_BEGIN
 
-/// One request. Requests are taken as independent: assign and record by whatever makes them so.
+/// One request. Requests are taken as independent: what is assigned by one id is recorded once (see
+/// `ab_assignment::assign_variant`). No value exceeds 1e60 in magnitude.
 struct ab_observation {
   double latency_seconds = 0.0;
   double expert_savings = 0.0;  ///< 0..1; a shadow's: `shadow_savings`
@@ -62,7 +63,7 @@ struct ab_options {
   /// before every variant has this many requests, and Welch's t then decides once.
   std::uint64_t planned_requests = 0;
   /// Relative effect that the sequential test is sharpest for; any true effect is found in time.
-  double expected_effect = 0.05;
+  double expected_effect = 0.05;  ///< 1e-6..1e6
   std::size_t bootstrap_replicates = 500;
   std::uint64_t bootstrap_seed = 1;
 };
@@ -83,7 +84,9 @@ struct ab_effect {
   /// Effect that the test which decides finds with probability `power` or more with as many
   /// requests as there are, Holm's correction at its strictest included.
   double detectable = 0.0;
-  bool found = false;     ///< after Holm's correction over variants and metrics
+  /// After Holm's correction over variants and metrics. In sequence, what was found stays found:
+  /// the intervals are this look's, at 1 - alpha for each alone, and may come to hold 0 again.
+  bool found = false;
   bool compared = false;  ///< false where a shadow has nothing of its own to compare
 };
 
@@ -131,8 +134,8 @@ class ab_test {
     if (!(options_.power >= 0.5 && options_.power < 1.0))
       return status::error(invalid, "power is %g, expected 0.5 or more and below 1",
                            options_.power);
-    if (!(options_.expected_effect > 0.0) || !std::isfinite(options_.expected_effect))
-      return status::error(invalid, "expected_effect is %g, expected above 0",
+    if (!(options_.expected_effect >= 1e-6 && options_.expected_effect <= 1e6))
+      return status::error(invalid, "expected_effect is %g, expected 1e-06..1e+06",
                            options_.expected_effect);
     if (options_.bootstrap_replicates < 100 || options_.bootstrap_replicates > 10000)
       return status::error(invalid, "bootstrap_replicates is %zu, expected 100..10000",
@@ -148,8 +151,8 @@ class ab_test {
   }
   const ab_assignment& assignment() const noexcept { return assignment_; }
 
-  /// Refuses, and counts, a variant that is none and values that are not finite, a negative latency
-  /// and savings outside 0..1.
+  /// Refuses, and counts, a variant that is none and values that are not finite or beyond 1e60, a
+  /// negative latency and savings outside 0..1.
   status record(std::size_t variant, const ab_observation& seen) {
     const auto invalid = status_code::invalid_argument;
     status refused;
@@ -158,13 +161,13 @@ class ab_test {
     else if (variant >= arms_.size())
       refused =
           status::error(invalid, "variant is %zu, expected 0..%zu", variant, arms_.size() - 1);
-    else if (!(seen.latency_seconds >= 0.0) || !std::isfinite(seen.latency_seconds))
+    else if (!(seen.latency_seconds >= 0.0 && seen.latency_seconds <= largest_value))
       refused =
-          status::error(invalid, "latency_seconds is %g, expected 0 or more", seen.latency_seconds);
+          status::error(invalid, "latency_seconds is %g, expected 0..1e+60", seen.latency_seconds);
     else if (!(seen.expert_savings >= 0.0 && seen.expert_savings <= 1.0))
       refused = status::error(invalid, "expert_savings is %g, expected 0..1", seen.expert_savings);
-    else if (!std::isfinite(seen.quality))
-      refused = status::error(invalid, "quality is %g, expected a finite number", seen.quality);
+    else if (!(std::fabs(seen.quality) <= largest_value))
+      refused = status::error(invalid, "quality is %g, expected -1e+60..1e+60", seen.quality);
     if (!refused) {
       refused_.fetch_add(1, std::memory_order_relaxed);
       return refused;
@@ -230,6 +233,9 @@ class ab_test {
     std::mutex mutex;
     arm_state state;
   };
+
+  /// So that no product of two variances overflows.
+  static constexpr double largest_value = 1e60;
 
   /// Means are normal enough from here on; the sequential test begins.
   static constexpr std::uint64_t least_requests = 50;
@@ -328,7 +334,8 @@ class ab_test {
     return text;
   }
 
-  std::string describe(ab_metric metric, const ab_effect& e) const {
+  /// `decided`: whether a metric that was not found may be said to show no difference.
+  std::string describe(ab_metric metric, const ab_effect& e, bool decided) const {
     static constexpr const char* names[] = {"latency ", "savings ", "quality "};
     const std::string name = names[static_cast<std::size_t>(metric)];
     if (!e.compared) return name + "not comparable";
@@ -339,7 +346,7 @@ class ab_test {
     if (!std::isfinite(low)) return name + "too few requests";
     const std::string numbers =
         percent(e.effect, unit) + " [" + percent(low, "") + ", " + percent(high, unit) + "]";
-    if (e.found) return name + numbers;
+    if (e.found || !decided) return name + numbers;
     return name + "no difference found (" + numbers + "; one of " +
            percent(e.detectable, unit).substr(1) + " would be seen)";
   }
@@ -354,7 +361,8 @@ class ab_test {
                       " of expert calls (shadow: latency and quality unknown)";
       } else {
         for (std::size_t m = 0; m < num_ab_metrics; ++m)
-          c.sentence += (m > 0 ? ", " : "") + describe(static_cast<ab_metric>(m), c.effects[m]);
+          c.sentence += (m > 0 ? ", " : "") + describe(static_cast<ab_metric>(m), c.effects[m],
+                                                       results.final && results.trustworthy);
       }
       results.sentence += (results.sentence.empty() ? "" : "; ") + c.sentence;
     }
