@@ -84,7 +84,16 @@ json figures_json(const combined_figures& f, const adaptive_k::early_exit_policy
     for (int i = 0; i < exit.num_layers; ++i) rates.push_back(f.exits.exit_rate(i));
     entry["exit_rate_by_layer"] = std::move(rates);
   }
-  if (f.merges_tokens) entry["merged_share"] = f.merges.merged_share();
+  if (f.merges_tokens) {
+    adaptive_k::token_merging_metrics all;
+    json shares = json::array();
+    for (const adaptive_k::token_merging_metrics& layer : f.merges_by_layer) {
+      all += layer;
+      shares.push_back(layer.merged_share());
+    }
+    entry["merged_share"] = all.merged_share();
+    entry["merged_share_by_layer"] = std::move(shares);
+  }
   return entry;
 }
 
@@ -122,13 +131,16 @@ void print(const combine_result& r) {
       "\nMean K and calls: of experts, by token and layer of the whole text. Arithmetic: all "
       "multiply-adds,\nthose of deciding too. Fixed K's: mean KL of fixed K alone at the "
       "same mean K; none below 1.\n\n");
-  text_table costs({"<", "left behind layer", "merged", "deciding"});
+  text_table costs({"<", "left behind layer", "merged in layer", "deciding"});
   for (const combined_figures& f : r.combinations) {
     if (!f.exits_early && !f.merges_tokens) continue;
     std::string rates;
     for (int i = 0; f.exits_early && i < r.exit.num_layers; ++i)
       rates += fmt::format("{}{}", i == 0 ? "" : " ", percent(f.exits.exit_rate(i)));
-    costs.add_row({f.name, rates, f.merges_tokens ? percent(f.merges.merged_share()) : "",
+    std::string shares;
+    for (const adaptive_k::token_merging_metrics& layer : f.merges_by_layer)
+      shares += (shares.empty() ? "" : " ") + percent(layer.merged_share());
+    costs.add_row({f.name, rates, shares,
                    percent(static_cast<double>(f.work.exit_heads + f.work.matching) /
                            static_cast<double>(f.work.multiply_adds()))});
   }

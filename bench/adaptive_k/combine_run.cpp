@@ -21,6 +21,7 @@
 namespace bench {
 namespace {
 
+using adaptive_k::token_merging_metrics;
 using moe_engine::exit_hook;
 using moe_engine::merge_function;
 
@@ -84,17 +85,20 @@ exit_hook random_exit(const adaptive_k::early_exit_policy& policy,
           }};
 }
 
-/// A source merges with any earlier destination in the window, so that `share` of all tokens merge
+/// A source merges with any earlier destination in the window, in each layer as often as in `like`
 /// (at most those that can), whatever their similarity.
-merge_function random_merge(const adaptive_k::token_merging_policy& policy, double share,
-                            std::uint64_t seed, adaptive_k::token_merging_metrics* metrics) {
-  return [policy, share, metrics, rng = adaptive_k::integer_rng(seed)](
+merge_function random_merge(const adaptive_k::token_merging_policy& policy,
+                            const std::vector<token_merging_metrics>& like, std::uint64_t seed) {
+  std::vector<double> shares;
+  for (const token_merging_metrics& layer : like) shares.push_back(layer.merged_share());
+  return [policy, shares, rng = adaptive_k::integer_rng(seed)](
              const moe_engine::merge_input& in, std::int32_t* representative,
-             adaptive_k::token_merging_metrics&) mutable -> adaptive_k::status {
+             token_merging_metrics& counted) mutable -> adaptive_k::status {
+    const double share = shares[static_cast<std::size_t>(in.layer)];
     for (std::int64_t t = 0; t < in.length; ++t) {
       representative[t] = static_cast<std::int32_t>(t);
       if (in.live[t] == 0) continue;
-      ++metrics->tokens;
+      ++counted.tokens;
       // Half of the tokens are sources.
       if (t % 2 == 0 || uniform(rng) >= 2.0 * share) continue;
       const std::int64_t reach = (std::min<std::int64_t>(policy.window, t) + 1) / 2;
@@ -102,7 +106,7 @@ merge_function random_merge(const adaptive_k::token_merging_policy& policy, doub
           1 + 2 * static_cast<std::int64_t>(rng.below(static_cast<std::uint64_t>(reach)));
       if (in.live[t - back] == 0) continue;
       representative[t] = static_cast<std::int32_t>(t - back);
-      ++metrics->merged;
+      ++counted.merged;
     }
     return {};
   };
@@ -127,6 +131,20 @@ combined_run make_run(std::string name, adaptive_k::router router, std::size_t c
   run.figures.exits_early = (combination & leave) != 0;
   run.figures.merges_tokens = (combination & merge) != 0;
   return run;
+}
+
+/// `matching`, counted by layer in the run's figures.
+merge_function counted_merge(combined_run& run, merge_function matching, int num_layers) {
+  run.figures.merges_by_layer.resize(static_cast<std::size_t>(num_layers));
+  return [matching = std::move(matching), layers = &run.figures.merges_by_layer](
+             const moe_engine::merge_input& in, std::int32_t* representative,
+             token_merging_metrics& counted) {
+    token_merging_metrics own;
+    const adaptive_k::status result = matching(in, representative, own);
+    counted += own;
+    (*layers)[static_cast<std::size_t>(in.layer)] += own;
+    return result;
+  };
 }
 
 /// By token and layer of the whole text.
@@ -251,7 +269,8 @@ combine_result run_combine(const combine_options& options) {
     if (run.figures.exits_early)
       run.hooks.early_exit = moe_engine::exit_with(result.exit, &run.figures.exits);
     if (run.figures.merges_tokens)
-      run.hooks.merge = moe_engine::merge_with(result.merging, &run.figures.merges);
+      run.hooks.merge =
+          counted_merge(run, moe_engine::merge_with(result.merging), config.num_layers);
   }
   evaluate(model.engine, data, result.data.windows, runs);
 
@@ -259,11 +278,12 @@ combine_result run_combine(const combine_options& options) {
   std::vector<combined_run> controls;
   controls.push_back(make_run(name_of(full_model), full));
   controls.push_back(make_run("random exits, the same rates", full, leave));
-  controls.push_back(make_run("random merging, the same share", full, merge));
+  controls.push_back(make_run("random merging, the same shares", full, merge));
   controls[1].hooks.early_exit =
       random_exit(result.exit, runs[leave].figures.exits, options.seed, &controls[1].figures.exits);
-  controls[2].hooks.merge = random_merge(result.merging, runs[merge].figures.merges.merged_share(),
-                                         options.seed, &controls[2].figures.merges);
+  controls[2].hooks.merge = counted_merge(
+      controls[2], random_merge(result.merging, runs[merge].figures.merges_by_layer, options.seed),
+      config.num_layers);
   evaluate(model.engine, data, result.data.windows, controls);
 
   std::vector<const combined_run*> by_k;

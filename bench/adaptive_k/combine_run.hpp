@@ -37,7 +37,7 @@ struct combined_figures {
   quality_summary quality;
   moe_engine::work_count work;
   adaptive_k::early_exit_metrics exits;
-  adaptive_k::token_merging_metrics merges;
+  std::vector<adaptive_k::token_merging_metrics> merges_by_layer;  ///< empty where none merges
   /// Expert calls by token and layer of the whole text: one that is not run counts as 0.
   double mean_k = 0.0;
   double calls_left = 1.0;       ///< expert calls / the full model's

@@ -112,6 +112,11 @@ TEST(Combine, RandomControlsActAsOftenAndCostMore) {
   const json& merges = report.at("controls")[1];
   EXPECT_NEAR(number(exits, "expert_calls_left"), number(all[leave], "expert_calls_left"), 0.03);
   EXPECT_NEAR(number(merges, "merged_share"), number(all[merge], "merged_share"), 0.02);
+  for (std::size_t layer = 0; layer < merges.at("merged_share_by_layer").size(); ++layer)
+    EXPECT_NEAR(merges.at("merged_share_by_layer")[layer].get<double>(),
+                all[merge].at("merged_share_by_layer")[layer].get<double>(), 0.04)
+        << layer;
+  EXPECT_EQ(merges.at("merged_share_by_layer").size(), 4u);
   EXPECT_GT(number(merges, "mean_kl"), 2.0 * number(all[merge], "mean_kl"));
   EXPECT_EQ(combine_report({"--exit", "entropy:1", "--merge-similarity", "0.7"}), report)
       << "the same seed, the same report";
@@ -135,7 +140,7 @@ TEST(Combine, TableSaysWhatIsPredicted) {
         "  adaptive K + early exit + "
         "token merging",
         "  adaptive K + token merging", "random exits, the same rates",
-        "random merging, the same share", "Exit     entropy below 0.5, 0.5, 0.5"})
+        "random merging, the same shares", "Exit     entropy below 0.5, 0.5, 0.5"})
     EXPECT_TRUE(contains(result.out, words)) << words << "\n" << result.out;
 }
 

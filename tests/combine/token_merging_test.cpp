@@ -61,7 +61,7 @@ TEST(token_merging, equal_inputs_always_merge) {
     std::vector<float> x;
     for (int j = 0; j < hidden; ++j)
       x.push_back(std::ldexp(static_cast<float>(numbers.between(1, 1 << 20)), i % 200 - 120));
-    x.insert(x.end(), x.begin(), x.end());
+    for (std::size_t j = 0; j < hidden; ++j) x.push_back(x[j]);
     EXPECT_EQ(match({}, x).representative[1], 0) << i;
   }
 }

@@ -426,6 +426,31 @@ TEST(ab_test, bad_input_is_refused_by_name_and_counted) {
   EXPECT_EQ(refusal({{"a"}, {"b"}}, options), "alpha is 1, expected above 0 and below 0.5");
 }
 
+TEST(ab_test, what_was_found_stays_found_and_its_interval_stays_off_0) {
+  int found = 0;
+  for (std::uint64_t seed = 1; seed <= 60; ++seed) {
+    ab_test test({{"full"}, {"adaptive"}, {"rare", 1e-4}});
+    inputs::sequence from(seed);
+    bool before = false;
+    for (int look = 0; look < 40; ++look) {
+      for (int i = 0; i < 50; ++i) {
+        test.record(0, request(from, 0.0));
+        test.record(1, request(from, -0.03));
+      }
+      if (look == 20 || look == 21) test.record(2, request(from, 0.0));
+      const ab_results results = test.compute_results();
+      const ab_effect& latency = results.comparisons[0].of(ab_metric::latency);
+      EXPECT_TRUE(!before || latency.found) << seed << ' ' << look;
+      before |= latency.found;
+      if (latency.found) {
+        EXPECT_LT(latency.sequential_high, 0.0) << seed << " " << look;
+      }
+    }
+    found += before;
+  }
+  EXPECT_GT(found, 10);
+}
+
 TEST(ab_test, threads_lose_no_record) {
   ab_test test({{"full"}, {"adaptive"}});
   std::vector<std::thread> threads;

@@ -126,8 +126,32 @@ TEST_F(HttpServer, ServesBothFormats) {
   EXPECT_NE(open.find("Content-Type: application/openmetrics-text; version=1.0.0"),
             std::string::npos);
   EXPECT_TRUE(exposition_text::parse(body(open)).ended);
+  const auto opens = [&](const std::string& accept) {
+    return get(server_.port(), "/metrics", "Accept: " + accept + "\r\n")
+               .find("Content-Type: application/openmetrics-text") != std::string::npos;
+  };
+  // As Prometheus asks.
+  EXPECT_TRUE(
+      opens("application/openmetrics-text;version=1.0.0;q=0.5,application/"
+            "openmetrics-text;version=0.0.1;q=0.4,text/plain;version=0.0.4;q=0.3,*/*;q=0.2"));
+  EXPECT_FALSE(opens("text/plain;version=0.0.4;q=1, application/openmetrics-text;q=0"));
+  EXPECT_FALSE(opens("text/plain;q=0.75, application/openmetrics-text; q=0.7"));
+  EXPECT_FALSE(opens("application/openmetrics-text-old"));
+  EXPECT_FALSE(opens(",;q=,application/openmetrics-text;q=x,"));
   EXPECT_EQ(code(get(server_.port(), "/")), 302);
   EXPECT_EQ(code(get(server_.port(), "/other")), 404);
+}
+
+TEST_F(HttpServer, TakesPathsAsTheyAre) {
+  for (const std::string path : {"/metrics(", "/m+x", "/metrics.v1", "/[a]{2}^$|*"}) {
+    http_server server;
+    http_server_options options;
+    options.port = 0;
+    options.path = path;
+    ASSERT_TRUE(server.start(recorder_, options)) << path;
+    EXPECT_EQ(code(get(server.port(), path)), 200) << path;
+    EXPECT_EQ(code(get(server.port(), "/metricsXv1")), 404) << path;
+  }
 }
 
 TEST_F(HttpServer, BindsToLoopbackOnly) {

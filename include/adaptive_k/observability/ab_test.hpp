@@ -76,7 +76,9 @@ struct ab_effect {
   double effect = 0.0;
   double low = 0.0, high = 0.0;  ///< bootstrap interval of `effect` at 1 - alpha, one look
   /// Interval of `effect` at 1 - alpha that holds at all looks at once: wider, and what the
-  /// sentence says without `planned_requests`. From 50 requests a variant on; NaN before.
+  /// sentence says without `planned_requests`: what the intervals of all looks so far share, or
+  /// this look's where they share nothing (the effect drifts). From 50 requests a variant on; NaN
+  /// before.
   double sequential_low = std::numeric_limits<double>::quiet_NaN();
   double sequential_high = std::numeric_limits<double>::quiet_NaN();
   double welch_p = 1.0;       ///< one look
@@ -84,8 +86,8 @@ struct ab_effect {
   /// Effect that the test which decides finds with probability `power` or more with as many
   /// requests as there are, Holm's correction at its strictest included.
   double detectable = 0.0;
-  /// After Holm's correction over variants and metrics. In sequence, what was found stays found:
-  /// the intervals are this look's, at 1 - alpha for each alone, and may come to hold 0 again.
+  /// After Holm's correction over all variants and metrics. In sequence, what was found stays
+  /// found.
   bool found = false;
   bool compared = false;  ///< false where a shadow has nothing of its own to compare
 };
@@ -119,8 +121,7 @@ class ab_test {
     if (!validity()) return;
     for (std::size_t i = 0; i < assignment_.variants().size(); ++i)
       arms_.push_back(std::make_unique<arm>(options, i));
-    least_p_.resize(arms_.size());
-    for (auto& p : least_p_) p.fill(1.0);
+    looks_.resize(arms_.size());
   }
 
   /// Refuses what `ab_assignment` does and options out of range. A test that is refused records
@@ -234,6 +235,13 @@ class ab_test {
     arm_state state;
   };
 
+  /// All looks at one metric of one variant.
+  struct looks {
+    double least_p = 1.0;
+    double low = -std::numeric_limits<double>::infinity();  ///< of what their intervals share
+    double high = std::numeric_limits<double>::infinity();
+  };
+
   /// So that no product of two variances overflows.
   static constexpr double largest_value = 1e60;
 
@@ -242,10 +250,16 @@ class ab_test {
 
   /// Level of the first, hardest of Holm's steps: every metric of every variant that is compared.
   double strictest_alpha() const noexcept {
+    return options_.alpha / static_cast<double>(std::max<std::size_t>(num_tests(), 1));
+  }
+
+  /// Fixed from the start: a family that grew with the variants seen so far would take back what
+  /// was found.
+  std::size_t num_tests() const noexcept {
     std::size_t tests = 0;
     for (std::size_t i = 1; i < arms_.size(); ++i)
       if (!assignment_.variants()[i].shadow) tests += num_ab_metrics;
-    return options_.alpha / static_cast<double>(std::max<std::size_t>(tests, 1));
+    return tests;
   }
 
   static double effect_of(ab_metric metric, double control, double variant) {
@@ -279,17 +293,20 @@ class ab_test {
                ? detail::detectable_difference(v, strictest_alpha(), options_.power)
                : detail::detectable_in_sequence(v, prior, strictest_alpha(), options_.power)) /
           unit;
-      double& least = least_p_[index][m];
+      looks& past = looks_[index][m];
       if (std::min(a.count, b.count) >= least_requests) {
-        least = std::fmin(least, detail::sequential_p(a, b, prior));
+        past.least_p = std::fmin(past.least_p, detail::sequential_p(a, b, prior));
         // A ratio's spread holds the control's own, by the delta method.
         const double ratio = metric == ab_metric::savings ? 1.0 : b.mean / a.mean;
         const double spread = b.variance_of_mean() + ratio * ratio * a.variance_of_mean();
         const double margin = detail::sequential_margin(spread, prior, options_.alpha) / unit;
-        e.sequential_low = e.effect - margin;
-        e.sequential_high = e.effect + margin;
+        past.low = std::fmax(past.low, e.effect - margin);
+        past.high = std::fmin(past.high, e.effect + margin);
+        const bool share = past.low <= past.high;
+        e.sequential_low = share ? past.low : e.effect - margin;
+        e.sequential_high = share ? past.high : e.effect + margin;
       }
-      e.sequential_p = least;
+      e.sequential_p = past.least_p;
       set_interval(e, metric, seen[0].bootstrap, seen[index].bootstrap);
     }
     return result;
@@ -323,7 +340,7 @@ class ab_test {
     std::sort(tests.begin(), tests.end(),
               [](const auto& a, const auto& b) { return a.first < b.first; });
     for (std::size_t i = 0; i < tests.size(); ++i) {
-      if (tests[i].first > options_.alpha / static_cast<double>(tests.size() - i)) return;
+      if (tests[i].first > options_.alpha / static_cast<double>(num_tests() - i)) return;
       tests[i].second->found = true;
     }
   }
@@ -377,8 +394,8 @@ class ab_test {
   ab_options options_;
   std::vector<std::unique_ptr<arm>> arms_;
   std::mutex look_mutex_;
-  std::vector<std::array<double, num_ab_metrics>> least_p_;  ///< [variants], over all looks
-  double least_mismatch_p_ = 1.0;                            ///< over all looks
+  std::vector<std::array<looks, num_ab_metrics>> looks_;  ///< [variants]
+  double least_mismatch_p_ = 1.0;                         ///< over all looks
   std::unique_ptr<ab_results> decided_;
   std::atomic<std::uint64_t> refused_{0};
 };

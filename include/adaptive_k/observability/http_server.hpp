@@ -7,9 +7,11 @@
 #include <chrono>
 #include <csignal>
 #include <cstddef>
+#include <exception>
 #include <memory>
 #include <mutex>
 #include <string>
+#include <string_view>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -24,9 +26,43 @@ struct http_server_options {
   int port = 9090;                 ///< 0: any free one, see http_server::port
   std::string host = "127.0.0.1";  ///< loopback; "0.0.0.0" lets every machine read the metrics
   std::string path = "/metrics";   ///< "/" redirects to it
-  int threads = 16;                ///< connections served at a time; the rest wait
+  /// Connections served at a time; the rest wait. Where the system cannot start them all, the
+  /// library's pool ends the process.
+  int threads = 16;
   std::chrono::milliseconds patience{1000};  ///< for a client's next bytes, either way
 };
+
+namespace detail {
+
+/// The greatest q, times 1000, that an Accept header gives a media type; 1000 where it gives none,
+/// 0 where it does not name the type.
+inline int accepted_thousandths(std::string_view accept, std::string_view type) noexcept {
+  int most = 0;
+  while (!accept.empty()) {
+    std::string_view range = accept.substr(0, accept.find(','));
+    accept.remove_prefix(range.size() + (range.size() < accept.size() ? 1 : 0));
+    while (!range.empty() && range.front() == ' ') range.remove_prefix(1);
+    const std::string_view after = range.substr(range.size() < type.size() ? 0 : type.size());
+    if (range.substr(0, type.size()) != type) continue;
+    if (!after.empty() && after.front() != ';' && after.front() != ' ') continue;
+    int q = 1000;
+    const std::size_t at = after.find("q=");
+    if (at != std::string_view::npos && (after[at - 1] == ';' || after[at - 1] == ' ')) {
+      q = 0;
+      int unit = 1000;
+      for (const char c : after.substr(at + 2, 5)) {
+        if (c == '.') continue;
+        if (c < '0' || c > '9') break;
+        q += unit * (c - '0');
+        unit /= 10;
+      }
+    }
+    most = q > most ? q : most;
+  }
+  return most;
+}
+
+}  // namespace detail
 
 /// Serves a recorder's metrics from threads of its own until destroyed. Recording never waits for
 /// it. Clients that ask for application/openmetrics-text get OpenMetrics. One response a
@@ -71,16 +107,24 @@ class http_server {
     ended_ = false;
     thread_ = std::thread([this] {
       ignore_broken_pipes();
-      server_->listen_after_bind();
+      try {
+        server_->listen_after_bind();
+      } catch (const std::exception&) {  // the library starts its threads in there
+      }
       ended_ = true;
     });
     // The library's stop() does nothing before its loop runs, and then nobody would end the thread.
     while (!server_->is_running() && !ended_)
       std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    if (ended_) {
+      stop();
+      return refuse("cannot serve by %d threads: the system gives no more", options.threads);
+    }
     return {};
   }
 
-  /// Ends serving and its threads; waits for responses that are under way, at most `patience` each.
+  /// Ends serving and its threads; waits for requests that are under way: `patience` for a silent
+  /// client, as long as it goes on for one that keeps sending.
   void stop() {
     if (!running()) return;
     server_->stop();
@@ -111,6 +155,16 @@ class http_server {
 #endif
   }
 
+  /// The library takes paths for regular expressions.
+  static std::string literal(const std::string& path) {
+    std::string pattern;
+    for (const char c : path) {
+      if (std::string_view(".^$|()[]{}*+?\\").find(c) != std::string_view::npos) pattern += '\\';
+      pattern += c;
+    }
+    return pattern;
+  }
+
   static void ignore_broken_pipes() noexcept {
 #if !defined(_WIN32)
     sigset_t signals;
@@ -139,11 +193,12 @@ class http_server {
     server_->set_keep_alive_timeout(seconds.count() < 1 ? 1 : seconds.count());
     server_->set_keep_alive_max_count(1);
     server_->set_payload_max_length(1024);
-    server_->Get(options.path, [&recorder](const httplib::Request& request,
-                                           httplib::Response& response) {
-      const bool open = request.get_header_value("Accept").find("application/openmetrics-text") !=
-                        std::string::npos;
-      const exposition format = open ? exposition::openmetrics : exposition::prometheus;
+    server_->Get(literal(options.path), [&recorder](const httplib::Request& request,
+                                                    httplib::Response& response) {
+      const std::string accept = request.get_header_value("Accept");
+      const int open = detail::accepted_thousandths(accept, "application/openmetrics-text");
+      const bool wanted = open > 0 && open >= detail::accepted_thousandths(accept, "text/plain");
+      const exposition format = wanted ? exposition::openmetrics : exposition::prometheus;
       response.set_content(recorder.render(format), content_type(format));
     });
     const std::string path = options.path;

@@ -162,7 +162,7 @@ class prometheus_recorder {
     }
     std::atomic<std::uint64_t>* const cells = own_shard(*to);
     for (std::size_t b = 0; b <= bounds.size(); ++b) add(cells[entropy_ + b], in_bucket[b]);
-    add(cells[entropy_ + bounds.size() + 1], sum);
+    add(cells[entropy_ + bounds.size() + 1], (sum + entropy_step / 2) / entropy_step);
     add(cells[invalid_entropies], bad);
   }
 
@@ -186,7 +186,7 @@ class prometheus_recorder {
     }
     render_gauges(out, all, open);
     render_k(out, all, open);
-    histogram(out, all, entropy_, options_.entropy_buckets, detail::signal_scale,
+    histogram(out, all, entropy_, options_.entropy_buckets, entropy_scale,
               "adaptive_k_entropy_nats", "nats", "Entropy of the router's scores, by token.", open);
     if (options_.expert_load > 0) render_load(out, all, open);
     head(out, "adaptive_k_dropped_batches", "counter", "",
@@ -246,6 +246,10 @@ class prometheus_recorder {
        "Recorded entropies that were negative, too large or not finite."},
   };
   static constexpr std::size_t max_buckets = 64;
+  /// Entropies are added up by batch in steps of 2^-24 nats, but kept in steps of 2^-12: 64 bits of
+  /// the finer ones would last a busy server a day.
+  static constexpr std::uint64_t entropy_step = 4096;
+  static constexpr double entropy_scale = detail::signal_scale / 4096.0;
 
   static void check_buckets(const std::vector<double>& bounds, const char* name) {
     bool good = !bounds.empty() && bounds.size() <= max_buckets;
