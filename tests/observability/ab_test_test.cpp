@@ -381,9 +381,10 @@ TEST(ab_test, values_at_the_edges_of_what_is_taken_give_results) {
         ab_test test({{"full"}, {"adaptive", weight * 1.00001}}, options);
         for (int i = 0; i < 300; ++i) {
           const double jitter = 1.0 - 0.01 * (i % 7);
-          ASSERT_TRUE(test.record(i % 2, {size * jitter, 0.5, -size * jitter}));
+          ASSERT_TRUE(test.record(i % 2 == 0 ? 0 : 1, {size * jitter, 0.5, -size * jitter}));
         }
-        const ab_effect& latency = test.compute_results().comparisons[0].of(ab_metric::latency);
+        const ab_results results = test.compute_results();
+        const ab_effect& latency = results.comparisons[0].of(ab_metric::latency);
         EXPECT_GE(latency.welch_p, 0.0) << size;
         EXPECT_LE(latency.welch_p, 1.0) << size;
         EXPECT_GE(latency.sequential_p, 0.0) << size;
