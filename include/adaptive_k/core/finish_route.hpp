@@ -56,12 +56,12 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE F own_factor(const Gating& model, const F& topk_
 
 inline constexpr int choice_counts = -1;
 
-/// Whether weights are multiplied by what restores their mass even where that is 1, for plans whose
-/// K is a coin toss that a processor would guess wrong.
-template <class Plan, class = void>
-struct restores_always : std::false_type {};
-template <class Plan>
-struct restores_always<Plan, std::void_t<typename Plan::restores_always>> : std::true_type {};
+/// A kept mass as a divisor: 1 where a biased choice kept next to none, whose weights are 0 anyway.
+template <class Gating, class F>
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE F positive_mass(const F& kept, const F& total) noexcept {
+  if constexpr (ranks_by_logit<Gating>::value) return kept;  // the first score is 1
+  return math::select(kept > total * F(least_share), kept, F(1.0f));
+}
 
 /// Fills `route`, apart from `has_nonfinite`. Reads `expert`, `score` and `log_score` of `ranked`
 /// and completes it. `dictated` is k where something else than the policy decides it (shadow mode,
@@ -89,7 +89,7 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE void finish_route(const Gating& model, const Pla
   }
   ranked.total = mass;
   const auto weighs = mass > 0.0f;  // else every chosen score underflowed
-  if (!math::all(weighs)) {
+  if (!ranks_by_logit<Gating>::value && !math::all(weighs)) {
     ADAPTIVE_K_UNROLL
     for (int j = 0; j < ranks; ++j) {
       const int rank = j < top_k ? j + 1 : top_k;
@@ -109,21 +109,29 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE void finish_route(const Gating& model, const Pla
   route.count = route.chosen;
   if (dictated != choice_counts) route.count = integers(dictated);
 
-  F factor = own_factor<Kind>(model, ranked.total, sums.score);
-  if (!renormalizes(model)) factor = math::select(weighs, factor, F(0.0f));
   F kept = ranked.total;
   ADAPTIVE_K_UNROLL
-  for (int j = 0; j < ranks; ++j) {
+  for (int j = 0; j < ranks; ++j)
     kept = math::select(route.count == integers(j + 1), ranked.mass[j], kept);
+  F factor;
+  if (renormalizes(model) && plan.mass_exponent == 1.0f) {
+    // scale / total * (kept / total)^-1, and at k = K0 the model's own factor to the bit.
+    factor =
+        math::divide(F(model.routed_scaling_factor), positive_mass<Gating>(kept, ranked.total));
+  } else {
+    factor = own_factor<Kind>(model, ranked.total, sums.score);
+    if (!renormalizes(model)) factor = math::select(weighs, factor, F(0.0f));
+    const auto fewer = route.count < integers(top_k);
+    if (math::any(fewer)) {
+      const F kept_share = math::larger(math::divide(kept, ranked.total), least_share);
+      const F stretch = restore_mass(kept_share, plan.mass_exponent);
+      factor = factor * math::select(fewer, stretch, F(1.0f));
+    }
+  }
+  ADAPTIVE_K_UNROLL
+  for (int j = 0; j < ranks; ++j) {
     route.expert[j] = ranked.expert[j];
     route.weight[j] = ranked.score[j] * factor;
-  }
-  const auto fewer = route.count < integers(top_k);
-  if (restores_always<Plan>::value || math::any(fewer)) {
-    const F kept_share = math::larger(math::divide(kept, ranked.total), least_share);
-    const F stretch = math::select(fewer, restore_mass(kept_share, plan.mass_exponent), F(1.0f));
-    ADAPTIVE_K_UNROLL
-    for (int j = 0; j < ranks; ++j) route.weight[j] = route.weight[j] * stretch;
   }
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "adaptive_k/config.hpp"
 #include "adaptive_k/core/math.hpp"
@@ -101,6 +102,10 @@ ADAPTIVE_K_HD constexpr bool renormalizes(const Gating& g) noexcept {
 ADAPTIVE_K_HD inline bool selects_by_score(const gating& g) noexcept {
   return g.selection_bias || (g.n_group > 1 && g.group_rank == group_score::top2_sum);
 }
+
+/// Whether a gating type is softmax ranked by logit and nothing else, so that the first score is 1.
+template <class Gating>
+struct ranks_by_logit : std::false_type {};
 
 /// A score and its natural logarithm. Softmax scores are relative to the row's largest logit
 /// (their largest is 1); their sum is divided out where it matters.

@@ -25,6 +25,8 @@ struct usual_gating {
   int num_experts;
   float routed_scaling_factor;
 };
+template <int TopK>
+struct ranks_by_logit<usual_gating<TopK>> : std::true_type {};
 
 /// A plan as core/ reads it.
 template <int TopK>
@@ -52,15 +54,9 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE bool is_usual_plan(const k_plan_head& head) noex
   return head.signal == signal_kind::softmax_entropy && !head.predicts_distortion;
 }
 
-/// The host's: see finish_route's restores_always.
 template <int TopK>
-struct branchless_plan : usual_plan<TopK> {
-  using restores_always = void;
-};
-
-template <int TopK>
-ADAPTIVE_K_INLINE branchless_plan<TopK> usual_plan_of(const k_plan& plan) noexcept {
-  branchless_plan<TopK> made;
+ADAPTIVE_K_INLINE usual_plan<TopK> usual_plan_of(const k_plan& plan) noexcept {
+  usual_plan<TopK> made;
   made.limits = plan.limits;
   made.last_k = plan.last_k;
   made.tried = plan.tried;

@@ -150,7 +150,7 @@ struct usual_blocks {
                                                block_routes<lanes>* routes) noexcept {
       const int num_experts = Experts != 0 ? Experts : request->model->num_experts;
       const usual_gating<TopK> model = {num_experts, request->model->routed_scaling_factor};
-      const branchless_plan<TopK> plan = usual_plan_of<TopK>(*request->plan);
+      const usual_plan<TopK> plan = usual_plan_of<TopK>(*request->plan);
       for (; request->blocks > 0; --request->blocks) {
         token_route<TopK, reals> route;
         const std::uint32_t undecided =
@@ -173,7 +173,7 @@ struct usual_blocks {
    private:
     /// One block; the result is the lanes that it could not decide.
     static ADAPTIVE_K_INLINE typename reals::mask decide(const usual_gating<TopK>& model,
-                                                         const branchless_plan<TopK>& plan,
+                                                         const usual_plan<TopK>& plan,
                                                          const block_rows& rows,
                                                          token_route<TopK, reals>& route) noexcept {
       const int num_experts = Experts != 0 ? Experts : model.num_experts;
