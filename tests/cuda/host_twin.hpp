@@ -14,6 +14,7 @@
 #include "device_buffer.hpp"
 #include "inputs.hpp"
 #include "report.hpp"
+#include "schedules.hpp"
 
 namespace twin {
 
@@ -171,8 +172,8 @@ void expect_equal(const batch<Logit>& input) {
                                                        device_metrics.get(), extras, nullptr)
                                 : device_router.route(0, device_logits, device_output,
                                                       device_metrics.get(), extras, nullptr);
-  ASSERT_TRUE(result) << result.message();
-  ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess) << cudaGetErrorString(cudaGetLastError());
+  ASSERT_TRUE(result) << result.message() << '\n' << schedules::last_fault();
+  ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess) << schedules::last_fault();
 
   const std::int64_t top_k = input.model.top_k;
   const auto behind = [](auto values, std::size_t gap) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "adaptive_k/config.hpp"
 #include "adaptive_k/core/gating.hpp"
@@ -150,6 +151,11 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE math::integers<F> least_cost_k(
   return best_k;
 }
 
+/// Whether a plan's thresholds and limits need no look at a token: `k_at[j]` where the threshold of
+/// rank j is met, else `k_at` of the last rank.
+template <class Plan>
+struct is_settled : std::false_type {};
+
 /// How many experts this token gets, within its limits. `topk_share` is S_K0 as distortion_ref
 /// means it; `ranks` is a loop_count of K0.
 template <int MaxTopK, class F, class Ranks, class Plan>
@@ -161,6 +167,13 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE math::integers<F> choose_k(const Plan& plan, con
   if (plan.predicts_distortion)
     return least_cost_k(plan, ranked, topk_share, num_experts, top_k, ranks, limits);
   using integers = math::integers<F>;
+  if constexpr (is_settled<Plan>::value) {
+    integers settled = plan.k_at[MaxTopK - 1];
+    ADAPTIVE_K_UNROLL
+    for (int j = MaxTopK - 2; j >= 0; --j)
+      settled = math::select(is_enough(plan, signal, ranked, j), integers(plan.k_at[j]), settled);
+    return settled;
+  }
   integers k = plan.last_k;
   ADAPTIVE_K_UNROLL
   for (int j = ranks - 2; j >= 0; --j) {

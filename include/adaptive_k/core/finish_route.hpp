@@ -109,10 +109,10 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE void finish_route(const Gating& model, const Pla
   route.count = route.chosen;
   if (dictated != choice_counts) route.count = integers(dictated);
 
-  F kept = ranked.total;
+  F kept = ranked.mass[0];
   ADAPTIVE_K_UNROLL
-  for (int j = 0; j < ranks; ++j)
-    kept = math::select(route.count == integers(j + 1), ranked.mass[j], kept);
+  for (int j = 1; j < ranks; ++j)
+    kept = math::select(route.count > integers(j), ranked.mass[j], kept);
   F factor;
   if (renormalizes(model) && plan.mass_exponent == 1.0f) {
     // scale / total * (kept / total)^-1, and at k = K0 the model's own factor to the bit.

@@ -43,6 +43,35 @@ struct usual_plan {
   distortion_ref distortion;
 };
 
+/// A plan made ready for many tokens under its own limits: every k lies within them, and a rank
+/// without a threshold has one that no entropy is below.
+template <int TopK>
+struct settled_plan : usual_plan<TopK> {
+  int k_at[TopK];  ///< by the rank whose threshold is met; the last where none is
+
+  ADAPTIVE_K_HD ADAPTIVE_K_INLINE explicit settled_plan(const usual_plan<TopK>& plan) noexcept
+      : usual_plan<TopK>(plan) {
+    const k_limits& within = plan.limits;
+    ADAPTIVE_K_UNROLL
+    for (int j = 0; j < TopK; ++j) {
+      int k = j + 1 < TopK ? j + 1 : plan.last_k;
+      k = k > within.k_max ? within.k_max : k;
+      k_at[j] = k < within.k_min ? within.k_min : k;
+      if ((plan.tried >> j & 1u) == 0) this->threshold[j] = -math::infinity;
+    }
+  }
+};
+template <int TopK>
+struct is_settled<settled_plan<TopK>> : std::true_type {};
+
+/// The same where all of the mass is restored, known to the compiler.
+template <int TopK>
+struct whole_mass_plan : settled_plan<TopK> {
+  static constexpr float mass_exponent = 1.0f;
+};
+template <int TopK>
+struct is_settled<whole_mass_plan<TopK>> : std::true_type {};
+
 /// Host: whether there is code for such calls of a model. K0 and E as most models have them.
 inline bool has_usual_code(const gating& g) noexcept {
   const bool softmax = g.kind == gating_kind::softmax || g.kind == gating_kind::top_k_softmax;

@@ -77,6 +77,8 @@ class block_metrics {
     __syncthreads();
   }
 
+  __device__ bool counts() const noexcept { return target_ != nullptr; }
+
   __device__ void add_expert(int expert) noexcept {
     if (target_ != nullptr) atomicAdd(&state().expert_counts[expert], 1u);
   }
