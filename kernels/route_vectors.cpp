@@ -11,11 +11,15 @@ template void route_vectors<bfloat16>(row_router<bfloat16, std::int32_t, float>&
                                       std::int64_t, std::int64_t) noexcept;
 template void route_vectors<float16>(row_router<float16, std::int32_t, float>&, instruction_set,
                                      std::int64_t, std::int64_t) noexcept;
-template bool route_usual_token<float>(const usual_token_call<float>&, instruction_set) noexcept;
-template bool route_usual_token<bfloat16>(const usual_token_call<bfloat16>&,
-                                          instruction_set) noexcept;
-template bool route_usual_token<float16>(const usual_token_call<float16>&,
-                                         instruction_set) noexcept;
+template bool route_usual_token<float>(const usual_setup&, const k_plan&, const float*,
+                                       const routing_output<>&, std::int64_t,
+                                       routing_metrics*) noexcept;
+template bool route_usual_token<bfloat16>(const usual_setup&, const k_plan&, const bfloat16*,
+                                          const routing_output<>&, std::int64_t,
+                                          routing_metrics*) noexcept;
+template bool route_usual_token<float16>(const usual_setup&, const k_plan&, const float16*,
+                                         const routing_output<>&, std::int64_t,
+                                         routing_metrics*) noexcept;
 
 }  // namespace detail
 

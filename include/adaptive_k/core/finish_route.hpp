@@ -63,6 +63,22 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE F positive_mass(const F& kept, const F& total) n
   return math::select(kept > total * F(least_share), kept, F(1.0f));
 }
 
+/// What a score becomes a weight by, where `kept` of the chosen experts' mass `total` is kept,
+/// which is all of it unless `fewer` than K0 are; `score_sum` is over all experts.
+template <gating_kind Kind, class F, class Gating, class Plan, class Condition>
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE F weight_factor(const Gating& model, const Plan& plan,
+                                                const F& kept, const F& total, const F& score_sum,
+                                                const Condition& fewer) noexcept {
+  // scale / total * (kept / total)^-1, and at k = K0 the model's own factor to the bit.
+  if (renormalizes(model) && plan.mass_exponent == 1.0f)
+    return math::divide(F(model.routed_scaling_factor), positive_mass<Gating>(kept, total));
+  const F factor = own_factor<Kind>(model, total, score_sum);
+  if (!math::any(fewer)) return factor;
+  const F kept_share = math::larger(math::divide(kept, total), least_share);
+  const F stretch = restore_mass(kept_share, plan.mass_exponent);
+  return factor * math::select(fewer, stretch, F(1.0f));
+}
+
 /// Fills `route`, apart from `has_nonfinite`. Reads `expert`, `score` and `log_score` of `ranked`
 /// and completes it. `dictated` is k where something else than the policy decides it (shadow mode,
 /// replay), else `choice_counts`. `model` and `plan` may know some of their members at compile
@@ -113,21 +129,9 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE void finish_route(const Gating& model, const Pla
   ADAPTIVE_K_UNROLL
   for (int j = 1; j < ranks; ++j)
     kept = math::select(route.count > integers(j), ranked.mass[j], kept);
-  F factor;
-  if (renormalizes(model) && plan.mass_exponent == 1.0f) {
-    // scale / total * (kept / total)^-1, and at k = K0 the model's own factor to the bit.
-    factor =
-        math::divide(F(model.routed_scaling_factor), positive_mass<Gating>(kept, ranked.total));
-  } else {
-    factor = own_factor<Kind>(model, ranked.total, sums.score);
-    if (!renormalizes(model)) factor = math::select(weighs, factor, F(0.0f));
-    const auto fewer = route.count < integers(top_k);
-    if (math::any(fewer)) {
-      const F kept_share = math::larger(math::divide(kept, ranked.total), least_share);
-      const F stretch = restore_mass(kept_share, plan.mass_exponent);
-      factor = factor * math::select(fewer, stretch, F(1.0f));
-    }
-  }
+  F factor = weight_factor<Kind>(model, plan, kept, ranked.total, sums.score,
+                                 route.count < integers(top_k));
+  if (!renormalizes(model)) factor = math::select(weighs, factor, F(0.0f));
   ADAPTIVE_K_UNROLL
   for (int j = 0; j < ranks; ++j) {
     route.expert[j] = ranked.expert[j];

@@ -29,6 +29,7 @@ inline bool is_available(instruction_set set) noexcept {
 #if defined(__x86_64__) && (ADAPTIVE_K_HAS_AVX2 || ADAPTIVE_K_LINKS_EVERY_SET)
       return ADAPTIVE_K_BUILT_FOR_AVX2 != 0 ||
              (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+              __builtin_cpu_supports("bmi") &&
               __builtin_cpu_supports("bmi2"));  // all of these have F16C
 #else
       return false;
@@ -37,9 +38,9 @@ inline bool is_available(instruction_set set) noexcept {
 #if defined(__x86_64__) && (ADAPTIVE_K_HAS_AVX512 || ADAPTIVE_K_LINKS_EVERY_SET)
       return ADAPTIVE_K_BUILT_FOR_AVX512 != 0 ||
              (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-              __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("avx512f") &&
-              __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-              __builtin_cpu_supports("avx512vl"));
+              __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2") &&
+              __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"));
 #else
       return false;
 #endif

@@ -79,7 +79,9 @@ void route_vectors(row_router<Logit, std::int32_t, float>& rows, instruction_set
 /// A usual call of one token by vectors of a set that is available; false: not done. Where
 /// route_vectors is.
 template <class Logit>
-bool route_usual_token(const usual_token_call<Logit>& call, instruction_set set) noexcept;
+bool route_usual_token(const usual_setup& setup, const k_plan& plan, const Logit* row,
+                       const routing_output<>& output, std::int64_t token,
+                       routing_metrics* metrics) noexcept;
 
 /// Routes a range of a call's tokens.
 template <class Logit, class Id, class Weight>

@@ -11,6 +11,7 @@
 #include "adaptive_k/host/route_rows.hpp"
 #include "adaptive_k/host/simd/avx2.hpp"
 #include "adaptive_k/host/simd/avx512.hpp"
+#include "adaptive_k/host/simd/avx512_row.hpp"
 #include "adaptive_k/host/simd/generic.hpp"
 #include "adaptive_k/host/simd/lanes.hpp"
 #include "adaptive_k/host/simd/row.hpp"
@@ -92,9 +93,11 @@ class vector_rows {
   template <class Target, int TopK>
   ADAPTIVE_K_INLINE bool decide_usual_row_as(const float* row,
                                              token_route<max_top_k>& route) noexcept {
-    return Target::template run<usual_row<TopK>::template body>(
-        rows_.call_.model, rows_.call_.plan, static_cast<const k_limits*>(&rows_.request_.limits),
-        row, &route);
+    if constexpr (TopK <= Target::row_reals::lanes)
+      return Target::template run<usual_row_alone<TopK>::template body>(
+          rows_.call_.model, rows_.call_.plan, static_cast<const k_limits*>(&rows_.request_.limits),
+          row, &route);
+    return false;
   }
 
   /// One token in the lanes of one vector.
@@ -272,15 +275,20 @@ class vector_rows {
 };
 
 template <class Logit>
-bool route_usual_token(const usual_token_call<Logit>& call, instruction_set set) noexcept {
+bool route_usual_token(const usual_setup& setup, const k_plan& plan, const Logit* row,
+                       const routing_output<>& output, std::int64_t token,
+                       routing_metrics* metrics) noexcept {
 #if ADAPTIVE_K_HAS_AVX512
-  if (set == instruction_set::avx512) return run_usual_token<avx512>(call);
+  if (setup.set == instruction_set::avx512)
+    return run_usual_token<avx512>(&setup, &plan, row, &output, token, metrics);
 #endif
 #if ADAPTIVE_K_HAS_AVX2
-  if (set == instruction_set::avx2) return run_usual_token<avx2>(call);
+  if (setup.set == instruction_set::avx2)
+    return run_usual_token<avx2>(&setup, &plan, row, &output, token, metrics);
 #endif
 #if ADAPTIVE_K_HAS_GENERIC
-  if (set == instruction_set::generic) return run_usual_token<generic>(call);
+  if (setup.set == instruction_set::generic)
+    return run_usual_token<generic>(&setup, &plan, row, &output, token, metrics);
 #endif
   return false;
 }

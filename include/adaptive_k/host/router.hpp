@@ -160,6 +160,8 @@ class router {
     plans_ = std::move(plans);
     has_usual_code_ =
         validity_.ok() && instructions_ != instruction_set::scalar && detail::has_usual_code(model);
+    usual_ = {model, options.fill == fill_id::num_experts ? model.num_experts : -1,
+              options.fill == fill_id::first_expert, instructions_};
     policies_ = std::make_shared<const std::vector<k_policy>>(std::move(policies));
   }
 
@@ -226,9 +228,9 @@ class router {
 #if ADAPTIVE_K_VECTORS
     if constexpr (std::is_same_v<Id, std::int32_t> && std::is_same_v<Weight, float>) {
       const bool fits = has_usual_code_ && layer >= 0 && (one_policy_ || layer < num_layers()) &&
-                        logits.num_experts == model_.num_experts && token >= 0 &&
+                        logits.num_experts == usual_.model.num_experts && token >= 0 &&
                         token < logits.num_tokens && logits.data != nullptr &&
-                        (logits.row_stride == 0 || logits.row_stride >= model_.num_experts) &&
+                        (logits.row_stride == 0 || logits.row_stride >= usual_.model.num_experts) &&
                         output.topk_ids != nullptr && output.topk_weights != nullptr &&
                         output.chosen_counts == nullptr && extras.routing_bias == nullptr &&
                         extras.padding_mask == nullptr && extras.k_min == nullptr &&
@@ -236,19 +238,10 @@ class router {
       if (!fits) return false;
       const detail::k_plan& plan = (*plans_)[index(layer)];
       if (!detail::is_usual_plan(plan)) return false;
-      const std::int64_t stride = logits.row_stride != 0 ? logits.row_stride : model_.num_experts;
-      const detail::usual_token_call<Logit> call = {
-          &model_,
-          &plan,
-          logits.data + token * stride,
-          options_.fill == fill_id::num_experts ? model_.num_experts : -1,
-          options_.fill == fill_id::first_expert,
-          output.topk_ids + token * model_.top_k,
-          output.topk_weights + token * model_.top_k,
-          output.topk_counts != nullptr ? output.topk_counts + token : nullptr,
-          output.signal != nullptr ? output.signal + token : nullptr,
-          metrics};
-      return detail::route_usual_token(call, instructions_);
+      const std::int64_t stride =
+          logits.row_stride != 0 ? logits.row_stride : usual_.model.num_experts;
+      return detail::route_usual_token(usual_, plan, logits.data + token * stride, output, token,
+                                       metrics);
     }
 #endif
     return false;
@@ -271,6 +264,7 @@ class router {
   instruction_set instructions_;
   bool one_policy_;
   bool has_usual_code_ = false;  ///< of a valid model, and vectors for it
+  detail::usual_setup usual_;
   status validity_;
   std::shared_ptr<const std::vector<k_policy>> policies_;
   std::shared_ptr<const std::vector<detail::k_plan>> plans_;

@@ -10,93 +10,115 @@
 #include "adaptive_k/core/gating.hpp"
 #include "adaptive_k/core/math.hpp"
 #include "adaptive_k/core/signal.hpp"
+#include "adaptive_k/host/instruction_set.hpp"
 #include "adaptive_k/host/metrics.hpp"
 #include "adaptive_k/host/simd/row.hpp"
 #include "adaptive_k/host/simd/usual_row.hpp"
+#include "adaptive_k/types.hpp"
 
 ADAPTIVE_K_NAMESPACE_BEGIN
 
 namespace detail {
 
 /// Counts a call of one token, not padding and finite; without branches on its k.
-template <int TopK, class Route>
-ADAPTIVE_K_INLINE void count_single_token(const Route& route, routing_metrics& metrics) noexcept {
-  const auto count = static_cast<std::uint64_t>(route.count);
-  const bool first = metrics.tokens == 0;
-  if (first || route.signal < metrics.signal_lowest) metrics.signal_lowest = route.signal;
-  if (first || route.signal > metrics.signal_highest) metrics.signal_highest = route.signal;
+template <int TopK, class Reals>
+ADAPTIVE_K_INLINE void count_single_token(const row_decision<TopK, Reals>& made,
+                                          routing_metrics& metrics) noexcept {
+  // From `max_top_k - k` on: a one for each of k experts, then zeros.
+  static constexpr auto ones_then_zeros = [] {
+    struct {
+      std::uint64_t at[2 * max_top_k];
+    } list = {};
+    for (int i = 0; i < max_top_k; ++i) list.at[i] = 1;
+    return list;
+  }();
+  const auto count = static_cast<std::uint64_t>(made.count);
   metrics.calls += 1;
+  // Entropies are not negative: they compare as integers do.
+  const bool first = metrics.tokens == 0;
+  const std::uint32_t signal = math::to_bits(made.signal);
+  if (first || signal < math::to_bits(metrics.signal_lowest)) metrics.signal_lowest = made.signal;
+  if (first || signal > math::to_bits(metrics.signal_highest)) metrics.signal_highest = made.signal;
   metrics.tokens += 1;
   metrics.expert_calls += count;
   metrics.full_expert_calls += static_cast<std::uint64_t>(TopK);
   metrics.distinct_experts += count;
-  metrics.signal_sum_fixed += signal_to_fixed(route.signal);
-  ++metrics.k_histogram[route.count];
-  for (int j = 0; j < TopK; ++j)
-    metrics.expert_counts[route.expert[j]] += j < route.count ? 1u : 0u;
+  metrics.signal_sum_fixed += signal_to_fixed(made.signal);
+  ++metrics.k_histogram[count];
+  const std::uint64_t* const kept = ones_then_zeros.at + max_top_k - count;
+  metrics.expert_counts[made.expert[0]] += 1;
+  for (int j = 1; j < TopK; ++j) metrics.expert_counts[made.expert[j]] += kept[j];
 }
 
-/// A call of one token.
-template <class Logit>
-struct usual_token_call {
-  const gating* model;
-  const k_plan* plan;
-  const Logit* row;
+/// What all calls of a router share.
+struct usual_setup {
+  gating model;
   int filler;  ///< of ids past k
   bool fills_first;
-  std::int32_t* ids;
-  float* weights;
-  std::int32_t* count;       ///< or null
-  float* signal;             ///< or null
-  routing_metrics* metrics;  ///< or null
+  instruction_set set;
 };
 
-/// Decides, counts and writes it; false: nothing is done, as usual_row could not decide.
-template <int TopK, class Logit>
+/// Decides, counts and writes one token of a call; false: nothing is done, as usual_row could not
+/// decide.
+template <int TopK, int Experts, class Logit>
 struct usual_token {
   template <class Target>
   struct body {
-    static ADAPTIVE_K_INLINE bool run(const usual_token_call<Logit>* call) noexcept {
-      using reals = typename Target::row_reals;
-      token_route<max_top_k> route;
+    using reals = typename Target::row_reals;
+    using words = typename reals::words;
+    static ADAPTIVE_K_INLINE bool run(const usual_setup* setup, const k_plan* plan,
+                                      const Logit* logits, const routing_output<>* output,
+                                      std::int64_t token, routing_metrics* metrics) noexcept {
       const float* row = nullptr;
       [[maybe_unused]] alignas(
           64) float floats[std::is_same_v<Logit, float> ? 1 : most_lane_experts];
       if constexpr (std::is_same_v<Logit, float>) {
-        row = call->row;
+        row = logits;
       } else {
-        widen_row<reals>(call->row, call->model->num_experts, floats);
+        widen_row<reals>(logits, setup->model.num_experts, floats);
         row = floats;
       }
-      if (!usual_row<TopK>::template body<Target>::run(call->model, call->plan, &call->plan->limits,
-                                                       row, &route))
+      row_decision<TopK, reals> made;
+      if (!usual_row<TopK, Experts, Target>::decide(setup->model, *plan, plan->limits, row, made))
         return false;
-      if (call->metrics != nullptr) count_single_token<TopK>(route, *call->metrics);
-      const int filler = call->fills_first ? route.expert[0] : call->filler;
-      for (int j = 0; j < TopK; ++j) {
+      if (metrics != nullptr) count_single_token(made, *metrics);
+      const std::uint32_t filler =
+          setup->fills_first ? made.expert[0] : static_cast<std::uint32_t>(setup->filler);
+      const auto kept = words::lane() < words(made.count);
+      reals::template store_first<TopK>(output->topk_weights + token * TopK,
+                                        reals::select(kept, made.weight, 0.0f));
+      std::int32_t* const ids = output->topk_ids + token * TopK;
+      if constexpr (TopK == 2) {
         // Bits, as no processor can guess which way a branch would go.
-        const auto kept = static_cast<std::int32_t>(j - route.count) >> 31;
-        call->ids[j] = (route.expert[j] & kept) | (filler & ~kept);
-        call->weights[j] =
-            math::from_bits(math::to_bits(route.weight[j]) & static_cast<std::uint32_t>(kept));
+        const auto both = 0u - static_cast<std::uint32_t>(made.count >> 1);
+        ids[0] = static_cast<std::int32_t>(made.expert[0]);
+        ids[1] = static_cast<std::int32_t>(filler ^ ((made.expert[1] ^ filler) & both));
+      } else {
+        reals::template store_first<TopK>(
+            ids, reals::from_bits(words::select(kept, made.experts, filler)));
       }
-      if (call->count != nullptr) *call->count = route.count;
-      if (call->signal != nullptr) *call->signal = route.signal;
+      if (output->topk_counts != nullptr) output->topk_counts[token] = made.count;
+      if (output->signal != nullptr) output->signal[token] = made.signal;
       return true;
     }
   };
 };
 
-template <class Target, class Logit>
-ADAPTIVE_K_INLINE bool run_usual_token(const usual_token_call<Logit>& call) noexcept {
-  switch (call.model->top_k) {
-    case 2:
-      return Target::template run<usual_token<2, Logit>::template body>(&call);
-    case 4:
-      return Target::template run<usual_token<4, Logit>::template body>(&call);
-    default:
-      return Target::template run<usual_token<8, Logit>::template body>(&call);
-  }
+template <class Target, int TopK, int Experts, class Logit, class... Arguments>
+ADAPTIVE_K_INLINE bool run_usual_token_as(const usual_setup* setup, const k_plan* plan,
+                                          const Logit* row, Arguments... others) noexcept {
+  if constexpr (TopK <= Target::row_reals::lanes)
+    return Target::template run<usual_token<TopK, Experts, Logit>::template body>(setup, plan, row,
+                                                                                  others...);
+  return false;
+}
+
+template <class Target, class... Arguments>
+ADAPTIVE_K_INLINE bool run_usual_token(const usual_setup* setup, Arguments... others) noexcept {
+  if (setup->model.top_k == 8) return run_usual_token_as<Target, 8, 0>(setup, others...);
+  if (setup->model.top_k == 4) return run_usual_token_as<Target, 4, 0>(setup, others...);
+  if (setup->model.num_experts == 8) return run_usual_token_as<Target, 2, 8>(setup, others...);
+  return run_usual_token_as<Target, 2, 0>(setup, others...);
 }
 
 }  // namespace detail

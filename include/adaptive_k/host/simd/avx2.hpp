@@ -10,6 +10,7 @@
 #include <immintrin.h>
 
 #include <cstdint>
+#include <cstring>
 
 ADAPTIVE_K_NAMESPACE_BEGIN
 
@@ -20,7 +21,7 @@ namespace detail {
 #define ADAPTIVE_K_AVX2
 #define ADAPTIVE_K_AVX2_INLINE ADAPTIVE_K_INLINE
 #else
-#define ADAPTIVE_K_AVX2 __attribute__((target("avx2,fma,f16c,bmi2")))
+#define ADAPTIVE_K_AVX2 __attribute__((target("avx2,fma,f16c,bmi,bmi2")))
 #define ADAPTIVE_K_AVX2_INLINE ADAPTIVE_K_AVX2 inline
 #endif
 
@@ -113,6 +114,11 @@ struct avx2_words {
   }
   static ADAPTIVE_K_AVX2_INLINE std::uint32_t first(words a) noexcept {
     return static_cast<std::uint32_t>(_mm256_cvtsi256_si32(a.value));
+  }
+  /// `a` from lane First on, `b` before.
+  template <int First>
+  static ADAPTIVE_K_AVX2_INLINE words lanes_from(words a, words b) noexcept {
+    return _mm256_blend_epi32(b.value, a.value, 0xFF << First & 0xFF);
   }
   /// The number of each lane.
   static ADAPTIVE_K_AVX2_INLINE words lane() noexcept {
@@ -273,8 +279,10 @@ struct avx2_reals {
     return _mm256_maskload_ps(from, read);
   }
   /// Sums of neighbours, by half: a0 + a1, a2 + a3, b0 + b1, b2 + b3, then those of lanes 4 to 7.
+  /// Not by the one instruction, which is slower.
   static ADAPTIVE_K_AVX2_INLINE reals add_neighbours(reals a, reals b) noexcept {
-    return _mm256_hadd_ps(a.value, b.value);
+    return _mm256_add_ps(_mm256_shuffle_ps(a.value, b.value, 0x88),
+                         _mm256_shuffle_ps(a.value, b.value, 0xDD));
   }
   /// Lane `Lane` of each half, in all of that half.
   template <int Lane>
@@ -282,6 +290,25 @@ struct avx2_reals {
     return _mm256_permute_ps(a.value, Lane * 0x55);
   }
   static ADAPTIVE_K_AVX2_INLINE float first(reals a) noexcept { return _mm256_cvtss_f32(a.value); }
+  /// `a` from lane First on, `b` before.
+  template <int First>
+  static ADAPTIVE_K_AVX2_INLINE reals lanes_from(reals a, reals b) noexcept {
+    return _mm256_blend_ps(b.value, a.value, 0xFF << First & 0xFF);
+  }
+  /// The first Count lanes, of 4 bytes each.
+  template <int Count>
+  static ADAPTIVE_K_AVX2_INLINE void store_first(void* to, reals a) noexcept {
+    std::memcpy(to, &a.value, Count * sizeof(float));
+  }
+  /// One lane in all.
+  static ADAPTIVE_K_AVX2_INLINE reals broadcast(reals a, std::uint32_t lane) noexcept {
+    return _mm256_permutevar8x32_ps(a.value, _mm256_set1_epi32(static_cast<int>(lane)));
+  }
+  static ADAPTIVE_K_AVX2_INLINE reals broadcast(const float* from) noexcept {
+    __m256 a = _mm256_broadcast_ss(from);
+    __asm__("" : "+x"(a));  // else g++ would add up single floats and broadcast each sum
+    return a;
+  }
   /// Lane i of the result is lane i ^ Distance.
   template <int Distance>
   static ADAPTIVE_K_AVX2_INLINE reals exchange(reals a) noexcept {

@@ -25,7 +25,7 @@ namespace detail {
 #define ADAPTIVE_K_AVX512_INLINE ADAPTIVE_K_INLINE
 #else
 #define ADAPTIVE_K_AVX512 \
-  __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,bmi2")))
+  __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,bmi,bmi2")))
 #define ADAPTIVE_K_AVX512_INLINE ADAPTIVE_K_AVX512 inline
 #endif
 
@@ -38,6 +38,8 @@ ADAPTIVE_K_AVX512_INLINE Part low_part(Whole whole) noexcept {
 }
 
 struct avx512_reals;
+template <int TopK>
+struct avx512_row;
 
 struct avx512_mask {
   __mmask16 bits;
@@ -295,6 +297,12 @@ struct avx512_reals {
     for (const std::int64_t one : each) sum += one;
     return sum;
   }
+  /// Sums of neighbours, by quarter: a0 + a1, a2 + a3, b0 + b1, b2 + b3, then those of lanes 4
+  /// to 7.
+  static ADAPTIVE_K_AVX512_INLINE reals add_neighbours(reals a, reals b) noexcept {
+    return _mm512_add_ps(_mm512_maskz_shuffle_ps(0xFFFF, a.value, b.value, 0x88),
+                         _mm512_maskz_shuffle_ps(0xFFFF, a.value, b.value, 0xDD));
+  }
   static ADAPTIVE_K_AVX512_INLINE float first(reals a) noexcept { return a.value[0]; }
   /// Lane i of the result is lane i ^ Distance.
   template <int Distance>
@@ -311,7 +319,9 @@ struct avx512_reals {
 /// Runs Body<avx512>::run in a function compiled for AVX-512.
 struct avx512 {
   using reals = avx512_reals;
-  using row_reals = avx2_reals;  // for one row, shorter reductions are worth more than width
+  using row_reals = avx2_reals;  // for a rank a lane, and rows of few experts
+  template <int TopK>
+  using wide_row = avx512_row<TopK>;
   template <template <class> class Body, class... Arguments>
   __attribute__((noinline, flatten)) ADAPTIVE_K_AVX512 static auto run(
       Arguments... arguments) noexcept {

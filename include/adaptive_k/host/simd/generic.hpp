@@ -99,6 +99,12 @@ struct generic_words {
     std::memcpy(to, &a.value, sizeof a.value);
   }
   static ADAPTIVE_K_INLINE std::uint32_t first(words a) noexcept { return a.value[0]; }
+  /// `a` from lane First on, `b` before.
+  template <int First>
+  static ADAPTIVE_K_INLINE words lanes_from(words a, words b) noexcept {
+    for (int lane = 0; lane < First && lane < 4; ++lane) a.value[lane] = b.value[lane];
+    return a;
+  }
   /// The number of each lane.
   static ADAPTIVE_K_INLINE words lane() noexcept { return four_words{0, 1, 2, 3}; }
 };
@@ -224,6 +230,21 @@ struct generic_reals {
     return a;
   }
   static ADAPTIVE_K_INLINE float first(reals a) noexcept { return a.value[0]; }
+  /// `a` from lane First on, `b` before.
+  template <int First>
+  static ADAPTIVE_K_INLINE reals lanes_from(reals a, reals b) noexcept {
+    return from_bits(words::template lanes_from<First>(to_bits(a), to_bits(b)));
+  }
+  /// The first Count lanes, of 4 bytes each.
+  template <int Count>
+  static ADAPTIVE_K_INLINE void store_first(void* to, reals a) noexcept {
+    std::memcpy(to, &a.value, Count * sizeof(float));
+  }
+  /// One lane in all.
+  static ADAPTIVE_K_INLINE reals broadcast(reals a, std::uint32_t lane) noexcept {
+    return a.value[lane];
+  }
+  static ADAPTIVE_K_INLINE reals broadcast(const float* from) noexcept { return *from; }
   /// Lane i of the result is lane i ^ Distance.
   template <int Distance>
   static ADAPTIVE_K_INLINE reals exchange(reals a) noexcept {
