@@ -230,7 +230,7 @@ TEST(InstructionSets, ManyTokens) {
 }
 
 /// The call that has code of its own, with logits that are hard on selection keys.
-enum class hard { fine, ties, equal_distances, zeros, huge, not_finite };
+enum class hard { fine, ties, equal_distances, zeros, huge, not_finite, crowded };
 
 template <class Logit>
 random_call<Logit> usual_call(std::uint64_t seed, int num_experts, int top_k, hard what) {
@@ -244,6 +244,9 @@ random_call<Logit> usual_call(std::uint64_t seed, int num_experts, int top_k, ha
   call.policy = k_policy::entropy({top_k / 2, top_k}, {from.chance(2) ? 0.5f : 1.2f});
   if (from.chance(4)) call.policy = k_policy::fixed(top_k / 2);
   call.policy.mass_exponent = static_cast<float>(from.below(3)) * 0.5f;
+  if (from.chance(4)) call.policy.k_min = static_cast<std::uint8_t>(from.between(1, top_k));
+  if (from.chance(4))
+    call.policy.k_max = static_cast<std::uint8_t>(from.between(call.policy.k_min, 32));
   static const std::vector<std::int64_t> tokens = {1, 1, 2, 16, 33, 16 * 15 + 35};
   call.num_tokens = from.pick(tokens);
   call.row_stride = from.chance(3) ? num_experts + from.between(1, 9) : 0;
@@ -264,6 +267,8 @@ random_call<Logit> usual_call(std::uint64_t seed, int num_experts, int top_k, ha
         logit = e == peak ? 20.0f : 1e-9f * static_cast<float>(from.below(5));
       if (what == hard::zeros) logit = from.chance(2) ? 0.0f : -0.0f;
       if (what == hard::huge) logit *= 1e37f;
+      // The best ones are all in one lane of a vector, of whatever width.
+      if (what == hard::crowded && (e - peak) % 16 == 0) logit += 30.0f;
       if (what == hard::not_finite && from.chance(20))
         logit = from.chance(2) ? -math::infinity : std::numeric_limits<float>::quiet_NaN();
       call.logits[at(t * stride + e)] = from_float<Logit>(logit);
@@ -279,7 +284,7 @@ void expect_same_bits_of_usual_calls(std::uint64_t seed) {
     for (const int num_experts : {2, 4, 5, 8, 9, 12, 16, 31, 60, 64, 100, 128, 160, 255, 256})
       for (const int top_k : {2, 4, 8})
         for (const hard what : {hard::fine, hard::ties, hard::equal_distances, hard::zeros,
-                                hard::huge, hard::not_finite})
+                                hard::huge, hard::not_finite, hard::crowded})
           for (int turn = 0; turn < 4; ++turn) {
             if (top_k > num_experts) continue;
             const auto call = usual_call<Logit>(++seed, num_experts, top_k, what);

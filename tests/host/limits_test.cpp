@@ -1,4 +1,6 @@
 // Bounds on k, per policy and per token; padding; a policy for each layer.
+#include <algorithm>
+#include <cmath>
 #include <memory>
 
 #include "policies.hpp"
@@ -126,6 +128,50 @@ TEST(Distortion, LambdaMovesAlongTheFrontier) {
   EXPECT_EQ(mean_k.back(), 1.0);
   EXPECT_GT(mean_k[3], 1.5);
   EXPECT_LT(mean_k[3], 7.5);
+}
+
+// A bias may choose experts whose scores are next to nothing, and a policy drop those that weigh.
+TEST(Limits, AChoiceThatKeepsNextToNothingHasFiniteWeights) {
+  struct row {
+    float first, second;  ///< logits of the two that the bias chooses
+    float scale;
+  };
+  for (const gating_kind kind : {gating_kind::sigmoid, gating_kind::softmax}) {
+    for (const row r :
+         {row{-86.5f, -46.0f, 10.0f}, row{-75.0f, 0.0f, 1.0f}, row{-70.0f, 0.0f, 9e5f},
+          row{-86.9f, -86.9f, 9e5f}, row{-60.0f, -1.0f, 2.5f}, row{-20.0f, 3.0f, 1.0f},
+          row{-87.3f, 0.0f, 1.0f}}) {
+      gating g = make_gating(kind, 8, 2);
+      g.selection_bias = true;
+      g.routed_scaling_factor = r.scale;
+      const float background = kind == gating_kind::softmax ? 0.0f : -50.0f;
+      const float logits[8] = {r.first,    r.second,   background, background,
+                               background, background, background, background};
+      const float bias[8] = {9.0f, 5.0f};
+      routing_extras extras;
+      extras.routing_bias = bias;
+      const auto score = [&](float x) {
+        if (x < -86.99f) return 0.0;  // as the scores are defined
+        return kind == gating_kind::softmax ? std::exp(double{x} - std::max(r.second, background))
+                                            : 1.0 / (1.0 + std::exp(-double{x}));
+      };
+      const double kept = score(r.first);
+      const double total = kept + score(r.second);
+      for (const float exponent : {1.0f, 0.999999f, 0.5f, 0.0f}) {
+        k_policy policy = k_policy::fixed(1);
+        policy.mass_exponent = exponent;
+        const routed_batch routed =
+            router(g, policy).route(0, logits_view<float>{logits, 1, 8, 0}, nullptr, extras);
+        ASSERT_TRUE(routed.result) << routed.result.message();
+        ASSERT_EQ(routed.topk_ids[0], 0);
+        const double share = std::max(kept / total, std::exp2(-100.0));
+        const double expected = kept / total * std::pow(share, -double{exponent}) * double{r.scale};
+        EXPECT_NEAR(routed.topk_weights[0], expected, 1e-4 * expected + 1e-37)
+            << static_cast<int>(kind) << ": " << r.first << ", " << r.second << ", mass_exponent "
+            << exponent;
+      }
+    }
+  }
 }
 
 // "0 keeps K0", also where nearly nothing is dropped: 7 of 8 experts here weigh next to nothing.

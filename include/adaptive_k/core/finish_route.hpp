@@ -2,6 +2,7 @@
 // alone. Written for any value type that core/math.hpp knows.
 #pragma once
 
+#include <limits>
 #include <type_traits>
 
 #include "adaptive_k/config.hpp"
@@ -45,34 +46,35 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE sums_needed sums_for(const gating& model, const 
   return {entropy || total, entropy};
 }
 
-/// The model's own weight of a score: `score * own_factor`.
-template <gating_kind Kind, class F, class Gating>
-ADAPTIVE_K_HD ADAPTIVE_K_INLINE F own_factor(const Gating& model, const F& topk_mass,
-                                             const F& total) noexcept {
-  const F scale = model.routed_scaling_factor;
-  if (renormalizes(model)) return math::divide(scale, topk_mass);
-  return Kind == gating_kind::softmax ? math::divide(scale, total) : scale;
-}
-
 inline constexpr int choice_counts = -1;
 
-/// A kept mass as a divisor: 1 where a biased choice kept next to none, whose weights are 0 anyway.
+/// What scores and masses are multiplied by before one is divided by the other: more than 1, a
+/// power of two, where a biased choice keeps so little that a quotient could overflow.
 template <class Gating, class F>
-ADAPTIVE_K_HD ADAPTIVE_K_INLINE F positive_mass(const F& kept, const F& total) noexcept {
-  if constexpr (ranks_by_logit<Gating>::value) return kept;  // the first score is 1
-  return math::select(kept > total * F(least_share), kept, F(1.0f));
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE F lift_of(const Gating& model, const F& kept) noexcept {
+  if constexpr (ranks_by_logit<Gating>::value) return 1.0f;  // the first score is 1
+  if (!renormalizes(model)) return 1.0f;
+  return math::select(kept < F(8.67361738e-19f), F(1.84467441e19f), F(1.0f));  // 2^-60, 2^64
 }
 
-/// What a score becomes a weight by, where `kept` of the chosen experts' mass `total` is kept,
-/// which is all of it unless `fewer` than K0 are; `score_sum` is over all experts.
+/// What a lifted score becomes a weight by, where `kept` of the chosen experts' mass `total` is
+/// kept, which is all of it unless `fewer` than K0 are; `score_sum` is over all experts.
 template <gating_kind Kind, class F, class Gating, class Plan, class Condition>
 ADAPTIVE_K_HD ADAPTIVE_K_INLINE F weight_factor(const Gating& model, const Plan& plan,
                                                 const F& kept, const F& total, const F& score_sum,
-                                                const Condition& fewer) noexcept {
-  // scale / total * (kept / total)^-1, and at k = K0 the model's own factor to the bit.
-  if (renormalizes(model) && plan.mass_exponent == 1.0f)
-    return math::divide(F(model.routed_scaling_factor), positive_mass<Gating>(kept, total));
-  const F factor = own_factor<Kind>(model, total, score_sum);
+                                                const Condition& fewer, const F& lift) noexcept {
+  const F scale = model.routed_scaling_factor;
+  if (renormalizes(model) && plan.mass_exponent == 1.0f) {
+    // scale / total * (kept / total)^-1, and at k = K0 the model's own factor to the bit.
+    if constexpr (ranks_by_logit<Gating>::value) return math::divide(scale, kept);
+    const F least = math::larger(total * F(least_share), std::numeric_limits<float>::min());
+    return math::divide(scale, math::larger(kept, least) * lift);
+  }
+  F factor = scale;
+  if (renormalizes(model))
+    factor = math::divide(scale, total * lift);
+  else if (Kind == gating_kind::softmax)
+    factor = math::divide(scale, score_sum);
   if (!math::any(fewer)) return factor;
   const F kept_share = math::larger(math::divide(kept, total), least_share);
   const F stretch = restore_mass(kept_share, plan.mass_exponent);
@@ -129,13 +131,14 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE void finish_route(const Gating& model, const Pla
   ADAPTIVE_K_UNROLL
   for (int j = 1; j < ranks; ++j)
     kept = math::select(route.count > integers(j), ranked.mass[j], kept);
+  const F lift = lift_of(model, kept);
   F factor = weight_factor<Kind>(model, plan, kept, ranked.total, sums.score,
-                                 route.count < integers(top_k));
+                                 route.count < integers(top_k), lift);
   if (!renormalizes(model)) factor = math::select(weighs, factor, F(0.0f));
   ADAPTIVE_K_UNROLL
   for (int j = 0; j < ranks; ++j) {
     route.expert[j] = ranked.expert[j];
-    route.weight[j] = ranked.score[j] * factor;
+    route.weight[j] = ranked.score[j] * lift * factor;
   }
 }
 

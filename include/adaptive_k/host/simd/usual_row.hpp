@@ -132,10 +132,10 @@ struct other_factors {
                                       float* factor) noexcept {
       using words = typename reals::words;
       const usual_gating<TopK> model = {gating->num_experts, gating->routed_scaling_factor};
-      const reals unused = 1.0f;
-      reals::store(factor, weight_factor<gating_kind::softmax>(model, *plan, reals::load(mass),
-                                                               reals(mass[TopK - 1]), unused,
-                                                               words::lane() < words(TopK - 1)));
+      const reals unused = 1.0f;  // renormalised, and no score is lifted
+      reals::store(factor, weight_factor<gating_kind::softmax>(
+                               model, *plan, reals::load(mass), reals(mass[TopK - 1]), unused,
+                               words::lane() < words(TopK - 1), unused));
     }
   };
 };
@@ -281,7 +281,8 @@ class usual_row {
     if (math::to_bits(plan.mass_exponent) == math::to_bits(1.0f)) {
       const usual_gating<TopK> model = {gating.num_experts, gating.routed_scaling_factor};
       factor = weight_factor<gating_kind::softmax>(model, whole_mass{}, ranked.mass, ranked.total,
-                                                   ranked.sums.score, ranked.mass < ranked.total);
+                                                   ranked.sums.score, ranked.mass < ranked.total,
+                                                   reals(1.0f));
     } else {
       alignas(32) float masses[lanes];
       alignas(32) float factors[lanes];
