@@ -20,18 +20,29 @@ ADAPTIVE_K_NAMESPACE_BEGIN
 
 namespace detail {
 
-/// Counts a call of one token, not padding and finite; without branches on its k.
+/// Rows of ones and zeros by k, each from a later place of one list than the row before.
+template <int TopK>
+struct rows_by_k {
+  std::uint64_t ones[2 * TopK] = {};    ///< then zeros
+  std::uint64_t single[2 * TopK] = {};  ///< one among zeros
+
+  constexpr rows_by_k() noexcept {
+    for (int i = 0; i < TopK; ++i) ones[i] = 1;
+    single[TopK - 1] = 1;
+  }
+  /// [TopK]: 1 for each of k experts.
+  const std::uint64_t* up_to(int k) const noexcept { return ones + TopK - k; }
+  /// [TopK]: 1 at k - 1.
+  const std::uint64_t* at(int k) const noexcept { return single + TopK - k; }
+};
+template <int TopK>
+inline constexpr rows_by_k<TopK> rows_of_k;
+
+/// Counts a call of one token, not padding and finite. No branch and no address of a store depends
+/// on its k, which is known last: what comes after would wait for it.
 template <int TopK, class Reals>
 ADAPTIVE_K_INLINE void count_single_token(const row_decision<TopK, Reals>& made,
                                           routing_metrics& metrics) noexcept {
-  // From `max_top_k - k` on: a one for each of k experts, then zeros.
-  static constexpr auto ones_then_zeros = [] {
-    struct {
-      std::uint64_t at[2 * max_top_k];
-    } list = {};
-    for (int i = 0; i < max_top_k; ++i) list.at[i] = 1;
-    return list;
-  }();
   const auto count = static_cast<std::uint64_t>(made.count);
   metrics.calls += 1;
   // Entropies are not negative: they compare as integers do.
@@ -44,10 +55,18 @@ ADAPTIVE_K_INLINE void count_single_token(const row_decision<TopK, Reals>& made,
   metrics.full_expert_calls += static_cast<std::uint64_t>(TopK);
   metrics.distinct_experts += count;
   metrics.signal_sum_fixed += signal_to_fixed(made.signal);
-  ++metrics.k_histogram[count];
-  const std::uint64_t* const kept = ones_then_zeros.at + max_top_k - count;
   metrics.expert_counts[made.expert[0]] += 1;
-  for (int j = 1; j < TopK; ++j) metrics.expert_counts[made.expert[j]] += kept[j];
+  if constexpr (TopK == 2) {
+    metrics.k_histogram[1] += 2 - count;
+    __asm__("");  // else g++ would make one vector of the two counters, which takes longer
+    metrics.k_histogram[2] += count - 1;
+    metrics.expert_counts[made.expert[1]] += count - 1;
+  } else {
+    const std::uint64_t* const of_k = rows_of_k<TopK>.at(made.count);
+    for (int j = 0; j < TopK; ++j) metrics.k_histogram[j + 1] += of_k[j];
+    const std::uint64_t* const kept = rows_of_k<TopK>.up_to(made.count);
+    for (int j = 1; j < TopK; ++j) metrics.expert_counts[made.expert[j]] += kept[j];
+  }
 }
 
 /// What all calls of a router share.

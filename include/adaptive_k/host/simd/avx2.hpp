@@ -300,6 +300,12 @@ struct avx2_reals {
   static ADAPTIVE_K_AVX2_INLINE void store_first(void* to, reals a) noexcept {
     std::memcpy(to, &a.value, Count * sizeof(float));
   }
+  /// `a`, worked out at this place: of two chains of operations the longer one is to begin first,
+  /// where a compiler might put it off.
+  static ADAPTIVE_K_AVX2_INLINE reals now(reals a) noexcept {
+    __asm__("" : "+x"(a.value));
+    return a;
+  }
   /// One lane in all.
   static ADAPTIVE_K_AVX2_INLINE reals broadcast(reals a, std::uint32_t lane) noexcept {
     return _mm256_permutevar8x32_ps(a.value, _mm256_set1_epi32(static_cast<int>(lane)));

@@ -4,6 +4,7 @@
 
 #include "adaptive_k/config.hpp"
 #include "adaptive_k/core/finish_route.hpp"
+#include "adaptive_k/core/signal.hpp"
 #include "adaptive_k/host/simd/avx2.hpp"
 #include "adaptive_k/host/simd/avx512.hpp"
 #include "adaptive_k/host/simd/distance_keys.hpp"
@@ -131,13 +132,22 @@ struct avx512_row {
   static constexpr int lanes = avx512_row_tables::lanes;
   static constexpr int group = avx512_row_tables::group;
 
-  score_sums<avx2_reals> sums;
+  avx2_reals entropy;      ///< in all lanes
   avx2_words expert;       ///< rank j in lane j
   std::uint32_t in_doubt;  ///< bit j: rank j and the next cannot be told apart by keys
 
   /// Fills it, and `score` [num_experts, rounded up to groups]. False: a logit is not finite.
   ADAPTIVE_K_AVX512_INLINE bool rank(const float* row, int num_experts, float* score) noexcept {
-    const int groups = (num_experts + group - 1) / group;
+    return num_experts <= group ? rank_groups<1>(row, num_experts, score)
+                                : rank_groups<0>(row, num_experts, score);
+  }
+
+ private:
+  /// Groups is their number where it is known to the compiler, else 0.
+  template <int Groups>
+  ADAPTIVE_K_AVX512_INLINE bool rank_groups(const float* row, int num_experts,
+                                            float* score) noexcept {
+    const int groups = Groups != 0 ? Groups : (num_experts + group - 1) / group;
     const std::uint16_t* const in_last = row_tables.present[num_experts % group];
     const auto present = [&](int g) ADAPTIVE_K_INLINE_LAMBDA {
       return g + 1 < groups ? row_tables.present[0] : in_last;
@@ -147,11 +157,10 @@ struct avx512_row {
     for (int g = 0; g < groups; ++g) {
       const std::uint16_t* const mask = present(g);
       reals logit[4];
-      for (int i = 0; i < 4; ++i) {
+      each_of<4>([&](auto i) ADAPTIVE_K_INLINE_LAMBDA {
         logit[i] = load(row + g * group + i * lanes, mask[i]);
-        not_finite =
-            _mm512_mask_add_ps(not_finite.value, mask[i], not_finite.value, logit[i].value);
-      }
+        not_finite = reals::add_where(mask[i], not_finite, logit[i]);
+      });
       largest = reals::larger(
           reals::larger(reals::larger(logit[0], logit[1]), reals::larger(logit[2], logit[3])),
           largest);
@@ -159,34 +168,40 @@ struct avx512_row {
     if (math::any(not_finite * reals(0.0f) != reals(0.0f))) return false;
     const reals to_distance = to_distances(largest_of_lanes(largest));
 
-    const distance_keys<reals> keys(groups == 1 ? group : most_lane_experts);
-    const std::uint32_t* const inverted =
-        row_tables.inverted + (groups == 1 ? most_lane_experts - group : 0);
-    reals scores[2] = {reals(0.0f), reals(0.0f)};
-    reals logs[2] = {reals(0.0f), reals(0.0f)};
+    constexpr int indices = Groups == 1 ? group : most_lane_experts;
+    const distance_keys<reals> keys(indices);
+    const std::uint32_t* const inverted = row_tables.inverted + most_lane_experts - indices;
+    reals scores[2], logs[2];
     words best[4];
     words lost = 0u;
     for (int g = 0; g < groups; ++g) {
       const std::uint16_t* const mask = present(g);
       words list[4];
-      for (int i = 0; i < 4; ++i) {
+      reals sums_of[4], logs_of[4];
+      each_of<4>([&](auto i) ADAPTIVE_K_INLINE_LAMBDA {
         const int first = g * group + i * lanes;
         const auto s = score_and_key(load(row + first, mask[i]), to_distance, keys,
                                      words::load(inverted + first));
         reals::store(score + first, s.score);
-        scores[i % 2] = scores[i % 2] + s.score;
-        logs[i % 2] = reals::fma(s.score, s.log_score, logs[i % 2]);
+        sums_of[i] = s.score;
+        logs_of[i] = s.log_score;
         list[i] = s.key;
-      }
+      });
+      each_of<2>([&](auto i) ADAPTIVE_K_INLINE_LAMBDA {
+        scores[i] = g == 0 ? sums_of[i] : scores[i] + sums_of[i];
+        logs[i] = reals::fma(sums_of[i], logs_of[i], g == 0 ? reals(0.0f) : logs[i]);
+        scores[i] = scores[i] + sums_of[i + 2];
+        logs[i] = reals::fma(sums_of[i + 2], logs_of[i + 2], logs[i]);
+      });
       // Of eight best, more than four in a lane are so rare that they are left to another path.
       keep_best_of(list, g == 0, best, lost);
     }
-    sums = fold_wide_slots(scores, logs);
+    const auto sums = fold_wide_slots(scores, logs);
+    entropy = entropy_nats(sums.score, sums.score_log_score);
     choose(best, lost, keys.low_bits);
     return true;
   }
 
- private:
   static ADAPTIVE_K_AVX512_INLINE reals load(const float* from, std::uint16_t present) noexcept {
     return _mm512_mask_loadu_ps(_mm512_set1_ps(-math::infinity), present, from);
   }

@@ -240,6 +240,7 @@ struct generic_reals {
   static ADAPTIVE_K_INLINE void store_first(void* to, reals a) noexcept {
     std::memcpy(to, &a.value, Count * sizeof(float));
   }
+  static ADAPTIVE_K_INLINE reals now(reals a) noexcept { return a; }
   /// One lane in all.
   static ADAPTIVE_K_INLINE reals broadcast(reals a, std::uint32_t lane) noexcept {
     return a.value[lane];

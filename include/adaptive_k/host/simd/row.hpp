@@ -1,8 +1,10 @@
 // One token, its experts in the lanes: the path for few tokens and for many experts.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <type_traits>
+#include <utility>
 
 #include "adaptive_k/config.hpp"
 #include "adaptive_k/core/finish_route.hpp"
@@ -18,6 +20,16 @@
 ADAPTIVE_K_NAMESPACE_BEGIN
 
 namespace detail {
+
+/// f(0) to f(Count - 1), constants. No loop: g++ keeps arrays that loops write in memory.
+template <class F, std::size_t... I>
+ADAPTIVE_K_INLINE void each_of(const F& f, std::index_sequence<I...>) noexcept {
+  (f(std::integral_constant<int, static_cast<int>(I)>()), ...);
+}
+template <int Count, class F>
+ADAPTIVE_K_INLINE void each_of(const F& f) noexcept {
+  each_of(f, std::make_index_sequence<Count>());
+}
 
 /// A decision about one token.
 struct row_request {

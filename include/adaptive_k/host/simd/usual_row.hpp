@@ -78,14 +78,14 @@ ADAPTIVE_K_INLINE largest_two<Reals> largest_two_of_lanes(const largest_two<Real
   }
 }
 
-/// A row's sums, in all lanes, and its best experts.
+/// A row's entropy, in all lanes, and its best experts.
 template <int TopK, class Reals>
 struct ranked_row {
-  score_sums<Reals> sums;
+  Reals entropy;
   Reals score = 1.0f;  ///< rank j's in lane j
   Reals mass = 1.0f;   ///< the sum of the first j + 1 in lane j
   Reals total = 1.0f;  ///< the last of them, in all lanes
-  alignas(32) std::uint32_t expert[TopK];
+  alignas(4 * TopK) std::uint32_t expert[TopK];
   typename Reals::words experts = 0u;  ///< the same in lanes, where K0 > 2
 
   /// Rank Rank's score, in all lanes.
@@ -118,7 +118,7 @@ struct row_decision {
   Reals weight;  ///< rank j in lane j, as if all were kept
   int count;     ///< k_t in 1..K0
   float signal;
-  alignas(32) std::uint32_t expert[TopK];
+  alignas(4 * TopK) std::uint32_t expert[TopK];
   typename Reals::words experts;  ///< the same in lanes, where K0 > 2
 };
 
@@ -188,7 +188,8 @@ class usual_row {
     const reals logit = whole ? given : load_tail(row, num_experts);
     const auto best = largest_two_of_lanes<1>(largest_two<reals>{logit, logit});
     const auto s = score_of<gating_kind::softmax, logits_are::ordinary>(logit, best.first);
-    ranked.sums = fold_lanes<reals>(s.score, reals::fma(s.score, s.log_score, 0.0f));
+    const auto sums = fold_lanes<reals>(s.score, reals::fma(s.score, s.log_score, 0.0f));
+    ranked.entropy = reals::now(entropy_nats(sums.score, sums.score_log_score));
     const std::uint32_t first = reals::mask::to_bits(logit == best.first);
     const std::uint32_t second =
         reals::mask::to_bits(logit == best.second) & ~(first & (0u - first));
@@ -222,13 +223,15 @@ class usual_row {
     const distance_keys<reals> keys(vectors * lanes <= 64 ? 64 : most_lane_experts);
     const words inverted = keys.low - words::lane();
     reals score_parts[parts], log_parts[parts];
-    for (int i = 0; i < parts; ++i) score_parts[i] = log_parts[i] = reals(0.0f);
     words list[TopK];
-    for (words& key : list) key = words(0u);
     words lost = 0u;
+    each_of<parts>([&](auto i) ADAPTIVE_K_INLINE_LAMBDA {
+      score_parts[i] = reals(0.0f);
+      log_parts[i] = reals(0.0f);
+    });
     for (int first = 0; first < vectors; first += span) {
       words key[span];
-      const auto add = [&](const reals& logit, int i) ADAPTIVE_K_INLINE_LAMBDA {
+      const auto add = [&](const reals& logit, auto i) ADAPTIVE_K_INLINE_LAMBDA {
         const int start = (first + i) * lanes;
         const auto s = score_and_key(logit, to_distance, keys, inverted - words(start));
         reals::store(score + start, s.score);
@@ -237,16 +240,19 @@ class usual_row {
         key[i] = s.key;
       };
       if (first + span <= whole) {
-        for (int i = 0; i < span; ++i) add(reals::load(row + (first + i) * lanes), i);
+        each_of<span>([&](auto i) ADAPTIVE_K_INLINE_LAMBDA {
+          add(reals::load(row + (first + i) * lanes), i);
+        });
       } else {
-        for (int i = 0; i < span; ++i) {
+        each_of<span>([&](auto i) ADAPTIVE_K_INLINE_LAMBDA {
           const int v = first + i;
           add(v < whole ? reals::load(row + v * lanes) : (v == whole ? tail : -math::infinity), i);
-        }
+        });
       }
       keep_best_of(key, first == 0, list, lost);
     }
-    ranked.sums = fold_slots(score_parts, log_parts);
+    const auto sums = fold_slots(score_parts, log_parts);
+    ranked.entropy = reals::now(entropy_nats(sums.score, sums.score_log_score));
     words best[TopK];
     combine_lanes<TopK, 1>(list, best, lost);
     const words key = by_rank<0>(best, lost);
@@ -264,7 +270,7 @@ class usual_row {
     alignas(64) float score[most_lane_experts];
     typename Target::template wide_row<TopK> wide;
     if (!wide.rank(row, num_experts, score)) return false;
-    ranked.sums = wide.sums;
+    ranked.entropy = wide.entropy;
     ranked.experts = wide.expert;
     reals::template store_first<TopK>(ranked.expert, reals::from_bits(ranked.experts));
     if (wide.in_doubt != 0 && !in_order(row, ranked.expert, wide.in_doubt)) return false;
@@ -278,28 +284,28 @@ class usual_row {
                                        const k_limits& limits, const ranking& ranked,
                                        decision& made) noexcept {
     reals factor;  // of k in lane k - 1
+    const reals unused = 1.0f;
     if (math::to_bits(plan.mass_exponent) == math::to_bits(1.0f)) {
       const usual_gating<TopK> model = {gating.num_experts, gating.routed_scaling_factor};
       factor = weight_factor<gating_kind::softmax>(model, whole_mass{}, ranked.mass, ranked.total,
-                                                   ranked.sums.score, ranked.mass < ranked.total,
-                                                   reals(1.0f));
+                                                   unused, ranked.mass < ranked.total, unused);
     } else {
-      alignas(32) float masses[lanes];
-      alignas(32) float factors[lanes];
+      float masses[lanes];
+      float factors[lanes];
       reals::store(masses, ranked.mass);
       Target::template run<other_factors<TopK>::template body>(
           &gating, &plan, static_cast<const float*>(masses), static_cast<float*>(factors));
       factor = reals::load(factors);
     }
 
-    const reals entropy = entropy_nats(ranked.sums.score, ranked.sums.score_log_score);
-    const auto enough = reals::mask::to_bits(entropy < reals::load(plan.threshold)) & plan.tried;
+    const auto enough =
+        reals::mask::to_bits(ranked.entropy < reals::load(plan.threshold)) & plan.tried;
     // Without a threshold that is met, last_k, which is above all that are tried.
     const int last = plan.last_k < limits.k_max ? plan.last_k : limits.k_max;
     int rank = __builtin_ctz(enough | 1u << (last - 1));
     if (limits.k_min > 1 && rank < limits.k_min - 1) rank = limits.k_min - 1;
     made.count = rank + 1;
-    made.signal = reals::first(entropy);
+    made.signal = reals::first(ranked.entropy);
     made.weight = ranked.score * reals::broadcast(factor, static_cast<std::uint32_t>(rank));
     made.experts = ranked.experts;
     for (int j = 0; j < TopK; ++j) made.expert[j] = ranked.expert[j];
