@@ -30,7 +30,11 @@ class vector_rows {
  public:
   using router = row_router<Logit, std::int32_t, float>;
   explicit vector_rows(router& rows) noexcept
-      : rows_(rows), usual_top_k_(usual_top_k(rows)), usual_(usual_request(rows)) {}
+      : rows_(rows),
+        usual_top_k_(usual_top_k(rows)),
+        usual_in_blocks_(usual_top_k_ != 0 &&
+                         is_whole_lists(rows.call_.model->num_experts, usual_top_k_)),
+        usual_(usual_request(rows)) {}
 
   void run(instruction_set set, std::int64_t first, std::int64_t last) noexcept {
 #if ADAPTIVE_K_HAS_AVX512
@@ -190,7 +194,7 @@ class vector_rows {
         float_rows<reals>(rows_.row_of(token), rows_.call_.logits.row_stride, num_experts, copies);
     block_routes<lanes> routes;
     std::uint32_t undecided = 0;
-    if (usual_top_k_ != 0) {
+    if (usual_in_blocks_) {
       undecided = route_usual<Target>(rows, token, rows.data == copies ? 1 : number, routes);
       token = usual_.token;
       if (undecided == 0) return token;
@@ -268,6 +272,7 @@ class vector_rows {
 
   router& rows_;
   int usual_top_k_;
+  bool usual_in_blocks_;
   usual_blocks_request usual_;
 };
 

@@ -31,6 +31,10 @@ struct distance_keys {
     return words::invert_high(Reals::to_bits(distance), high, inverted);
   }
   ADAPTIVE_K_INLINE words expert_of(const words& key) const noexcept { return low - (key & low); }
+  /// Whether a key of at least `least` may be that of a logit that is not close, or a NaN.
+  ADAPTIVE_K_INLINE auto any_far(const words& least) const noexcept {
+    return least < key_of(math::exp_floor, low);
+  }
   ADAPTIVE_K_INLINE auto same_distance(const words& a, const words& b) const noexcept {
     return ((a ^ b) & high) == words(0u);
   }
@@ -52,12 +56,12 @@ struct distance_score {
 };
 
 /// As score_of, with the key. Lanes with a NaN or an infinity are decided again.
-template <class Reals>
+template <logits_are Logits = logits_are::ordinary, class Reals>
 ADAPTIVE_K_INLINE distance_score<Reals> score_and_key(
     const Reals& logit, const Reals& to_distance, const distance_keys<Reals>& keys,
     const typename Reals::words& inverted) noexcept {
   const Reals distance = logit + to_distance;
-  const auto s = score_of_distance<logits_are::ordinary>(distance);
+  const auto s = score_of_distance<Logits>(distance);
   return {s.score, s.log_score, keys.key_of(distance, inverted)};
 }
 
@@ -68,21 +72,28 @@ ADAPTIVE_K_INLINE void copy_keys(const Words (&from)[Count], Words (&to)[N],
 }
 
 /// Keeps in `best`, sorted, the N best of `keys` from `From` on and, unless these are the first, of
-/// itself; `lost` becomes the best of all that were dropped.
+/// itself; `lost` becomes the best of all that were dropped, `least` the least of all.
 template <int N, int From = 0, class Words, int Count>
 ADAPTIVE_K_INLINE void keep_best_of(const Words (&keys)[Count], bool first, Words (&best)[N],
-                                    Words& lost) noexcept {
+                                    Words& lost, Words& least) noexcept {
   static_assert(Count % N == 0, "whole lists");
   if constexpr (From < Count) {
     Words list[N];
     copy_keys<From>(keys, list, std::make_index_sequence<N>());
     sort_keys(list);
+    least = Words::smaller(least, list[N - 1]);
     if (first && From == 0)
       copy_keys<0>(list, best, std::make_index_sequence<N>());
     else
       keep_best(best, list, lost);
-    keep_best_of<N, From + N>(keys, first, best, lost);
+    keep_best_of<N, From + N>(keys, first, best, lost, least);
   }
+}
+template <int N, class Words, int Count>
+ADAPTIVE_K_INLINE void keep_best_of(const Words (&keys)[Count], bool first, Words (&best)[N],
+                                    Words& lost) noexcept {
+  Words least = keys[0];
+  keep_best_of(keys, first, best, lost, least);
 }
 
 }  // namespace detail

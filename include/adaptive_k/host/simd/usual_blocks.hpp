@@ -17,11 +17,16 @@ ADAPTIVE_K_NAMESPACE_BEGIN
 
 namespace detail {
 
+/// Columns are taken by fours, and by lists of K0.
+constexpr bool is_whole_lists(int num_experts, int top_k) noexcept {
+  return num_experts % (top_k < 4 ? 4 : top_k) == 0;
+}
+
 /// Blocks whose logits are floats; moves on with each block that is done.
 struct usual_blocks_request {
   const gating* model;
   const k_plan* plan;
-  block_rows rows;  ///< [blocks * lanes, E rounded up to 4], past E any of the row's
+  block_rows rows;  ///< [blocks * lanes, E], E of whole lists
   bool fill_first;
   int fixed_filler;
   routing_output<std::int32_t, float> output;  ///< of the whole call
@@ -69,6 +74,7 @@ struct summed_choice {
   score_sums<Reals> sums;
   typename Reals::words best[TopK];  ///< keys
   typename Reals::words lost;        ///< the best of all other keys
+  typename Reals::words least;       ///< of all keys
 };
 
 /// One expert's share of the sums, and its key.
@@ -76,7 +82,7 @@ template <bool First, class Reals>
 ADAPTIVE_K_INLINE void add_expert(const float* column, const typename Reals::words& inverted,
                                   const Reals& to_distance, const distance_keys<Reals>& keys,
                                   Reals& score, Reals& log, typename Reals::words& key) noexcept {
-  const auto s = score_and_key(Reals::load(column), to_distance, keys, inverted);
+  const auto s = score_and_key<logits_are::close>(Reals::load(column), to_distance, keys, inverted);
   score = First ? s.score : score + s.score;  // 0 + s is s
   log = Reals::fma(s.score, s.log_score, First ? Reals(0.0f) : log);
   key = s.key;
@@ -98,29 +104,29 @@ ADAPTIVE_K_INLINE void add_experts(const block_columns<Reals::lanes, Columns>& l
 }
 
 /// Sums and the best in one pass: sums wait for multiplications, keys for comparisons, so that a
-/// processor works on both at once. `num_columns` is E rounded up to Span = 4 or more columns;
-/// those past E are -inf.
+/// processor works on both at once. Right where all logits are close to the largest.
 template <int TopK, class Reals, int Columns>
 ADAPTIVE_K_INLINE summed_choice<TopK, Reals> sum_and_choose(
-    const block_columns<Reals::lanes, Columns>& logits, int num_columns, const Reals& largest,
+    const block_columns<Reals::lanes, Columns>& logits, int num_experts, const Reals& largest,
     const distance_keys<Reals>& keys) noexcept {
   using words = typename Reals::words;
   constexpr int span = TopK < 4 ? 4 : TopK;
   words best[TopK];
   for (words& key : best) key = words(0u);
   words lost = words(0u);
+  words least = words(~0u);
   slot_tree<Reals> scores, logs;
-  const int slots = num_columns < reduction_slots ? num_columns : reduction_slots;
+  const int slots = num_experts < reduction_slots ? num_experts : reduction_slots;
   const Reals to_distance = to_distances(largest);
   const auto each = std::make_index_sequence<span>();
   for (int first = 0; first < slots; first += span) {
     Reals score[span], log[span];
     words key[span];
     add_experts<true>(logits, first, to_distance, keys, score, log, key, each);
-    keep_best_of(key, first == 0, best, lost);
-    for (int row = first + reduction_slots; row < num_columns; row += reduction_slots) {
+    keep_best_of(key, first == 0, best, lost, least);
+    for (int row = first + reduction_slots; row < num_experts; row += reduction_slots) {
       add_experts<false>(logits, row, to_distance, keys, score, log, key, each);
-      keep_best_of(key, false, best, lost);
+      keep_best_of(key, false, best, lost, least);
     }
     for (int i = 0; i < span; i += 4) {
       scores.add_group((first + i) / 4, (score[i] + score[i + 1]) + (score[i + 2] + score[i + 3]));
@@ -130,6 +136,7 @@ ADAPTIVE_K_INLINE summed_choice<TopK, Reals> sum_and_choose(
   summed_choice<TopK, Reals> made;
   for (int j = 0; j < TopK; ++j) made.best[j] = best[j];
   made.lost = lost;
+  made.least = least;
   made.sums = {scores.total(slots / 4), logs.total(slots / 4)};
   return made;
 }
@@ -139,7 +146,7 @@ ADAPTIVE_K_INLINE summed_choice<TopK, Reals> sum_and_choose(
 /// neither counted nor written, and `routes` has its other lanes.
 template <int TopK, int Experts>
 struct usual_blocks {
-  static_assert(Experts % 4 == 0 && Experts % TopK == 0, "whole groups and lists of columns");
+  static_assert(is_whole_lists(Experts, TopK), "whole lists of columns");
   template <class Target>
   struct body {
     using reals = typename Target::reals;
@@ -177,25 +184,22 @@ struct usual_blocks {
                                                          const block_rows& rows,
                                                          token_route<TopK, reals>& route) noexcept {
       const int num_experts = Experts != 0 ? Experts : model.num_experts;
-      const int num_columns = Experts != 0 ? Experts : padded_columns(num_experts, TopK);
       block_columns<lanes, Experts != 0 ? Experts : most_lane_experts> logits;
-      reals largest, not_finite;
-      load_columns<reals>(rows.data, rows.stride, num_experts, num_columns, logits, largest,
-                          not_finite);
-      const distance_keys<reals> keys(power_of_two_from(num_columns));
-      const auto chosen = sum_and_choose<TopK>(logits, num_columns, largest, keys);
-      const words last = num_experts - 1;  // keys of NaN may hold no expert
+      reals largest, unused;
+      load_columns<reals>(rows.data, rows.stride, num_experts, logits, largest, unused);
+      const distance_keys<reals> keys(power_of_two_from(num_experts));
+      const auto chosen = sum_and_choose<TopK>(logits, num_experts, largest, keys);
       ranked_experts<TopK, reals> ranked;
       reals logit[TopK];
       for (int j = 0; j < TopK; ++j) {
-        ranked.expert[j] = words::smaller(keys.expert_of(chosen.best[j]), last);
+        ranked.expert[j] = keys.expert_of(chosen.best[j]);
         if (j > 0) logit[j] = pick(logits, ranked.expert[j]);
       }
       ranked.score[0] = 1.0f;  // the largest logit's
       ranked.log_score[0] = 0.0f;
-      auto undecided = not_finite * reals(0.0f) != reals(0.0f);
+      auto undecided = keys.any_far(chosen.least) | (chosen.sums.score != chosen.sums.score);
       for (int j = 1; j < TopK; ++j) {
-        const auto s = score_of<gating_kind::softmax, logits_are::ordinary>(logit[j], largest);
+        const auto s = score_of<gating_kind::softmax, logits_are::close>(logit[j], largest);
         ranked.score[j] = s.score;
         ranked.log_score[j] = s.log_score;
         if (j > 1) undecided = undecided | (logit[j - 1] < logit[j]);
