@@ -27,6 +27,8 @@ struct usual_blocks_request {
   const gating* model;
   const k_plan* plan;
   block_rows rows;  ///< [blocks * lanes, E], E of whole lists
+  std::int64_t
+      blocks_ahead;  ///< that may be fetched: those blocks, and more if no gaps are in rows
   bool fill_first;
   int fixed_filler;
   routing_output<std::int32_t, float> output;  ///< of the whole call
@@ -103,12 +105,33 @@ ADAPTIVE_K_INLINE void add_experts(const block_columns<Reals::lanes, Columns>& l
    ...);
 }
 
+/// What a processor can do beside the arithmetic on a block: fetch the next one's rows into the
+/// second-level cache, as hardware fetches rows that are read side by side badly, and count the
+/// experts of the last one.
+template <int TopK, int Lanes>
+struct side_work {
+  const char* next_rows = nullptr;  ///< or null
+  std::uint32_t* expert_counts;
+  waiting_counts<TopK, Lanes> counts;
+
+  /// Its part for so many experts.
+  template <int Experts>
+  ADAPTIVE_K_INLINE void do_some() noexcept {
+    constexpr int bytes = Experts * Lanes * static_cast<int>(sizeof(float));
+    if (next_rows != nullptr) {
+      for (int at = 0; at < bytes; at += 64) __builtin_prefetch(next_rows + at, 0, 2);
+      next_rows += bytes;
+    }
+    counts.count_few(expert_counts);
+  }
+};
+
 /// Sums and the best in one pass: sums wait for multiplications, keys for comparisons, so that a
 /// processor works on both at once. Right where all logits are close to the largest.
-template <int TopK, class Reals, int Columns>
+template <int TopK, class Reals, int Columns, class Work>
 ADAPTIVE_K_INLINE summed_choice<TopK, Reals> sum_and_choose(
     const block_columns<Reals::lanes, Columns>& logits, int num_experts, const Reals& largest,
-    const distance_keys<Reals>& keys) noexcept {
+    const distance_keys<Reals>& keys, Work& work) noexcept {
   using words = typename Reals::words;
   constexpr int span = TopK < 4 ? 4 : TopK;
   words best[TopK];
@@ -124,9 +147,11 @@ ADAPTIVE_K_INLINE summed_choice<TopK, Reals> sum_and_choose(
     words key[span];
     add_experts<true>(logits, first, to_distance, keys, score, log, key, each);
     keep_best_of(key, first == 0, best, lost, least);
+    work.template do_some<span>();
     for (int row = first + reduction_slots; row < num_experts; row += reduction_slots) {
       add_experts<false>(logits, row, to_distance, keys, score, log, key, each);
       keep_best_of(key, false, best, lost, least);
+      work.template do_some<span>();
     }
     for (int i = 0; i < span; i += 4) {
       scores.add_group((first + i) / 4, (score[i] + score[i + 1]) + (score[i + 2] + score[i + 3]));
@@ -157,38 +182,46 @@ struct usual_blocks {
                                                block_routes<lanes>* routes) noexcept {
       const int num_experts = Experts != 0 ? Experts : request->model->num_experts;
       const usual_gating<TopK> model = {num_experts, request->model->routed_scaling_factor};
-      const usual_plan<TopK> plan = usual_plan_of<TopK>(*request->plan);
+      const settled_plan<TopK> plan(usual_plan_of<TopK>(*request->plan));
+      side_work<TopK, lanes> work;
+      work.expert_counts = request->expert_counts;
+      std::uint32_t undecided = 0;
       for (; request->blocks > 0; --request->blocks) {
+        const float* const next_rows = request->rows.data + lanes * request->rows.stride;
+        const bool fetch = --request->blocks_ahead > 0 && Experts == 0;
+        work.next_rows = fetch ? reinterpret_cast<const char*>(next_rows) : nullptr;
         token_route<TopK, reals> route;
-        const std::uint32_t undecided =
-            reals::mask::to_bits(decide(model, plan, request->rows, route));
+        undecided = reals::mask::to_bits(decide(model, plan, request->rows, work, route));
+        work.counts.count_all(work.expert_counts);
         if (undecided != 0) {
           store_routes(route, TopK, *routes);
-          return undecided;
+          break;
         }
         if (request->counts != nullptr)
-          count_block<TopK, Experts>(route, *request->counts, request->expert_counts);
+          count_block<TopK, Experts>(route, *request->counts, work.counts);
         const held_routes<TopK, reals> decided = {route};
         write_block<reals>(decided, loop_count<true, TopK>{TopK}, request->fill_first,
                            request->fixed_filler, request->token, request->output);
         request->token += lanes;
-        request->rows.data += lanes * request->rows.stride;
+        request->rows.data = next_rows;
       }
-      return 0;
+      work.counts.count_all(work.expert_counts);
+      return undecided;
     }
 
    private:
     /// One block; the result is the lanes that it could not decide.
     static ADAPTIVE_K_INLINE typename reals::mask decide(const usual_gating<TopK>& model,
-                                                         const usual_plan<TopK>& plan,
+                                                         const settled_plan<TopK>& plan,
                                                          const block_rows& rows,
+                                                         side_work<TopK, lanes>& work,
                                                          token_route<TopK, reals>& route) noexcept {
       const int num_experts = Experts != 0 ? Experts : model.num_experts;
       block_columns<lanes, Experts != 0 ? Experts : most_lane_experts> logits;
       reals largest, unused;
       load_columns<reals>(rows.data, rows.stride, num_experts, logits, largest, unused);
       const distance_keys<reals> keys(power_of_two_from(num_experts));
-      const auto chosen = sum_and_choose<TopK>(logits, num_experts, largest, keys);
+      const auto chosen = sum_and_choose<TopK>(logits, num_experts, largest, keys, work);
       ranked_experts<TopK, reals> ranked;
       reals logit[TopK];
       for (int j = 0; j < TopK; ++j) {
