@@ -40,7 +40,8 @@ struct waiting_counts {
   ADAPTIVE_K_INLINE void count_few(std::uint32_t* expert_counts) noexcept {
     if (waiting == 0) return;
     waiting -= few;
-    for (int i = 0; i < few; ++i) ++expert_counts[expert[waiting + i]];
+    const std::uint32_t* const last = expert + waiting;
+    for (int i = 0; i < few; ++i) ++expert_counts[last[i]];
   }
   ADAPTIVE_K_INLINE void count_all(std::uint32_t* expert_counts) noexcept {
     while (waiting != 0) count_few(expert_counts);

@@ -13,6 +13,15 @@ ADAPTIVE_K_NAMESPACE_BEGIN
 
 namespace detail {
 
+/// 255, 254, ... 0.
+struct descending_indices {
+  std::uint32_t at[256] = {};
+  constexpr descending_indices() noexcept {
+    for (std::uint32_t i = 0; i < 256; ++i) at[i] = 255 - i;
+  }
+};
+inline constexpr descending_indices descending;
+
 /// The largest logit of each lane first, as keys: how far each is below it, inverted, the low bits
 /// replaced by the inverted index of the expert. Cheaper than a key_maker's, as no sign is in the
 /// way, but logits that differ may have equal distances; hence `uncertain`.
@@ -29,6 +38,10 @@ struct distance_keys {
   /// `inverted` is low minus the expert's index.
   ADAPTIVE_K_INLINE words key_of(const Reals& distance, const words& inverted) const noexcept {
     return words::invert_high(Reals::to_bits(distance), high, inverted);
+  }
+  /// Inverted indices in memory, at most 256 of them: a load costs less than a subtraction.
+  ADAPTIVE_K_INLINE const std::uint32_t* inverted() const noexcept {
+    return descending.at + (255 - low_bits);
   }
   ADAPTIVE_K_INLINE words expert_of(const words& key) const noexcept { return low - (key & low); }
   /// Whether a key of at least `least` may be that of a logit that is not close, or a NaN.

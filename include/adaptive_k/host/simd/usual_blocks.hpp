@@ -99,9 +99,9 @@ ADAPTIVE_K_INLINE void add_experts(const block_columns<Reals::lanes, Columns>& l
                                    typename Reals::words (&key)[Span],
                                    std::index_sequence<I...>) noexcept {
   using words = typename Reals::words;
-  const words inverted = keys.low - words(first);
-  (add_expert<First>(logits.at[first + static_cast<int>(I)], inverted - words(static_cast<int>(I)),
-                     to_distance, keys, score[I], log[I], key[I]),
+  const std::uint32_t* const inverted = keys.inverted() + first;
+  (add_expert<First>(logits.at[first + static_cast<int>(I)], words(inverted[I]), to_distance, keys,
+                     score[I], log[I], key[I]),
    ...);
 }
 
