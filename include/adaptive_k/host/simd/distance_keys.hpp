@@ -90,7 +90,22 @@ template <int N, int From = 0, class Words, int Count>
 ADAPTIVE_K_INLINE void keep_best_of(const Words (&keys)[Count], bool first, Words (&best)[N],
                                     Words& lost, Words& least) noexcept {
   static_assert(Count % N == 0, "whole lists");
-  if constexpr (From < Count) {
+  if constexpr (N == 2 && Count == 4) {  // in one list, of which three may be the best or lost
+    Words list[4];
+    copy_keys<0>(keys, list, std::make_index_sequence<4>());
+    sort_keys(list);
+    least = Words::smaller(least, list[3]);
+    if (first) {
+      best[0] = list[0];
+      best[1] = list[1];
+      lost = list[2];
+    } else {
+      put_in_order(best[0], list[0]);
+      put_in_order(best[1], list[1]);
+      put_in_order(best[1], list[0]);
+      lost = Words::larger(Words::larger(lost, list[2]), list[0]);
+    }
+  } else if constexpr (From < Count) {
     Words list[N];
     copy_keys<From>(keys, list, std::make_index_sequence<N>());
     sort_keys(list);

@@ -105,6 +105,12 @@ ADAPTIVE_K_INLINE void add_experts(const block_columns<Reals::lanes, Columns>& l
    ...);
 }
 
+template <class Reals, int Span, std::size_t... I>
+ADAPTIVE_K_INLINE void store_columns(const Reals (&values)[Span], float (*to)[Reals::lanes],
+                                     std::index_sequence<I...>) noexcept {
+  (Reals::store(to[I], values[I]), ...);
+}
+
 /// What a processor can do beside the arithmetic on a block: fetch the next one's rows into the
 /// second-level cache, as hardware fetches rows that are read side by side badly, and count the
 /// experts of the last one.
@@ -127,11 +133,13 @@ struct side_work {
 };
 
 /// Sums and the best in one pass: sums wait for multiplications, keys for comparisons, so that a
-/// processor works on both at once. Right where all logits are close to the largest.
+/// processor works on both at once. Right where all logits are close to the largest. The scores
+/// of the first 32 experts go to `each_score`, if it is given, which may be where the logits are.
 template <int TopK, class Reals, int Columns, class Work>
 ADAPTIVE_K_INLINE summed_choice<TopK, Reals> sum_and_choose(
     const block_columns<Reals::lanes, Columns>& logits, int num_experts, const Reals& largest,
-    const distance_keys<Reals>& keys, Work& work) noexcept {
+    const distance_keys<Reals>& keys, Work& work,
+    block_columns<Reals::lanes, Columns>* each_score) noexcept {
   using words = typename Reals::words;
   constexpr int span = TopK < 4 ? 4 : TopK;
   words best[TopK];
@@ -146,6 +154,7 @@ ADAPTIVE_K_INLINE summed_choice<TopK, Reals> sum_and_choose(
     Reals score[span], log[span];
     words key[span];
     add_experts<true>(logits, first, to_distance, keys, score, log, key, each);
+    if (each_score != nullptr) store_columns(score, each_score->at + first, each);
     keep_best_of(key, first == 0, best, lost, least);
     work.template do_some<span>();
     for (int row = first + reduction_slots; row < num_experts; row += reduction_slots) {
@@ -217,45 +226,53 @@ struct usual_blocks {
                                                          side_work<TopK, lanes>& work,
                                                          token_route<TopK, reals>& route) noexcept {
       const int num_experts = Experts != 0 ? Experts : model.num_experts;
-      block_columns<lanes, Experts != 0 ? Experts : most_lane_experts> logits;
+      block_columns<lanes, Experts != 0 ? Experts : most_lane_experts> columns;
       reals largest, unused;
-      load_columns<reals>(rows.data, rows.stride, num_experts, logits, largest, unused);
+      load_columns<reals>(rows.data, rows.stride, num_experts, columns, largest, unused);
       const distance_keys<reals> keys(power_of_two_from(num_experts));
-      const auto chosen = sum_and_choose<TopK>(logits, num_experts, largest, keys, work);
+      // Scores of few experts are kept, in place of their logits, to be picked.
+      const auto chosen = sum_and_choose<TopK>(columns, num_experts, largest, keys, work,
+                                               Experts != 0 ? &columns : nullptr);
       ranked_experts<TopK, reals> ranked;
       reals logit[TopK];
+      auto undecided = keys.any_far(chosen.least) | (chosen.sums.score != chosen.sums.score);
       for (int j = 0; j < TopK; ++j) {
         ranked.expert[j] = keys.expert_of(chosen.best[j]);
-        if (j > 0) logit[j] = pick(logits, ranked.expert[j]);
-      }
-      ranked.score[0] = 1.0f;  // the largest logit's
-      ranked.log_score[0] = 0.0f;
-      auto undecided = keys.any_far(chosen.least) | (chosen.sums.score != chosen.sums.score);
-      for (int j = 1; j < TopK; ++j) {
-        const auto s = score_of<gating_kind::softmax, logits_are::close>(logit[j], largest);
-        ranked.score[j] = s.score;
-        ranked.log_score[j] = s.log_score;
-        if (j > 1) undecided = undecided | (logit[j - 1] < logit[j]);
+        ranked.log_score[j] = 0.0f;  // not read
+        if (j == 0) {
+          ranked.score[0] = 1.0f;  // the largest logit's
+        } else if (Experts != 0) {
+          ranked.score[j] = pick(columns, ranked.expert[j]);
+        } else {
+          logit[j] = pick(columns, ranked.expert[j]);
+          ranked.score[j] =
+              score_of<gating_kind::softmax, logits_are::close>(logit[j], largest).score;
+          if (j > 1) undecided = undecided | (logit[j - 1] < logit[j]);
+        }
       }
       auto unsure = keys.same_distance(chosen.best[TopK - 1], chosen.lost);
       if (TopK > 1)
         unsure = unsure | keys.same_distance(chosen.best[0], chosen.best[TopK > 1 ? 1 : 0]);
       if (reals::mask::any(unsure)) {
-        logit[0] = pick(logits, ranked.expert[0]);
+        if (Experts != 0) {
+          load_columns<reals>(rows.data, rows.stride, num_experts, columns, largest, unused);
+          for (int j = 1; j < TopK; ++j) logit[j] = pick(columns, ranked.expert[j]);
+        }
+        logit[0] = pick(columns, ranked.expert[0]);
         undecided =
-            undecided | (logit[0] < largest) | wrong_choice<TopK>(logits, num_experts, logit);
+            undecided | (logit[0] < largest) | wrong_choice<TopK>(columns, num_experts, logit);
       }
       finish_route<gating_kind::softmax>(model, plan, chosen.sums, plan.limits, choice_counts,
                                          loop_count<true, TopK>{TopK}, ranked, route);
       return undecided;
     }
 
-    template <class Logits>
-    static ADAPTIVE_K_INLINE reals pick(const Logits& logits, const words& expert) noexcept {
+    template <class Columns>
+    static ADAPTIVE_K_INLINE reals pick(const Columns& columns, const words& expert) noexcept {
       if constexpr (Experts != 0)
-        return pick_of_few<Experts, reals>(logits, expert);
+        return pick_of_few<Experts, reals>(columns, expert);
       else
-        return reals::pick(logits.at[0], expert);
+        return reals::pick(columns.at[0], expert);
     }
   };
 };
