@@ -204,6 +204,9 @@ class vector_rows {
                              : route_usual<Target>(rows, token, 1, 1, routes);
       token = usual_.token;
       if (undecided == 0) return token;
+      // Where logits are far apart in many rows, a block for any call takes less than those rows.
+      if (4 * __builtin_popcount(undecided) > lanes)
+        undecided = decide_block<Target>(usual_.rows, routes);
     } else {
       undecided = decide_block<Target>(rows, routes);
     }
