@@ -111,9 +111,8 @@ ADAPTIVE_K_INLINE void store_columns(const Reals (&values)[Span], float (*to)[Re
   (Reals::store(to[I], values[I]), ...);
 }
 
-/// What a processor can do beside the arithmetic on a block: fetch the next one's rows into the
-/// second-level cache, as hardware fetches rows that are read side by side badly, and count the
-/// experts of the last one.
+/// What a processor can do beside the arithmetic on a block: fetch the next one's rows, as hardware
+/// fetches rows that are read side by side badly, and count the experts of the last one.
 template <int TopK, int Lanes>
 struct side_work {
   const char* next_rows = nullptr;  ///< or null
@@ -125,7 +124,7 @@ struct side_work {
   ADAPTIVE_K_INLINE void do_some() noexcept {
     constexpr int bytes = Experts * Lanes * static_cast<int>(sizeof(float));
     if (next_rows != nullptr) {
-      for (int at = 0; at < bytes; at += 64) __builtin_prefetch(next_rows + at, 0, 2);
+      for (int at = 0; at < bytes; at += 64) __builtin_prefetch(next_rows + at);
       next_rows += bytes;
     }
     counts.count_few(expert_counts);
