@@ -180,6 +180,7 @@ ADAPTIVE_K_INLINE summed_choice<TopK, Reals> sum_and_choose(
 template <int TopK, int Experts>
 struct usual_blocks {
   static_assert(is_whole_lists(Experts, TopK), "whole lists of columns");
+  static_assert(Experts == 0 || TopK == 2, "scores that are picked are in order unless unsure");
   template <class Target>
   struct body {
     using reals = typename Target::reals;
