@@ -31,7 +31,11 @@ class vector_rows {
  public:
   using router = row_router<Logit, std::int32_t, float>;
   explicit vector_rows(router& rows) noexcept
-      : rows_(rows), usual_top_k_(usual_top_k(rows)), usual_(usual_request(rows)) {}
+      : rows_(rows),
+        usual_top_k_(usual_top_k(rows)),
+        usual_in_blocks_(usual_top_k_ != 0 &&
+                         is_whole_lists(rows.call_.model->num_experts, usual_top_k_)),
+        usual_(usual_request(rows)) {}
 
   void run(instruction_set set, std::int64_t first, std::int64_t last) noexcept {
 #if ADAPTIVE_K_HAS_AVX512
@@ -158,13 +162,15 @@ class vector_rows {
     return 0;
   }
 
-  /// As usual_blocks, for `number` blocks or fewer; the first `rows` are given.
+  /// As usual_blocks, for `number` blocks or fewer of those that are `ahead`; the first `rows` are
+  /// given.
   template <class Target>
   ADAPTIVE_K_INLINE std::uint32_t route_usual(const block_rows& rows, std::int64_t token,
-                                              std::int64_t number,
+                                              std::int64_t number, std::int64_t ahead,
                                               block_routes<Target::reals::lanes>& routes) noexcept {
     usual_.rows = rows;
     usual_.token = token;
+    usual_.blocks_ahead = ahead;
     usual_.blocks = rows_.counts_.lend_to_blocks(Target::reals::lanes, number, usual_.counts,
                                                  usual_.expert_counts);
     const int num_experts = rows_.call_.model->num_experts;
@@ -180,10 +186,11 @@ class vector_rows {
     return Target::template run<usual_blocks<TopK, Experts>::template body>(&usual_, &routes);
   }
 
-  /// Blocks of tokens, one a lane, at most `number` of them; the result is the first token that is
-  /// left. With one at a time, `copies` may hold what cannot be read in place.
+  /// Blocks of tokens, one a lane, at most `number` of those that are `ahead`; the result is the
+  /// first token that is left. With one at a time, `copies` may hold what cannot be read in place.
   template <class Target>
-  ADAPTIVE_K_INLINE std::int64_t route_blocks(std::int64_t token, std::int64_t number) noexcept {
+  ADAPTIVE_K_INLINE std::int64_t route_blocks(std::int64_t token, std::int64_t number,
+                                              std::int64_t ahead) noexcept {
     using reals = typename Target::reals;
     constexpr int lanes = reals::lanes;
     const int num_experts = rows_.call_.model->num_experts;
@@ -193,10 +200,16 @@ class vector_rows {
         float_rows<reals>(rows_.row_of(token), rows_.call_.logits.row_stride, num_experts, copies);
     block_routes<lanes> routes;
     std::uint32_t undecided = 0;
-    if (usual_top_k_ != 0) {
-      undecided = route_usual<Target>(rows, token, rows.data == copies ? 1 : number, routes);
+    const bool contiguous = rows.data != copies && rows.stride == num_experts;
+    if (ahead > 1 && !(contiguous && usual_in_blocks_)) prefetch(token + lanes, lanes);
+    if (usual_in_blocks_) {
+      undecided = contiguous ? route_usual<Target>(rows, token, number, ahead, routes)
+                             : route_usual<Target>(rows, token, 1, 1, routes);
       token = usual_.token;
       if (undecided == 0) return token;
+      // Where logits are far apart in many rows, a block for any call takes less than those rows.
+      if (4 * __builtin_popcount(undecided) > lanes)
+        undecided = decide_block<Target>(usual_.rows, routes);
     } else {
       undecided = decide_block<Target>(rows, routes);
     }
@@ -220,14 +233,11 @@ class vector_rows {
                                       std::int64_t last) noexcept {
       constexpr int lanes = Target::reals::lanes;
       const bool fits = self->fits_lanes();
-      const bool prefetches =
-          self->rows_.call_.model->num_experts * static_cast<int>(sizeof(Logit)) >= 256;
-      const bool one_by_one = prefetches || self->rows_.call_.extras.padding_mask != nullptr;
+      const bool one_by_one = self->rows_.call_.extras.padding_mask != nullptr;
       for (std::int64_t token = first; token < last;) {
         if (fits && last - token >= lanes && !self->any_padding(token, lanes)) {
-          if (prefetches && last - token >= 2 * lanes) self->prefetch(token + lanes, lanes);
-          token =
-              self->template route_blocks<Target>(token, one_by_one ? 1 : (last - token) / lanes);
+          const std::int64_t ahead = (last - token) / lanes;
+          token = self->template route_blocks<Target>(token, one_by_one ? 1 : ahead, ahead);
           continue;
         }
         if (self->rows_.is_padding(token)) {
@@ -246,6 +256,7 @@ class vector_rows {
   /// reads its rows side by side, which hardware prefetchers follow badly.
   ADAPTIVE_K_INLINE void prefetch(std::int64_t token, int number) const noexcept {
     const auto row_bytes = rows_.call_.model->num_experts * static_cast<int>(sizeof(Logit));
+    if (row_bytes < 256) return;
     const std::int64_t gap = rows_.call_.logits.row_stride - rows_.call_.model->num_experts;
     if (gap == 0) return prefetch_bytes(rows_.row_of(token), number * row_bytes);
     for (int i = 0; i < number; ++i) prefetch_bytes(rows_.row_of(token + i), row_bytes);
@@ -271,6 +282,7 @@ class vector_rows {
 
   router& rows_;
   int usual_top_k_;
+  bool usual_in_blocks_;
   usual_blocks_request usual_;
 };
 

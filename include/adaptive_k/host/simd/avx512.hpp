@@ -258,8 +258,14 @@ struct avx512_reals {
   /// Halves of eight floats, from rows 0 and 4.
   static ADAPTIVE_K_AVX512_INLINE reals load_halves(const float* from,
                                                     std::int64_t stride) noexcept {
-    const __m512 a = _mm512_maskz_broadcast_f32x8(0xFFFF, _mm256_loadu_ps(from));
-    return _mm512_mask_broadcast_f32x8(a, 0xFF00, _mm256_loadu_ps(from + 4 * stride));
+    const __m512 a = _mm512_zextps256_ps512(_mm256_loadu_ps(from));
+    return _mm512_insertf32x8(a, _mm256_loadu_ps(from + 4 * stride), 1);
+  }
+  /// The low halves of both in a, the high ones in b.
+  static ADAPTIVE_K_AVX512_INLINE void part_halves(reals& a, reals& b) noexcept {
+    const __m512 low = _mm512_maskz_shuffle_f32x4(0xFFFF, a.value, b.value, 0x44);
+    b = _mm512_maskz_shuffle_f32x4(0xFFFF, a.value, b.value, 0xEE);
+    a = low;
   }
   /// Quarters 0 and 2 of both in a, 1 and 3 in b.
   static ADAPTIVE_K_AVX512_INLINE void part_quarters(reals& a, reals& b) noexcept {

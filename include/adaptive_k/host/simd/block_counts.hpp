@@ -29,10 +29,41 @@ struct block_counts {
   int blocks;
 };
 
-/// Adds a decided block whose signal is the entropy.
+/// Kept experts of a block that wait to be counted one by one, a few at a time between operations
+/// on vectors: a processor does both at once.
+template <int TopK, int Lanes>
+struct waiting_counts {
+  static constexpr int few = 2 * TopK;
+  alignas(64) std::uint32_t expert[TopK * Lanes];
+  int waiting = 0;
+
+  ADAPTIVE_K_INLINE void count_few(std::uint32_t* expert_counts) noexcept {
+    if (waiting == 0) return;
+    waiting -= few;
+    const std::uint32_t* const last = expert + waiting;
+    for (int i = 0; i < few; ++i) ++expert_counts[last[i]];
+  }
+  ADAPTIVE_K_INLINE void count_all(std::uint32_t* expert_counts) noexcept {
+    while (waiting != 0) count_few(expert_counts);
+  }
+  /// Experts that are not kept count where none is, in another place for each lane.
+  template <class Reals>
+  ADAPTIVE_K_INLINE void add(const token_route<TopK, Reals>& route) noexcept {
+    using words = typename Reals::words;
+    const words nowhere = words::lane() + words(max_experts);
+    for (int j = 0; j < TopK; ++j)
+      words::store(expert + j * Lanes,
+                   j == 0 ? route.expert[0]
+                          : words::select(route.count > words(j), route.expert[j], nowhere));
+    waiting = TopK * Lanes;
+  }
+};
+
+/// Adds a decided block whose signal is the entropy. Where there are no fields for its experts,
+/// they wait.
 template <int TopK, int Experts, class Reals>
 ADAPTIVE_K_INLINE void count_block(const token_route<TopK, Reals>& route, block_counts& counts,
-                                   std::uint32_t* expert_counts) noexcept {
+                                   waiting_counts<TopK, Reals::lanes>& waiting) noexcept {
   using words = typename Reals::words;
   static_assert(TopK <= fields_of_word && Experts <= 2 * fields_of_word, "fields for all");
   const auto add = [](std::uint32_t* to, const words& number)
@@ -50,17 +81,7 @@ ADAPTIVE_K_INLINE void count_block(const token_route<TopK, Reals>& route, block_
       words::store(counts.experts[word], sum);
     }
   } else {
-    // Experts that are not kept count where none is, in another place for each lane.
-    const words nowhere = words::lane() + words(max_experts);
-    std::uint32_t kept[TopK][Reals::lanes];
-    for (int j = 0; j < TopK; ++j)
-      words::store(kept[j], j == 0
-                                ? route.expert[0]
-                                : words::select(route.count > words(j), route.expert[j], nowhere));
-    // Read back from memory: g++ would take the vectors apart, lane by lane, which is far slower.
-    __asm__("" : "+m"(kept));
-    for (int j = 0; j < TopK; ++j)
-      for (int lane = 0; lane < Reals::lanes; ++lane) ++expert_counts[kept[j][lane]];
+    waiting.add(route);
   }
   add(counts.k, words::shift_left(one, (route.count - one) << 2));
   add(counts.signal, Reals::truncate(route.signal * Reals(static_cast<float>(signal_scale))));

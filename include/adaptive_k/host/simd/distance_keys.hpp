@@ -13,6 +13,15 @@ ADAPTIVE_K_NAMESPACE_BEGIN
 
 namespace detail {
 
+/// 255, 254, ... 0.
+struct descending_indices {
+  std::uint32_t at[256] = {};
+  constexpr descending_indices() noexcept {
+    for (std::uint32_t i = 0; i < 256; ++i) at[i] = 255 - i;
+  }
+};
+inline constexpr descending_indices descending;
+
 /// The largest logit of each lane first, as keys: how far each is below it, inverted, the low bits
 /// replaced by the inverted index of the expert. Cheaper than a key_maker's, as no sign is in the
 /// way, but logits that differ may have equal distances; hence `uncertain`.
@@ -30,7 +39,15 @@ struct distance_keys {
   ADAPTIVE_K_INLINE words key_of(const Reals& distance, const words& inverted) const noexcept {
     return words::invert_high(Reals::to_bits(distance), high, inverted);
   }
+  /// Inverted indices in memory, at most 256 of them: a load costs less than a subtraction.
+  ADAPTIVE_K_INLINE const std::uint32_t* inverted() const noexcept {
+    return descending.at + (255 - low_bits);
+  }
   ADAPTIVE_K_INLINE words expert_of(const words& key) const noexcept { return low - (key & low); }
+  /// Whether a key of at least `least` may be that of a logit that is not close, or a NaN.
+  ADAPTIVE_K_INLINE auto any_far(const words& least) const noexcept {
+    return least < key_of(math::exp_floor, low);
+  }
   ADAPTIVE_K_INLINE auto same_distance(const words& a, const words& b) const noexcept {
     return ((a ^ b) & high) == words(0u);
   }
@@ -52,12 +69,12 @@ struct distance_score {
 };
 
 /// As score_of, with the key. Lanes with a NaN or an infinity are decided again.
-template <class Reals>
+template <logits_are Logits = logits_are::ordinary, class Reals>
 ADAPTIVE_K_INLINE distance_score<Reals> score_and_key(
     const Reals& logit, const Reals& to_distance, const distance_keys<Reals>& keys,
     const typename Reals::words& inverted) noexcept {
   const Reals distance = logit + to_distance;
-  const auto s = score_of_distance<logits_are::ordinary>(distance);
+  const auto s = score_of_distance<Logits>(distance);
   return {s.score, s.log_score, keys.key_of(distance, inverted)};
 }
 
@@ -68,21 +85,43 @@ ADAPTIVE_K_INLINE void copy_keys(const Words (&from)[Count], Words (&to)[N],
 }
 
 /// Keeps in `best`, sorted, the N best of `keys` from `From` on and, unless these are the first, of
-/// itself; `lost` becomes the best of all that were dropped.
+/// itself; `lost` becomes the best of all that were dropped, `least` the least of all.
 template <int N, int From = 0, class Words, int Count>
 ADAPTIVE_K_INLINE void keep_best_of(const Words (&keys)[Count], bool first, Words (&best)[N],
-                                    Words& lost) noexcept {
+                                    Words& lost, Words& least) noexcept {
   static_assert(Count % N == 0, "whole lists");
-  if constexpr (From < Count) {
+  if constexpr (N == 2 && Count == 4) {  // in one list, of which three may be the best or lost
+    Words list[4];
+    copy_keys<0>(keys, list, std::make_index_sequence<4>());
+    sort_keys(list);
+    least = Words::smaller(least, list[3]);
+    if (first) {
+      best[0] = list[0];
+      best[1] = list[1];
+      lost = list[2];
+    } else {
+      put_in_order(best[0], list[0]);
+      put_in_order(best[1], list[1]);
+      put_in_order(best[1], list[0]);
+      lost = Words::larger(Words::larger(lost, list[2]), list[0]);
+    }
+  } else if constexpr (From < Count) {
     Words list[N];
     copy_keys<From>(keys, list, std::make_index_sequence<N>());
     sort_keys(list);
+    least = Words::smaller(least, list[N - 1]);
     if (first && From == 0)
       copy_keys<0>(list, best, std::make_index_sequence<N>());
     else
       keep_best(best, list, lost);
-    keep_best_of<N, From + N>(keys, first, best, lost);
+    keep_best_of<N, From + N>(keys, first, best, lost, least);
   }
+}
+template <int N, class Words, int Count>
+ADAPTIVE_K_INLINE void keep_best_of(const Words (&keys)[Count], bool first, Words (&best)[N],
+                                    Words& lost) noexcept {
+  Words least = keys[0];
+  keep_best_of(keys, first, best, lost, least);
 }
 
 }  // namespace detail

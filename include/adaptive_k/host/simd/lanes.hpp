@@ -200,11 +200,11 @@ ADAPTIVE_K_INLINE int padded_columns(int num_experts, int top_k) noexcept {
 }
 
 /// Transposes a block of rows. `not_finite` becomes NaN or infinite where a logit is, and perhaps
-/// where the logits are so large that their sum is. The columns from E to `num_columns` are -inf.
+/// where the logits are so large that their sum is.
 template <class Reals, int Columns>
 ADAPTIVE_K_INLINE void load_columns(const float* rows, std::int64_t stride, int num_experts,
-                                    int num_columns, block_columns<Reals::lanes, Columns>& columns,
-                                    Reals& largest, Reals& not_finite) noexcept {
+                                    block_columns<Reals::lanes, Columns>& columns, Reals& largest,
+                                    Reals& not_finite) noexcept {
   largest = -math::infinity;
   not_finite = 0.0f;
   const float* row[4] = {rows, rows + stride, rows + 2 * stride, rows + 3 * stride};
@@ -239,8 +239,6 @@ ADAPTIVE_K_INLINE void load_columns(const float* rows, std::int64_t stride, int 
       not_finite = not_finite + v[i];  // NaN or infinite from there on
     }
   }
-  for (expert = num_experts; expert < num_columns; ++expert)
-    Reals::store(columns.at[expert], -math::infinity);
 }
 
 /// Values to select by, where they are not the logits: score + bias, as key_by_score has them.
@@ -277,8 +275,9 @@ struct route_lanes {
       const int num_columns = padded_columns(num_experts, top_k);
       block_columns<reals::lanes> logits;
       reals largest, not_finite;
-      load_columns<reals>(request->rows, request->stride, num_experts, num_columns, logits, largest,
-                          not_finite);
+      load_columns<reals>(request->rows, request->stride, num_experts, logits, largest, not_finite);
+      for (int expert = num_experts; expert < num_columns; ++expert)
+        reals::store(logits.at[expert], -math::infinity);
 
       const sums_needed needed = sums_for<Kind>(model, plan, selects_by_score(model));
       score_sums<reals> sums = {reals(1.0f), reals(0.0f)};

@@ -53,10 +53,46 @@ void put_lane(const token_route<max_top_k>& route, int top_k, int lane,
   routes.signal[lane] = route.signal;
 }
 
+/// Stores 16 lanes of 4 or 8 ranks as rows, in whole vectors; destroys them.
+template <class Reals>
+ADAPTIVE_K_INLINE void store_rows(Reals (&ranks)[4], float* to) noexcept {
+  Reals::transpose_quarters(ranks);
+  Reals::part_halves(ranks[0], ranks[1]);
+  Reals::part_halves(ranks[2], ranks[3]);
+  for (int half = 0; half < 2; ++half) {
+    Reals::part_quarters(ranks[half], ranks[2 + half]);
+    Reals::store(to + 32 * half, ranks[half]);
+    Reals::store(to + 32 * half + 16, ranks[2 + half]);
+  }
+}
+template <class Reals>
+ADAPTIVE_K_INLINE void store_rows(Reals (&low_ranks)[4], Reals (&high_ranks)[4],
+                                  float* to) noexcept {
+  Reals::transpose_quarters(low_ranks);
+  Reals::transpose_quarters(high_ranks);
+  for (int i = 0; i < 4; ++i) Reals::part_halves(low_ranks[i], high_ranks[i]);
+  for (int i = 0; i < 4; i += 2) {
+    Reals::part_quarters(low_ranks[i], low_ranks[i + 1]);
+    Reals::part_quarters(high_ranks[i], high_ranks[i + 1]);
+    Reals::store(to + 8 * i, low_ranks[i]);
+    Reals::store(to + 8 * i + 32, low_ranks[i + 1]);
+    Reals::store(to + 8 * i + 64, high_ranks[i]);
+    Reals::store(to + 8 * i + 96, high_ranks[i + 1]);
+  }
+}
+
 /// [rank][lane] to [lane, top_k]: `at(rank)` gives a rank's vector. `to` may be of any 4-byte type.
 template <class Reals, class Ranks, class Count>
 ADAPTIVE_K_INLINE void transpose_ranks(const Ranks& ranks, Count top_k, float* to) noexcept {
   constexpr int lanes = Reals::lanes;
+  if constexpr (lanes == 16) {
+    if (top_k == 4 || top_k == 8) {
+      Reals low[4] = {ranks.at(0), ranks.at(1), ranks.at(2), ranks.at(3)};
+      if (top_k == 4) return store_rows(low, to);
+      Reals high[4] = {ranks.at(4), ranks.at(5), ranks.at(6), ranks.at(7)};
+      return store_rows(low, high, to);
+    }
+  }
   int rank = 0;
   float* const row[4] = {to, to + top_k, to + 2 * top_k, to + 3 * top_k};
   for (; rank + 4 <= top_k; rank += 4) {
