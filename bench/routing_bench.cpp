@@ -86,13 +86,13 @@ void route_by_two_threads(benchmark::State& state, std::int64_t tokens, shape s)
   const adaptive_k::routing_output<> output = {b.ids.data(), b.weights.data(), b.counts.data(),
                                                b.signal.data()};
   second_thread second;
-  adaptive_k::routing_metrics metrics;
+  adaptive_k::routing_metrics metrics, parts[2];
   std::size_t turn = 0;
   for (auto _ : state) {
     const adaptive_k::logits_view<float> view = {b.logits[turn++ % b.logits.size()].data(), tokens,
                                                  s.num_experts, 0};
-    adaptive_k::routing_metrics parts[2];
     const auto half = [&](int part) {
+      parts[part] = {};
       router.route_range(0, view, output, tokens / 2 * part, tokens / 2 * (part + 1), &parts[part]);
     };
     second.run([&] { half(0); }, [&] { half(1); });

@@ -41,20 +41,7 @@ struct routing_metrics {
   std::uint64_t expert_counts[max_experts] = {};  ///< tokens by expert
 
   routing_metrics& operator+=(const routing_metrics& other) noexcept {
-    if (other.tokens != 0) {
-      const bool first = tokens == 0;
-      if (first || other.signal_lowest < signal_lowest) signal_lowest = other.signal_lowest;
-      if (first || other.signal_highest > signal_highest) signal_highest = other.signal_highest;
-    }
-    calls += other.calls;
-    tokens += other.tokens;
-    padding_tokens += other.padding_tokens;
-    expert_calls += other.expert_calls;
-    full_expert_calls += other.full_expert_calls;
-    nonfinite_rows += other.nonfinite_rows;
-    distinct_experts += other.distinct_experts;
-    signal_sum_fixed += other.signal_sum_fixed;
-    for (int k = 0; k <= max_top_k; ++k) k_histogram[k] += other.k_histogram[k];
+    add_all_but_experts(other);
     for (int e = 0; e < max_experts; ++e) expert_counts[e] += other.expert_counts[e];
     return *this;
   }
@@ -84,6 +71,26 @@ struct routing_metrics {
   }
 
  private:
+  friend inline void add_parts_of_call(const routing_metrics* parts, int num_parts,
+                                       routing_metrics* total) noexcept;
+
+  void add_all_but_experts(const routing_metrics& other) noexcept {
+    if (other.tokens != 0) {
+      const bool first = tokens == 0;
+      if (first || other.signal_lowest < signal_lowest) signal_lowest = other.signal_lowest;
+      if (first || other.signal_highest > signal_highest) signal_highest = other.signal_highest;
+    }
+    calls += other.calls;
+    tokens += other.tokens;
+    padding_tokens += other.padding_tokens;
+    expert_calls += other.expert_calls;
+    full_expert_calls += other.full_expert_calls;
+    nonfinite_rows += other.nonfinite_rows;
+    distinct_experts += other.distinct_experts;
+    signal_sum_fixed += other.signal_sum_fixed;
+    for (int k = 0; k <= max_top_k; ++k) k_histogram[k] += other.k_histogram[k];
+  }
+
   static double ratio(std::uint64_t part, std::uint64_t whole) noexcept {
     return whole == 0 ? 0.0 : static_cast<double>(part) / static_cast<double>(whole);
   }
@@ -93,13 +100,19 @@ struct routing_metrics {
 /// the call had not been split.
 inline void add_parts_of_call(const routing_metrics* parts, int num_parts,
                               routing_metrics* total) noexcept {
-  routing_metrics call;
-  for (int i = 0; i < num_parts; ++i) call += parts[i];
-  call.calls = call.tokens != 0 ? 1u : 0u;
-  call.distinct_experts = 0;
-  for (const std::uint64_t tokens : call.expert_counts)
-    call.distinct_experts += tokens != 0 ? 1u : 0u;
-  *total += call;
+  const std::uint64_t calls = total->calls;
+  const std::uint64_t tokens = total->tokens;
+  std::uint64_t distinct = total->distinct_experts;
+  for (int i = 0; i < num_parts; ++i) total->add_all_but_experts(parts[i]);
+  // One pass for all: this stands beside the routing of few tokens by each thread.
+  for (int e = 0; e < max_experts; ++e) {
+    std::uint64_t sum = 0;
+    for (int i = 0; i < num_parts; ++i) sum += parts[i].expert_counts[e];
+    total->expert_counts[e] += sum;
+    distinct += sum != 0 ? 1u : 0u;
+  }
+  total->calls = calls + (total->tokens != tokens ? 1u : 0u);
+  total->distinct_experts = distinct;
 }
 
 ADAPTIVE_K_NAMESPACE_END
