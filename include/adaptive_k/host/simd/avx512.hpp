@@ -304,8 +304,8 @@ struct avx512_reals {
     return sum;
   }
   /// a + b in the lanes of `where`, else a.
-  static ADAPTIVE_K_AVX512_INLINE reals add_where(std::uint16_t where, reals a, reals b) noexcept {
-    return _mm512_mask_add_ps(a.value, where, a.value, b.value);
+  static ADAPTIVE_K_AVX512_INLINE reals add_where(mask where, reals a, reals b) noexcept {
+    return _mm512_mask_add_ps(a.value, where.bits, a.value, b.value);
   }
   /// Sums of neighbours, by quarter: a0 + a1, a2 + a3, b0 + b1, b2 + b3, then those of lanes 4
   /// to 7.

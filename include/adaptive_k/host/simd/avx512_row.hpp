@@ -148,18 +148,20 @@ struct avx512_row {
   ADAPTIVE_K_AVX512_INLINE bool rank_groups(const float* row, int num_experts,
                                             float* score) noexcept {
     const int groups = Groups != 0 ? Groups : (num_experts + group - 1) / group;
-    const std::uint16_t* const in_last = row_tables.present[num_experts % group];
+    const std::uint16_t* const in_last =
+        row_tables.present[static_cast<unsigned>(num_experts) % group];
     const auto present = [&](int g) ADAPTIVE_K_INLINE_LAMBDA {
       return g + 1 < groups ? row_tables.present[0] : in_last;
     };
     reals largest = -math::infinity;
     reals not_finite = 0.0f;
+    reals logit[4];  // of the last group
     for (int g = 0; g < groups; ++g) {
       const std::uint16_t* const mask = present(g);
-      reals logit[4];
       each_of<4>([&](auto i) ADAPTIVE_K_INLINE_LAMBDA {
-        logit[i] = load(row + g * group + i * lanes, mask[i]);
-        not_finite = reals::add_where(mask[i], not_finite, logit[i]);
+        const avx512_mask present_here = {mask[i]};
+        logit[i] = load(row + g * group + i * lanes, present_here);
+        not_finite = reals::add_where(present_here, not_finite, logit[i]);
       });
       largest = reals::larger(
           reals::larger(reals::larger(logit[0], logit[1]), reals::larger(logit[2], logit[3])),
@@ -180,8 +182,8 @@ struct avx512_row {
       reals sums_of[4], logs_of[4];
       each_of<4>([&](auto i) ADAPTIVE_K_INLINE_LAMBDA {
         const int first = g * group + i * lanes;
-        const auto s = score_and_key(load(row + first, mask[i]), to_distance, keys,
-                                     words::load(inverted + first));
+        if constexpr (Groups != 1) logit[i] = load(row + first, {mask[i]});
+        const auto s = score_and_key(logit[i], to_distance, keys, words::load(inverted + first));
         reals::store(score + first, s.score);
         sums_of[i] = s.score;
         logs_of[i] = s.log_score;
@@ -202,8 +204,8 @@ struct avx512_row {
     return true;
   }
 
-  static ADAPTIVE_K_AVX512_INLINE reals load(const float* from, std::uint16_t present) noexcept {
-    return _mm512_mask_loadu_ps(_mm512_set1_ps(-math::infinity), present, from);
+  static ADAPTIVE_K_AVX512_INLINE reals load(const float* from, avx512_mask present) noexcept {
+    return _mm512_mask_loadu_ps(_mm512_set1_ps(-math::infinity), present.bits, from);
   }
 
   /// From the best four of each lane to the best of all.

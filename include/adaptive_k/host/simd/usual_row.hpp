@@ -303,7 +303,7 @@ class usual_row {
     // Without a threshold that is met, last_k, which is above all that are tried.
     const int last = plan.last_k < limits.k_max ? plan.last_k : limits.k_max;
     int rank = __builtin_ctz(enough | 1u << (last - 1));
-    if (limits.k_min > 1 && rank < limits.k_min - 1) rank = limits.k_min - 1;
+    rank = rank < limits.k_min - 1 ? limits.k_min - 1 : rank;
     made.count = rank + 1;
     made.signal = reals::first(ranked.entropy);
     made.weight = ranked.score * reals::broadcast(factor, static_cast<std::uint32_t>(rank));
