@@ -65,12 +65,20 @@ using sparsemixer_tiers = tier_list<tier<64, 2, 8>, tier<256, 2, 8>, tier<1024, 
 inline constexpr int threads_per_block = 128;
 inline constexpr int general_blocks_per_sm = 2;
 
-/// Rows that a lane takes where each lies whole in one.
+/// Whether lane_route_kernel takes rows of a tier: it ranks two experts, and reads whole rows of
+/// one or two loads of 16 bytes.
+template <class Tier, class Logit>
+inline constexpr bool takes_lane_rows = Tier::lanes == 1 && Tier::max_top_k == 2 &&
+                                        (Tier::max_experts * sizeof(Logit) == 16 ||
+                                         Tier::max_experts * sizeof(Logit) == 32);
+
+/// Rows that each of its lanes takes. They depend on one another nowhere, so that a warp's longest
+/// chain of instructions is hardly longer than for one row.
 inline constexpr int rows_of_lane = 4;
 
-/// Whether rows of a tier may be routed so: by comparisons that find two experts.
-template <class Tier>
-inline constexpr bool takes_lane_rows = Tier::lanes == 1 && Tier::max_top_k == 2;
+/// Tokens that a launch needs for it: 4096 make 32 warps, where one row a lane would make 128. Not
+/// measured on a GPU.
+inline constexpr long long least_lane_tokens = 4096;
 
 /// Rounds of a plain kernel's warp. More of them cost fewer instructions a token, but keep fewer
 /// warps busy and each one longer, so small launches take one.
@@ -78,11 +86,6 @@ constexpr int rounds_for(int lanes, long long num_tokens) noexcept {
   int rounds = 1;
   while (rounds < lanes && num_tokens >= 64ll * rounds * rounds) rounds *= 2;
   return rounds;
-}
-template <class Tier>
-constexpr int rounds_of(long long num_tokens) noexcept {
-  if (Tier::lanes > 1) return rounds_for(Tier::lanes, num_tokens);
-  return takes_lane_rows<Tier> && num_tokens >= 1024ll * rows_of_lane ? rows_of_lane : 1;
 }
 
 }  // namespace cuda
