@@ -1,6 +1,6 @@
-// The kernel for long launches of few experts: a lane decides whole rows (lane_rows.cuh). Warps
-// that cannot take theirs so go by tiles: the last one, and any with a row that is not finite or
-// not close; so do all of them under a plan that is not usual, which only the device sees.
+// The kernel for long launches of few experts: a lane decides whole rows (lane_rows.cuh). Tiles
+// take what it cannot: the last rows, all of them under a plan that is not usual (which only the
+// device sees), and all of a warp's, loaded again, where one is not finite or not close.
 #pragma once
 
 #include <cstdint>

@@ -7,6 +7,7 @@
 #include <type_traits>
 
 #include "adaptive_k/core/finish_route.hpp"
+#include "adaptive_k/core/gating.hpp"
 #include "adaptive_k/core/host_warp.hpp"
 #include "adaptive_k/core/math.hpp"
 #include "adaptive_k/cuda/device_load.cuh"
