@@ -1,8 +1,12 @@
-// Rows that lie whole in lanes (cuda/lane_rows.cuh): batches long enough for several rows a lane,
-// every pair of places for the best two, and each thing that sends a warp another way.
+// Rows that lie whole in lanes (cuda/lane_kernel.cuh): that the kernel for them runs, every pair of
+// places for the best two, each thing that sends a warp another way, and each that sends the
+// launch.
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <cmath>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "adaptive_k/cuda/tuning.cuh"
@@ -14,8 +18,7 @@ using namespace adaptive_k;  // NOLINT(google-build-using-namespace)
 
 constexpr int experts = 8;
 constexpr int warp_rows = 32 * cuda::rows_of_lane;
-constexpr std::int64_t enough = 4096;
-static_assert(cuda::rounds_of<cuda::tier<8, 2, 1>>(enough) == cuda::rows_of_lane, "enough tokens");
+constexpr std::int64_t enough = cuda::least_lane_tokens;
 
 gating small_model() {
   gating g;
@@ -38,6 +41,79 @@ void set_row(twin::batch<Logit>& input, std::int64_t token, const float (&row)[e
     input.logits[static_cast<std::size_t>(token * input.row_stride + e)] =
         from_float<Logit>(row[e]);
 }
+
+/// Warp instructions of the kernel for such rows since `forget_launches`, by the interpreter.
+#if defined(ON_INTERPRETER)
+void forget_launches() {
+  ptx::reset_counters();
+}
+std::int64_t lane_instructions() {
+  std::int64_t sum = 0;
+  for (const auto& [kernel, counted] : ptx::kernel_counters())
+    if (kernel.find("lane_route_kernel<") != std::string::npos)
+      sum += static_cast<std::int64_t>(counted.warp_instructions);
+  return sum;
+}
+#endif
+
+/// No warp goes by tiles: those take 13 instructions a token and more.
+void expect_all_in_lanes(std::int64_t tokens) {
+#if defined(ON_INTERPRETER)
+  EXPECT_GT(lane_instructions(), 0);
+  EXPECT_LT(lane_instructions(), 9 * tokens);
+#else
+  (void)tokens;
+#endif
+}
+
+template <class Id = std::int32_t, class Weight = float, class Logit>
+void expect_another_kernel(const twin::batch<Logit>& input) {
+#if defined(ON_INTERPRETER)
+  forget_launches();
+  twin::expect_equal<Id, Weight>(input);
+  EXPECT_EQ(lane_instructions(), 0);
+#else
+  twin::expect_equal<Id, Weight>(input);
+#endif
+}
+
+/// A batch on both sides, under plans of the device's that may change; ids and weights alone.
+template <class Logit>
+class both_sides {
+ public:
+  explicit both_sides(const twin::batch<Logit>& input)
+      : input_(input),
+        plans_(router(input.model, input.policy).plans()),
+        logits_(input.logits),
+        router_(input.model, plans_.get()) {}
+
+  detail::k_plan plan() const { return plans_.read()[0]; }
+  void write(const detail::k_plan& plan) { plans_.write({plan}); }
+
+  /// `tokens` rows from the `skipped`-th logit on give what `policy` does.
+  void expect_equal(const k_policy& policy, std::int64_t tokens, std::int64_t skipped = 0) {
+    const auto slots = static_cast<std::size_t>(2 * tokens);
+    std::vector<std::int32_t> ids(slots);
+    std::vector<float> weights(slots);
+    const logits_view<Logit> host_logits = {input_.logits.data() + skipped, tokens, experts};
+    ASSERT_TRUE(router(input_.model, policy)
+                    .route(0, host_logits, routing_output<>{ids.data(), weights.data()}));
+    const device::buffer<std::int32_t> device_ids(slots);
+    const device::buffer<float> device_weights(slots);
+    const status result = router_.route(
+        0, logits_view<Logit>{logits_.get() + skipped, tokens, experts},
+        routing_output<>{device_ids.get(), device_weights.get()}, nullptr, {}, nullptr);
+    ASSERT_TRUE(result) << result.message() << '\n' << schedules::last_fault();
+    twin::expect_same_bits("id", device_ids.read(), ids, 2);
+    twin::expect_same_bits("weight", device_weights.read(), weights, 2);
+  }
+
+ private:
+  const twin::batch<Logit>& input_;
+  device::buffer<detail::k_plan> plans_;
+  device::buffer<Logit> logits_;
+  cuda::device_router router_;
+};
 
 using all_logits = ::testing::Types<float, float16, bfloat16>;
 template <class Logit>
@@ -132,52 +208,127 @@ TYPED_TEST(lane_rows, any_policy) {
   }
 }
 
-// One condition of lane rows fails at a time.
+// One condition of the kernel fails at a time.
 TYPED_TEST(lane_rows, almost_such_rows) {
-  twin::expect_equal<std::int32_t, float>(long_batch<TypeParam>(49, enough, 8));
-  twin::expect_equal<std::int32_t, float>(long_batch<TypeParam>(49, enough, 1));
-  twin::batch<TypeParam> plain = long_batch<TypeParam>(50, enough);
-  twin::expect_equal<std::int64_t, float>(plain);
-  twin::expect_equal<std::int32_t, float16>(plain);
-  twin::batch<TypeParam> shadow = plain, ids_apart = plain, raw = plain, padded = plain;
+  const twin::batch<TypeParam> such = long_batch<TypeParam>(50, enough);
+  expect_another_kernel(long_batch<TypeParam>(49, enough - 1));
+  expect_another_kernel(long_batch<TypeParam>(49, enough, 1));
+  expect_another_kernel(long_batch<TypeParam>(49, enough, 8));
+  expect_another_kernel<std::int64_t>(such);
+  expect_another_kernel<std::int32_t, float16>(such);
+
+  twin::batch<TypeParam> shadow = such, raw = such, one = such;
   shadow.shadow = true;
-  ids_apart.id_gap = 1;
   raw.model.renormalize = false;
+  one.model.top_k = 1;
+  one.policy = k_policy::full();
+  for (const auto* input : {&shadow, &raw, &one}) expect_another_kernel(*input);
+  for (const int gap : {1, 2, 3}) {
+    twin::batch<TypeParam> ids_apart = such, weights_apart = such;
+    ids_apart.id_gap = gap;
+    weights_apart.weight_gap = gap;
+    expect_another_kernel(ids_apart);
+    expect_another_kernel(weights_apart);
+  }
+
   inputs::sequence from(51);
-  twin::restrict_tokens(from, padded);
-  for (const auto* input : {&shadow, &ids_apart, &raw, &padded})
-    twin::expect_equal<std::int32_t, float>(*input);
+  twin::batch<TypeParam> padding = such, k_min = such, k_max = such;
+  for (std::int64_t t = 0; t < enough; ++t) {
+    padding.padding_mask.push_back(from.chance(4) ? 1 : 0);
+    k_min.k_min.push_back(from.chance(2) ? 1 : 2);
+    k_max.k_max.push_back(from.chance(2) ? 1 : 2);
+  }
+  for (const auto* input : {&padding, &k_min, &k_max}) expect_another_kernel(*input);
 
   inputs::sequence again(52);
   gating seven = small_model();
   seven.num_experts = 7;
-  twin::batch<TypeParam> fewer = twin::make_batch<TypeParam>(again, seven, enough, 1);
-  fewer.policy = plain.policy;
-  twin::expect_equal<std::int32_t, float>(fewer);
+  for (const int gap : {0, 1}) {
+    twin::batch<TypeParam> fewer = twin::make_batch<TypeParam>(again, seven, enough, gap);
+    fewer.policy = such.policy;
+    expect_another_kernel(fewer);
+  }
+}
+
+TYPED_TEST(lane_rows, run_in_the_kernel_for_them) {
+  const twin::batch<TypeParam> input = long_batch<TypeParam>(53, enough);
+  both_sides<TypeParam> sides(input);
+  forget_launches();
+  sides.expect_equal(input.policy, enough);
+  expect_all_in_lanes(enough);
 }
 
 // Counts, signal and metrics are optional, and logits may begin between two loads of 16 bytes.
 TYPED_TEST(lane_rows, ids_and_weights_alone_from_any_address) {
-  const twin::batch<TypeParam> input = long_batch<TypeParam>(53, enough + 1);
-  const router host(input.model, input.policy);
-  const device::buffer<detail::k_plan> plans(host.plans());
-  const device::buffer<TypeParam> logits(input.logits);
-  for (const std::int64_t skipped : {0, 1, 2, 4, 8}) {
-    const std::int64_t tokens = enough;
-    std::vector<std::int32_t> ids(2 * enough);
-    std::vector<float> weights(2 * enough);
-    ASSERT_TRUE(host.route(0,
-                           logits_view<TypeParam>{input.logits.data() + skipped, tokens, experts},
-                           routing_output<>{ids.data(), weights.data()}));
-    device::buffer<std::int32_t> device_ids(2 * enough);
-    device::buffer<float> device_weights(2 * enough);
-    ASSERT_TRUE(cuda::device_router(input.model, plans.get())
-                    .route(0, logits_view<TypeParam>{logits.get() + skipped, tokens, experts},
-                           routing_output<>{device_ids.get(), device_weights.get()}, nullptr, {},
-                           nullptr));
-    twin::expect_same_bits("id", device_ids.read(), ids, 2);
-    twin::expect_same_bits("weight", device_weights.read(), weights, 2);
+  const twin::batch<TypeParam> input = long_batch<TypeParam>(54, enough + 1);
+  both_sides<TypeParam> sides(input);
+  for (const std::int64_t skipped : {0, 1, 2, 4, 8})
+    sides.expect_equal(input.policy, enough, skipped);
+}
+
+// Scores end at -exp_floor: rows that span as much lie in lanes, and none that spans more.
+TYPED_TEST(lane_rows, rows_as_far_apart_as_may_be) {
+  constexpr float most = -math::exp_floor;
+  const auto fill = [](twin::batch<TypeParam>& input, std::int64_t token, float span) {
+    // As largest and least, or from 0 on; the second is the largest, the least or in between.
+    const float high = token % 2 == 0 ? span : span / 2;
+    const float low = token % 2 == 0 ? 0.0f : -span / 2;
+    float row[experts];
+    for (float& logit : row) logit = low;
+    row[token % 7] = high;
+    row[7] = token % 3 == 0 ? high : token % 3 == 1 ? low : high - 1.0f;
+    set_row(input, token, row);
+  };
+  const auto spans = [](float span) {
+    const auto rounded = [](float x) { return to_float(from_float<TypeParam>(x)); };
+    return std::max(rounded(span), rounded(span / 2) - rounded(-span / 2));
+  };
+
+  twin::batch<TypeParam> near = long_batch<TypeParam>(55, enough);
+  std::int64_t token = 0;
+  for (float span = 86.9f; span <= most; span += 1.0f / 1024.0f)
+    if (spans(span) <= most) fill(near, token++, span);
+  fill(near, token++, 87.0f);
+  if (std::is_same_v<TypeParam, float>) fill(near, 2 * token, most);
+  ASSERT_LE(2 * token, enough);
+  both_sides<TypeParam> sides(near);
+  forget_launches();
+  sides.expect_equal(near.policy, enough);
+  expect_all_in_lanes(enough);
+
+  twin::batch<TypeParam> far = long_batch<TypeParam>(56, 16 * enough);
+  token = 0;
+  fill(far, token, std::nextafter(most, 100.0f));
+  for (float span = most; span <= 88.1f; span += 1.0f / 512.0f) {
+    token += warp_rows + 3;  // each in a warp of its own
+    fill(far, token, span);
   }
+  ASSERT_LT(token, far.num_tokens);
+  both_sides<TypeParam>(far).expect_equal(far.policy, far.num_tokens);
+}
+
+// What the host cannot see of a plan when it chooses the kernel.
+TYPED_TEST(lane_rows, plans_that_change_between_launches) {
+  const twin::batch<TypeParam> input = long_batch<TypeParam>(57, enough + 40);
+  both_sides<TypeParam> sides(input);
+  const detail::k_plan first = sides.plan();
+  sides.expect_equal(input.policy, input.num_tokens);
+
+  detail::k_plan stale = first;  // its threshold is left, and not tried
+  stale.tried = 0;
+  sides.write(stale);
+  sides.expect_equal(k_policy::full(), input.num_tokens);
+  stale.last_k = 1;
+  sides.write(stale);
+  sides.expect_equal(k_policy::fixed(1), input.num_tokens);
+
+  for (const k_policy& policy : {k_policy::top_p(0.7f, 2), k_policy::score_ratio(0.5f, 2),
+                                 k_policy::entropy({1, 2}, {0.9f})}) {
+    sides.write(router(input.model, policy).plans()[0]);
+    sides.expect_equal(policy, input.num_tokens);
+  }
+  sides.write(first);
+  sides.expect_equal(input.policy, input.num_tokens);
 }
 
 }  // namespace

@@ -151,8 +151,8 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE math::integers<F> least_cost_k(
   return best_k;
 }
 
-/// Whether a plan's thresholds and limits need no look at a token: `k_at[j]` where the threshold of
-/// rank j is met, else `k_at` of the last rank.
+/// Whether a plan says at once what k follows from which threshold, within limits of its own:
+/// `k_at[j]` where that of rank j is met, else `k_at` of the last rank.
 template <class Plan>
 struct is_settled : std::false_type {};
 
@@ -167,18 +167,20 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE math::integers<F> choose_k(const Plan& plan, con
   if (plan.predicts_distortion)
     return least_cost_k(plan, ranked, topk_share, num_experts, top_k, ranks, limits);
   using integers = math::integers<F>;
+  integers k;
   if constexpr (is_settled<Plan>::value) {
-    integers settled = plan.k_at[MaxTopK - 1];
+    k = plan.k_at[MaxTopK - 1];
     ADAPTIVE_K_UNROLL
     for (int j = MaxTopK - 2; j >= 0; --j)
-      settled = math::select(is_enough(plan, signal, ranked, j), integers(plan.k_at[j]), settled);
-    return settled;
-  }
-  integers k = plan.last_k;
-  ADAPTIVE_K_UNROLL
-  for (int j = ranks - 2; j >= 0; --j) {
-    if ((plan.tried >> j & 1u) == 0) continue;
-    k = math::select(is_enough(plan, signal, ranked, j), integers(j + 1), k);
+      k = math::select(is_enough(plan, signal, ranked, j), integers(plan.k_at[j]), k);
+    if (limits.k_min <= 1 && limits.k_max >= MaxTopK) return k;  // the plan's own were met
+  } else {
+    k = plan.last_k;
+    ADAPTIVE_K_UNROLL
+    for (int j = ranks - 2; j >= 0; --j) {
+      if ((plan.tried >> j & 1u) == 0) continue;
+      k = math::select(is_enough(plan, signal, ranked, j), integers(j + 1), k);
+    }
   }
   k = math::select(k > limits.k_max, integers(limits.k_max), k);
   return math::select(k < limits.k_min, integers(limits.k_min), k);

@@ -43,15 +43,15 @@ struct usual_plan {
   distortion_ref distortion;
 };
 
-/// A plan made ready for many tokens under its own limits: every k lies within them, and a rank
-/// without a threshold has one that no entropy is below.
+/// A plan made ready for many tokens: every k lies within its limits, so that it has none any more,
+/// and a rank without a threshold has one that no entropy is below.
 template <int TopK>
 struct settled_plan : usual_plan<TopK> {
   int k_at[TopK];  ///< by the rank whose threshold is met; the last where none is
 
   ADAPTIVE_K_HD ADAPTIVE_K_INLINE explicit settled_plan(const usual_plan<TopK>& plan) noexcept
       : usual_plan<TopK>(plan) {
-    const k_limits& within = plan.limits;
+    const k_limits within = plan.limits;
     ADAPTIVE_K_UNROLL
     for (int j = 0; j < TopK; ++j) {
       int k = j + 1 < TopK ? j + 1 : plan.last_k;
@@ -59,6 +59,7 @@ struct settled_plan : usual_plan<TopK> {
       k_at[j] = k < within.k_min ? within.k_min : k;
       if ((plan.tried >> j & 1u) == 0) this->threshold[j] = -math::infinity;
     }
+    this->limits = {1, TopK};
   }
 };
 template <int TopK>

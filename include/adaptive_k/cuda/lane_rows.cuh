@@ -7,9 +7,9 @@
 #include <type_traits>
 
 #include "adaptive_k/core/finish_route.hpp"
+#include "adaptive_k/core/gating.hpp"
 #include "adaptive_k/core/host_warp.hpp"
 #include "adaptive_k/core/math.hpp"
-#include "adaptive_k/core/usual_call.hpp"
 #include "adaptive_k/cuda/device_load.cuh"
 
 ADAPTIVE_K_NAMESPACE_BEGIN
@@ -55,8 +55,8 @@ __device__ ADAPTIVE_K_INLINE std::uint32_t append_sign(std::uint32_t signs, floa
   return longer;
 }
 
-/// The last Count of `signs`, the other way round, at the high end: bits are set where the sign was
-/// not.
+/// The last Count of `signs`, inverted, at the high end: a bit is set where a float was not
+/// negative.
 template <int Count>
 __device__ ADAPTIVE_K_INLINE std::uint32_t positive_signs(std::uint32_t signs) noexcept {
   constexpr std::uint32_t minus_power = ~0u << (32 - Count);
@@ -100,15 +100,17 @@ __device__ ADAPTIVE_K_INLINE detail::score_sums<> rank_two(
 }
 
 /// A warp's rows, Rows of them a lane, on their way in: in loads that lie side by side, through
-/// shared memory where a row takes two.
+/// shared memory where a row takes two. By halves, so that its size bounds no multiprocessor's
+/// blocks.
 template <class Logit, int Experts, int Rows>
 class lane_row_loader {
   using word = logit_word<Logit>;
   static constexpr int loads = Experts * static_cast<int>(sizeof(Logit)) / 16;  ///< of a row
   static_assert(loads == 1 || loads == 2, "rows of 16 or 32 bytes");
+  static_assert(Rows % 2 == 0, "two halves");
   static constexpr bool stages = loads == 2;
   using quad = std::conditional_t<word::size == 1, float4, uint4>;
-  quad staged_[stages ? 32 * Rows * loads : 1];
+  quad staged_[stages ? 32 * Rows : 1];
 
  public:
   /// From `data` on, which is 16-byte aligned: row 32 r + lane to logit[r]. Every lane takes part.
@@ -116,33 +118,41 @@ class lane_row_loader {
                                          float (&logit)[Rows][Experts]) noexcept {
     const int lane = static_cast<int>(threadIdx.x % 32);
     const quad* const from = reinterpret_cast<const quad*>(data) + lane;
+    quad loaded[Rows * loads];
+    ADAPTIVE_K_UNROLL
+    for (int i = 0; i < Rows * loads; ++i) loaded[i] = from[32 * i];
     if constexpr (!stages) {
       ADAPTIVE_K_UNROLL
-      for (int r = 0; r < Rows; ++r) unpack(from[32 * r], 0, logit[r]);
+      for (int r = 0; r < Rows; ++r) unpack(loaded[r], 0, logit[r]);
     } else {
       // Every second group of eight is turned by one, so that halves of rows lie in all banks.
       quad* const to = staged_ + (lane ^ (lane >> 3 & 1));
       const int first = 2 * lane + (lane >> 2 & 1);
       ADAPTIVE_K_UNROLL
-      for (int i = 0; i < Rows * loads; ++i) to[32 * i] = from[32 * i];
-      __syncwarp();
-      ADAPTIVE_K_UNROLL
-      for (int r = 0; r < Rows; ++r) {
-        unpack(staged_[first + 64 * r], 0, logit[r]);
-        unpack(staged_[(first ^ 1) + 64 * r], Experts / loads, logit[r]);
+      for (int half = 0; half < 2; ++half) {
+        if (half > 0) __syncwarp();
+        ADAPTIVE_K_UNROLL
+        for (int i = 0; i < Rows; ++i) to[32 * i] = loaded[Rows * half + i];
+        __syncwarp();
+        ADAPTIVE_K_UNROLL
+        for (int r = 0; r < Rows / 2; ++r) {
+          float(&row)[Experts] = logit[Rows / 2 * half + r];
+          unpack(staged_[first + 64 * r], 0, row);
+          unpack(staged_[(first ^ 1) + 64 * r], Experts / loads, row);
+        }
       }
     }
   }
 
  private:
-  __device__ static ADAPTIVE_K_INLINE void unpack(const float4& loaded, int start,
+  __device__ static ADAPTIVE_K_INLINE void unpack(float4 loaded, int start,
                                                   float (&logit)[Experts]) noexcept {
     logit[start] = loaded.x;
     logit[start + 1] = loaded.y;
     logit[start + 2] = loaded.z;
     logit[start + 3] = loaded.w;
   }
-  __device__ static ADAPTIVE_K_INLINE void unpack(const uint4& loaded, int start,
+  __device__ static ADAPTIVE_K_INLINE void unpack(uint4 loaded, int start,
                                                   float (&logit)[Experts]) noexcept {
     const std::uint32_t bits[4] = {loaded.x, loaded.y, loaded.z, loaded.w};
     ADAPTIVE_K_UNROLL

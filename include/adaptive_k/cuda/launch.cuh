@@ -11,6 +11,7 @@
 #include "adaptive_k/core/gating.hpp"
 #include "adaptive_k/cuda/dependent_launch.cuh"
 #include "adaptive_k/cuda/device_metrics.cuh"
+#include "adaptive_k/cuda/lane_kernel.cuh"
 #include "adaptive_k/cuda/permute_launch.cuh"
 #include "adaptive_k/cuda/plain_kernel.cuh"
 #include "adaptive_k/cuda/route_kernel.cuh"
@@ -94,7 +95,7 @@ struct plain_family {
   template <class Tier>
   static status launch(route_params params, cudaStream_t stream) noexcept {
     using tile = device_tile<Tier::lanes, Tier::row_width, Logit>;
-    params.rounds = rounds_of<Tier>(params.num_tokens);
+    params.rounds = rounds_for(Tier::lanes, params.num_tokens);
     // A warp's rounds start at multiples of 32 / lanes rows, so the rows' start aligns them all.
     const std::int64_t round_bytes =
         32 / Tier::lanes * params.row_stride * static_cast<std::int64_t>(sizeof(Logit));
@@ -107,16 +108,22 @@ struct plain_family {
     params.stages_rows = aligned && params.row_stride == params.model.num_experts &&
                          params.num_tokens > 1 && !loads_side_by_side;
     params.usual = is_usual_call(params, Tier::max_top_k);
-    params.rows_in_lanes = takes_lane_rows<Tier> && params.rounds == rows_of_lane && params.usual &&
-                           params.row_stride == Tier::max_experts &&
-                           params.model.num_experts == Tier::max_experts &&
-                           reinterpret_cast<std::uintptr_t>(params.logits) % 16 == 0;
-    const std::int64_t warps = divide_up(params.num_tokens, 32 / Tier::lanes * params.rounds);
+    if constexpr (takes_lane_rows<Tier, Logit>)
+      if (aligned && params.usual && params.num_tokens >= least_lane_tokens &&
+          params.model.num_experts == Tier::max_experts && params.row_stride == Tier::max_experts)
+        return launch_warps(lane_route_kernel<Tier, Logit>, 32 * rows_of_lane, params, stream);
+    return launch_warps(plain_route_kernel<Tier, Logit>, 32 / Tier::lanes * params.rounds, params,
+                        stream);
+  }
+
+ private:
+  static status launch_warps(void (*kernel)(route_params), int tokens_of_warp,
+                             const route_params& params, cudaStream_t stream) noexcept {
+    const std::int64_t warps = divide_up(params.num_tokens, tokens_of_warp);
     const std::int64_t blocks = divide_up(warps, threads_per_block / 32);
     const status fits = check_blocks(blocks, params.num_tokens);
     if (!fits) return fits;
-    return launch_blocks(plain_route_kernel<Tier, Logit>, plain_shared_bytes, blocks, params,
-                         stream);
+    return launch_blocks(kernel, plain_shared_bytes, blocks, params, stream);
   }
 };
 

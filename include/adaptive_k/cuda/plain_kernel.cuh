@@ -10,7 +10,6 @@
 #include "adaptive_k/cuda/device_load.cuh"
 #include "adaptive_k/cuda/device_metrics.cuh"
 #include "adaptive_k/cuda/device_tile.cuh"
-#include "adaptive_k/cuda/lane_rows.cuh"
 #include "adaptive_k/cuda/plain_row.cuh"
 #include "adaptive_k/cuda/route_params.cuh"
 #include "adaptive_k/cuda/staged_stores.cuh"
@@ -20,6 +19,10 @@
 ADAPTIVE_K_NAMESPACE_BEGIN
 
 namespace cuda {
+
+__device__ ADAPTIVE_K_INLINE std::int64_t warp_of_launch() noexcept {
+  return static_cast<std::int64_t>(blockIdx.x) * (threads_per_block / 32) + threadIdx.x / 32;
+}
 
 /// The tokens of a warp, and which of them a lane decides.
 struct warp_tokens {
@@ -118,79 +121,19 @@ __device__ ADAPTIVE_K_INLINE void decide_usual(const route_params& params,
              tokens.decides, tokens.count);
 }
 
-/// Routes rows that lie whole in the lanes, Rows of them a lane from `first` on, under a usual call
-/// and plan. False, and nothing done: not all of them are finite and close.
-template <class Logit, int Experts, int Rows>
-__device__ ADAPTIVE_K_INLINE bool route_lane_rows(const route_params& params,
-                                                  const detail::k_plan_head& head,
-                                                  std::int64_t first,
-                                                  block_metrics& metrics) noexcept {
-  const std::int64_t token = first + threadIdx.x % 32;  // and every 32nd from here
-  float logit[Rows][Experts];
-  row_extremes extremes[Rows];
-  __shared__ lane_row_loader<Logit, Experts, Rows> loader_by_warp[threads_per_block / 32];
-  loader_by_warp[threadIdx.x / 32].load(static_cast<const Logit*>(params.logits) + first * Experts,
-                                        logit);
-  bool close = true;
-  ADAPTIVE_K_UNROLL
-  for (int r = 0; r < Rows; ++r) {
-    extremes[r] = extremes_of<Logit>(logit[r]);
-    close = close && extremes[r].largest - extremes[r].least <= -math::exp_floor;
-  }
-  if (!__all_sync(0xFFFFFFFFu, close)) return false;
-
-  const detail::usual_gating<2> model = {Experts, params.model.routed_scaling_factor};
-  const detail::settled_plan<2> plan(load_usual_plan<2>(params.plan, head));
-  const int filler = params.fill == fill_id::num_experts ? Experts : -1;
-  detail::token_route<2> route[Rows];
-  const auto decide = [&](const auto& by) {
-    ADAPTIVE_K_UNROLL
-    for (int r = 0; r < Rows; ++r) {
-      detail::ranked_experts<2> ranked;
-      const auto sums = rank_two(logit[r], extremes[r], ranked);
-      detail::finish_route<gating_kind::softmax>(model, by, sums, by.limits, detail::choice_counts,
-                                                 detail::loop_count<true, 2>{2}, ranked, route[r]);
-      const bool both = route[r].count > 1;
-      const int past = params.fill == fill_id::first_expert ? route[r].expert[0] : filler;
-      route[r].expert[1] = both ? route[r].expert[1] : past;
-      route[r].weight[1] = both ? route[r].weight[1] : 0.0f;
-    }
-  };
-  if (plan.mass_exponent == 1.0f)
-    decide(detail::whole_mass_plan<2>{plan});
-  else
-    decide(plan);
-
-  int2* const ids = static_cast<int2*>(params.topk_ids) + token;
-  float2* const weights = static_cast<float2*>(params.topk_weights) + token;
-  ADAPTIVE_K_UNROLL
-  for (int r = 0; r < Rows; ++r) {
-    ids[32 * r] = {route[r].expert[0], route[r].expert[1]};
-    weights[32 * r] = {route[r].weight[0], route[r].weight[1]};
-  }
-  if (params.topk_counts != nullptr) {
-    ADAPTIVE_K_UNROLL
-    for (int r = 0; r < Rows; ++r) params.topk_counts[token + 32 * r] = route[r].count;
-  }
-  if (params.signal != nullptr) {
-    ADAPTIVE_K_UNROLL
-    for (int r = 0; r < Rows; ++r) params.signal[token + 32 * r] = route[r].signal;
-  }
-  if (metrics.counts()) {
-    ADAPTIVE_K_UNROLL
-    for (int r = 0; r < Rows; ++r) {
-      metrics.add_token(false, route[r].count, route[r].signal, false);
-      metrics.add_experts(route[r].expert, route[r].count);
-    }
-  }
-  return true;
-}
+/// Shared memory of a warp that routes by tiles.
+template <class Tier, class Logit>
+struct tile_memory {
+  staged_rows<device_tile<Tier::lanes, Tier::row_width, Logit>, Tier::max_experts> rows;
+  staged_slots<Tier::max_top_k> slots;
+};
 
 /// Routes up to 32 / lanes * `rounds` rows by tiles, from `first` on; rounds is at most the lanes.
 template <class Tier, class Logit>
 __device__ ADAPTIVE_K_INLINE void route_tiles(const route_params& params,
                                               const detail::k_plan_head& plan, bool usual,
                                               std::int64_t first, int rounds,
+                                              tile_memory<Tier, Logit>& memory,
                                               block_metrics& metrics) noexcept {
   using tile_type = device_tile<Tier::lanes, Tier::row_width, Logit>;
   constexpr int lanes = Tier::lanes;
@@ -206,8 +149,6 @@ __device__ ADAPTIVE_K_INLINE void route_tiles(const route_params& params,
             : detail::sums_for<gating_kind::softmax>(params.model, plan, false);
   const int tile_index = warp_lane / lanes;
   const int count = left < tiles * rounds ? static_cast<int>(left) : tiles * rounds;
-  using staging = staged_rows<tile_type, Tier::max_experts>;
-  __shared__ staging rows_by_warp[staging::fit ? threads_per_block / 32 : 1];
   row_summary<Logit, max_top_k> own;
   for (int round = 0; round < rounds; ++round) {
     const int done = round * tiles;
@@ -218,10 +159,9 @@ __device__ ADAPTIVE_K_INLINE void route_tiles(const route_params& params,
         static_cast<const Logit*>(params.logits) + (first + done) * params.row_stride;
     device_row<Logit> source = {data + index * params.row_stride, params.load_width};
     loaded_row<tile_type, Tier::rows> row;
-    if (staging::fit && params.stages_rows) {
-      staging& staged = rows_by_warp[staging::fit ? threadIdx.x / 32 : 0];
-      staged.copy_in(data, in_round, num_experts);
-      source.data = staged.row(index, num_experts);
+    if (memory.rows.fit && params.stages_rows) {
+      memory.rows.copy_in(data, in_round, num_experts);
+      source.data = memory.rows.row(index, num_experts);
       row = fetch_row<Tier::rows, Tier::max_experts, tile_type, true>(source, num_experts);
     } else {
       row = fetch_row<Tier::rows, Tier::max_experts, tile_type>(source, num_experts);
@@ -233,39 +173,23 @@ __device__ ADAPTIVE_K_INLINE void route_tiles(const route_params& params,
 
   const int own_index = lane * tiles + tile_index;
   const warp_tokens tokens = {first, count, own_index, lane < rounds && own_index < count};
-  __shared__ staged_slots<max_top_k> staged_by_warp[threads_per_block / 32];
-  staged_slots<max_top_k>& staged = staged_by_warp[threadIdx.x / 32];
   if (usual)
-    decide_usual(params, plan, own, tokens, staged, metrics);
+    decide_usual(params, plan, own, tokens, memory.slots, metrics);
   else
-    decide_any(params, own, tokens, staged, metrics);
+    decide_any(params, own, tokens, memory.slots, metrics);
 }
 
 /// Routes what falls to this warp.
 template <class Tier, class Logit>
 __device__ ADAPTIVE_K_INLINE void route_warp(const route_params& params,
                                              block_metrics& metrics) noexcept {
-  constexpr int tiles = 32 / Tier::lanes;
-  const std::int64_t warp =
-      static_cast<std::int64_t>(blockIdx.x) * (threads_per_block / 32) + threadIdx.x / 32;
-  const std::int64_t first = warp * (tiles * params.rounds);  // the warp's first token
-  const std::int64_t left = params.num_tokens - first;
-  if (left <= 0) return;
+  const int rounds = Tier::lanes == 1 ? 1 : params.rounds;
+  const std::int64_t first = warp_of_launch() * (32 / Tier::lanes * rounds);  // token
+  if (first >= params.num_tokens) return;
   const detail::k_plan_head plan = load_plan_head(params.plan);
   const bool usual = params.usual && detail::is_usual_plan(plan);
-  if constexpr (Tier::lanes > 1) {
-    route_tiles<Tier, Logit>(params, plan, usual, first, params.rounds, metrics);
-  } else {
-    if constexpr (takes_lane_rows<Tier>) {
-      constexpr int rows = rows_of_lane;
-      if (params.rows_in_lanes && detail::is_usual_plan(plan) && left >= 32 * rows)
-        if (route_lane_rows<Logit, Tier::max_experts, rows>(params, plan, first, metrics)) return;
-    }
-    for (int round = 0; round < params.rounds && 32 * round < left; ++round) {
-      if (round > 0) __syncwarp();  // what the round before staged may still be read
-      route_tiles<Tier, Logit>(params, plan, usual, first + 32 * round, 1, metrics);
-    }
-  }
+  __shared__ tile_memory<Tier, Logit> memory[threads_per_block / 32];
+  route_tiles(params, plan, usual, first, rounds, memory[threadIdx.x / 32], metrics);
 }
 
 template <class Tier, class Logit>

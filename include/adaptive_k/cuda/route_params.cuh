@@ -23,9 +23,8 @@ struct route_params {
   std::int64_t row_stride;  ///< elements
   int load_width;           ///< as device_row
   int rounds;               ///< of a plain kernel's warp, 1 to its lanes
-  bool stages_rows;    ///< rows follow one another from a 16-byte boundary, and pay to be staged
-  bool usual;          ///< as usual_call.cuh
-  bool rows_in_lanes;  ///< as lane_rows.cuh wants them: of the tier's E, one after another, aligned
+  bool stages_rows;  ///< rows follow one another from a 16-byte boundary, and pay to be staged
+  bool usual;        ///< as usual_call.cuh
   gating model;
   const detail::k_plan* plan;        ///< of the layer; may be rewritten between launches
   const float* routing_bias;         ///< [E] or null

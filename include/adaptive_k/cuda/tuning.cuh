@@ -40,7 +40,7 @@ constexpr int tier_for(tier_list<Tiers...>, int num_experts, int top_k) noexcept
 // (bench/kernel_cost) counts them for entropy thresholds at T = 4096; s: registers spill.
 //
 //   E/K0         1            2            4            8           16
-//   8/2     13.6/17.3    21.4/21.1    33.0/31.5
+//   8/2      7.9/7.9     21.4/21.1    33.0/31.5
 //   60/4   60.0s/71.6s   71.0/88.6    84.8/107.6  119.6/145.1
 //   64/8   72.8s/85.0s   80.3/97.6    95.3/117.8  134.2/165.4
 //   128/8                134.4/167.5  150.2/188.4  190.0/235.9
@@ -49,6 +49,11 @@ constexpr int tier_for(tier_list<Tiers...>, int num_experts, int top_k) noexcept
 //
 // Fewer lanes cost less, until the registers do not suffice; at 256/8 two lanes would leave a warp
 // twice as long for 6%.
+//
+// 8/2 with one lane, by rows that each lane takes:
+//
+//        1            2            4            8
+//    13.2/16.6     8.8/9.0      7.9/7.9      7.6/7.4
 
 /// Softmax ranked by logit alone: what most models do. Larger shapes go to the general kernels.
 using plain_tiers =
@@ -65,12 +70,19 @@ using sparsemixer_tiers = tier_list<tier<64, 2, 8>, tier<256, 2, 8>, tier<1024, 
 inline constexpr int threads_per_block = 128;
 inline constexpr int general_blocks_per_sm = 2;
 
-/// Rows that a lane takes where each lies whole in one.
-inline constexpr int rows_of_lane = 4;
+/// Whether lane_route_kernel takes rows of a tier: it ranks two experts, and reads whole rows of
+/// one or two loads of 16 bytes.
+template <class Tier, class Logit>
+inline constexpr bool takes_lane_rows = Tier::lanes == 1 && Tier::max_top_k == 2 &&
+                                        (Tier::max_experts * sizeof(Logit) == 16 ||
+                                         Tier::max_experts * sizeof(Logit) == 32);
 
-/// Whether rows of a tier may be routed so: by comparisons that find two experts.
-template <class Tier>
-inline constexpr bool takes_lane_rows = Tier::lanes == 1 && Tier::max_top_k == 2;
+/// Rows that each of its lanes takes, and the shortest launch for it; others take one row a lane. A
+/// lane's rows do not wait for one another, so four make a warp's longest chain of dependent
+/// instructions hardly longer; but 4096 tokens are 32 warps then instead of 128, which a large GPU
+/// could do with. Not measured on one.
+inline constexpr int rows_of_lane = 4;
+inline constexpr long long least_lane_tokens = 4096;
 
 /// Rounds of a plain kernel's warp. More of them cost fewer instructions a token, but keep fewer
 /// warps busy and each one longer, so small launches take one.
@@ -78,11 +90,6 @@ constexpr int rounds_for(int lanes, long long num_tokens) noexcept {
   int rounds = 1;
   while (rounds < lanes && num_tokens >= 64ll * rounds * rounds) rounds *= 2;
   return rounds;
-}
-template <class Tier>
-constexpr int rounds_of(long long num_tokens) noexcept {
-  if (Tier::lanes > 1) return rounds_for(Tier::lanes, num_tokens);
-  return takes_lane_rows<Tier> && num_tokens >= 1024ll * rows_of_lane ? rows_of_lane : 1;
 }
 
 }  // namespace cuda

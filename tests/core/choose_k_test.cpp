@@ -1,0 +1,52 @@
+// A settled plan gives the K of the plan that it was made of, whatever limits a token has.
+#include "adaptive_k/core/choose_k.hpp"
+
+#include <gtest/gtest.h>
+
+#include "adaptive_k/core/host_warp.hpp"
+#include "adaptive_k/core/usual_call.hpp"
+
+namespace {
+
+namespace detail = adaptive_k::detail;
+using detail::k_limits;
+
+constexpr int top_k = 4;
+
+template <class Plan>
+int chosen(const Plan& plan, float signal, int k_min, int k_max) {
+  const detail::ranked_experts<top_k> ranked = {};
+  const k_limits limits = detail::narrow_limits(plan.limits, k_min, k_max);
+  return detail::choose_k(plan, signal, ranked, 1.0f, 8, top_k, detail::loop_count<true, top_k>{0},
+                          limits);
+}
+
+template <class F>
+void for_each_limits(F f) {
+  for (int low = 1; low <= top_k; ++low)
+    for (int high = low; high <= top_k; ++high) f(k_limits{low, high});
+}
+
+TEST(choose_k, a_settled_plan_keeps_to_any_limits) {
+  detail::k_plan plan;
+  for (int k = 1; k <= top_k; ++k) plan.threshold[k - 1] = static_cast<float>(k);
+  for (plan.tried = 0; plan.tried < 1u << (top_k - 1); ++plan.tried) {
+    for (plan.last_k = 1; plan.last_k <= top_k; ++plan.last_k) {
+      for_each_limits([&](const k_limits& of_plan) {
+        plan.limits = of_plan;
+        const detail::usual_plan<top_k> usual = detail::usual_plan_of<top_k>(plan);
+        const detail::settled_plan<top_k> settled(usual);
+        for_each_limits([&](const k_limits& of_token) {
+          for (const float signal : {-0.5f, 0.5f, 1.5f, 2.5f, 3.5f, 4.5f})
+            EXPECT_EQ(chosen(settled, signal, of_token.k_min, of_token.k_max),
+                      chosen(usual, signal, of_token.k_min, of_token.k_max))
+                << "signal " << signal << ", tried " << plan.tried << ", last " << plan.last_k
+                << ", limits " << of_plan.k_min << ".." << of_plan.k_max << ", the token's "
+                << of_token.k_min << ".." << of_token.k_max;
+        });
+      });
+    }
+  }
+}
+
+}  // namespace
