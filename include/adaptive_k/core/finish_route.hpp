@@ -2,7 +2,6 @@
 // alone. Written for any value type that core/math.hpp knows.
 #pragma once
 
-#include <limits>
 #include <type_traits>
 
 #include "adaptive_k/config.hpp"
@@ -67,7 +66,7 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE F weight_factor(const Gating& model, const Plan&
   if (renormalizes(model) && plan.mass_exponent == 1.0f) {
     // scale / total * (kept / total)^-1, and at k = K0 the model's own factor to the bit.
     if constexpr (ranks_by_logit<Gating>::value) return math::divide(scale, kept);
-    const F least = math::larger(total * F(least_share), std::numeric_limits<float>::min());
+    const F least = math::larger(total * F(least_share), math::smallest_normal);
     return math::divide(scale, math::larger(kept, least) * lift);
   }
   F factor = scale;
