@@ -12,7 +12,7 @@ namespace routing_bench {
 /// system takes longer to hand it back than a call takes.
 template <class Condition>
 void spin_until(const Condition& holds) {
-  constexpr int spins = 1 << 14;
+  constexpr int spins = 1 << 10;
   for (int spin = 0; !holds(); ++spin) {
     if (spin >= spins) std::this_thread::yield();
 #if defined(__x86_64__)
