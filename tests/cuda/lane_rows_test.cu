@@ -42,39 +42,34 @@ void set_row(twin::batch<Logit>& input, std::int64_t token, const float (&row)[e
         from_float<Logit>(row[e]);
 }
 
-/// Warp instructions of the kernel for such rows since `forget_launches`, by the interpreter.
+/// Calls `launch`, in which the kernel for such rows is to execute `least` to `most` warp
+/// instructions; only the interpreter counts them.
+template <class Launch>
+void expect_lane_instructions(std::int64_t least, std::int64_t most, Launch launch) {
 #if defined(ON_INTERPRETER)
-void forget_launches() {
   ptx::reset_counters();
-}
-std::int64_t lane_instructions() {
-  std::int64_t sum = 0;
+  launch();
+  std::int64_t executed = 0;
   for (const auto& [kernel, counted] : ptx::kernel_counters())
     if (kernel.find("lane_route_kernel<") != std::string::npos)
-      sum += static_cast<std::int64_t>(counted.warp_instructions);
-  return sum;
-}
+      executed += static_cast<std::int64_t>(counted.warp_instructions);
+  EXPECT_GE(executed, least);
+  EXPECT_LE(executed, most);
+#else
+  (void)least, (void)most;
+  launch();
 #endif
+}
 
 /// No warp goes by tiles: those take 13 instructions a token and more.
-void expect_all_in_lanes(std::int64_t tokens) {
-#if defined(ON_INTERPRETER)
-  EXPECT_GT(lane_instructions(), 0);
-  EXPECT_LT(lane_instructions(), 9 * tokens);
-#else
-  (void)tokens;
-#endif
+template <class Launch>
+void expect_all_in_lanes(std::int64_t tokens, Launch launch) {
+  expect_lane_instructions(1, 9 * tokens, launch);
 }
 
 template <class Id = std::int32_t, class Weight = float, class Logit>
 void expect_another_kernel(const twin::batch<Logit>& input) {
-#if defined(ON_INTERPRETER)
-  forget_launches();
-  twin::expect_equal<Id, Weight>(input);
-  EXPECT_EQ(lane_instructions(), 0);
-#else
-  twin::expect_equal<Id, Weight>(input);
-#endif
+  expect_lane_instructions(0, 0, [&] { twin::expect_equal<Id, Weight>(input); });
 }
 
 /// A batch on both sides, under plans of the device's that may change; ids and weights alone.
@@ -253,9 +248,7 @@ TYPED_TEST(lane_rows, almost_such_rows) {
 TYPED_TEST(lane_rows, run_in_the_kernel_for_them) {
   const twin::batch<TypeParam> input = long_batch<TypeParam>(53, enough);
   both_sides<TypeParam> sides(input);
-  forget_launches();
-  sides.expect_equal(input.policy, enough);
-  expect_all_in_lanes(enough);
+  expect_all_in_lanes(enough, [&] { sides.expect_equal(input.policy, enough); });
 }
 
 // Counts, signal and metrics are optional, and logits may begin between two loads of 16 bytes.
@@ -292,9 +285,7 @@ TYPED_TEST(lane_rows, rows_as_far_apart_as_may_be) {
   if (std::is_same_v<TypeParam, float>) fill(near, 2 * token, most);
   ASSERT_LE(2 * token, enough);
   both_sides<TypeParam> sides(near);
-  forget_launches();
-  sides.expect_equal(near.policy, enough);
-  expect_all_in_lanes(enough);
+  expect_all_in_lanes(enough, [&] { sides.expect_equal(near.policy, enough); });
   twin::expect_equal<std::int32_t, float>(near);
 
   twin::batch<TypeParam> far = long_batch<TypeParam>(56, 16 * enough);
