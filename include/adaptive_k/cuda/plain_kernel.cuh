@@ -184,7 +184,7 @@ template <class Tier, class Logit>
 __device__ ADAPTIVE_K_INLINE void route_warp(const route_params& params,
                                              block_metrics& metrics) noexcept {
   const int rounds = Tier::lanes == 1 ? 1 : params.rounds;
-  const std::int64_t first = warp_of_launch() * (32 / Tier::lanes * rounds);  // token
+  const std::int64_t first = warp_of_launch() * (32 / Tier::lanes * rounds);  // its first token
   if (first >= params.num_tokens) return;
   const detail::k_plan_head plan = load_plan_head(params.plan);
   const bool usual = params.usual && detail::is_usual_plan(plan);
