@@ -204,7 +204,7 @@ inline policy_set entropy_policies(const std::vector<layer_record>& records, dou
     values = {middle - 1, middle, middle + 1};
     limits = {quantile(0.25 - 0.5 * off), quantile(0.75 - 0.5 * off)};
   } else {
-    const int low = std::clamp(static_cast<int>(std::floor(mean_k)), 1, std::max(1, top_k - 1));
+    const int low = std::clamp(static_cast<int>(std::floor(mean_k)), 1, (std::max)(1, top_k - 1));
     values = {low, low + 1};
     limits = {quantile(1.0 - (mean_k - low))};
   }

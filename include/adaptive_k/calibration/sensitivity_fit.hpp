@@ -59,7 +59,7 @@ inline std::vector<double> fit_sensitivities(
   if (!(mean > 0.0)) return std::vector<double>(static_cast<std::size_t>(layers), 1.0);
   std::vector<double> result;
   for (Eigen::Index l = 0; l < layers; ++l)
-    result.push_back(detail::rounded(std::max(g[l] / mean, 0.05)));
+    result.push_back(detail::rounded((std::max)(g[l] / mean, 0.05)));
   return result;
 }
 

@@ -24,7 +24,7 @@ namespace math {
 
 inline constexpr float infinity = std::numeric_limits<float>::infinity();
 inline constexpr float largest_finite = 3.40282347e38f;
-inline constexpr float smallest_normal = std::numeric_limits<float>::min();
+inline constexpr float smallest_normal = (std::numeric_limits<float>::min)();
 
 #if defined(__FMA__) || defined(__ARM_FEATURE_FMA) || defined(__aarch64__) || \
     (defined(_MSC_VER) && defined(__AVX2__))

@@ -294,7 +294,7 @@ class ab_test {
                : detail::detectable_in_sequence(v, prior, strictest_alpha(), options_.power)) /
           unit;
       looks& past = looks_[index][m];
-      if (std::min(a.count, b.count) >= least_requests) {
+      if ((std::min)(a.count, b.count) >= least_requests) {
         past.least_p = std::fmin(past.least_p, detail::sequential_p(a, b, prior));
         // A ratio's spread holds the control's own, by the delta method.
         const double ratio = metric == ab_metric::savings ? 1.0 : b.mean / a.mean;
