@@ -11,13 +11,12 @@ template void route_vectors<bfloat16>(row_router<bfloat16, std::int32_t, float>&
                                       std::int64_t, std::int64_t) noexcept;
 template void route_vectors<float16>(row_router<float16, std::int32_t, float>&, instruction_set,
                                      std::int64_t, std::int64_t) noexcept;
-template bool route_usual_token<float>(const usual_setup&, const k_plan&, const float*,
-                                       const routing_output<>&, std::int64_t,
-                                       routing_metrics*) noexcept;
-template bool route_usual_token<bfloat16>(const usual_setup&, const k_plan&, const bfloat16*,
+template bool route_usual_token<float>(const usual_setup&, const float*, const routing_output<>&,
+                                       std::int64_t, routing_metrics*) noexcept;
+template bool route_usual_token<bfloat16>(const usual_setup&, const bfloat16*,
                                           const routing_output<>&, std::int64_t,
                                           routing_metrics*) noexcept;
-template bool route_usual_token<float16>(const usual_setup&, const k_plan&, const float16*,
+template bool route_usual_token<float16>(const usual_setup&, const float16*,
                                          const routing_output<>&, std::int64_t,
                                          routing_metrics*) noexcept;
 

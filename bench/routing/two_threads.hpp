@@ -13,8 +13,11 @@ namespace routing_bench {
 template <class Condition>
 void spin_until(const Condition& holds) {
   constexpr int spins = 1 << 10;
-  for (int spin = 0; !holds(); ++spin) {
-    if (spin >= spins) std::this_thread::yield();
+  for (int spin = 0; !holds();) {
+    if (spin < spins)
+      ++spin;
+    else
+      std::this_thread::yield();
 #if defined(__x86_64__)
     __builtin_ia32_pause();
 #endif

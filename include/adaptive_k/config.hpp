@@ -66,11 +66,13 @@
 #if defined(_MSC_VER) && !defined(__clang__)
 #define ADAPTIVE_K_INLINE __forceinline
 #define ADAPTIVE_K_INLINE_LAMBDA
+#define ADAPTIVE_K_NOINLINE __declspec(noinline)
 #else
 #define ADAPTIVE_K_INLINE inline __attribute__((always_inline))
 // Between a lambda's parameters and its body, where vectors go in or out: it must become part of
 // the function around it, as it is not compiled for that function's instructions itself.
 #define ADAPTIVE_K_INLINE_LAMBDA __attribute__((always_inline))
+#define ADAPTIVE_K_NOINLINE __attribute__((noinline))
 #endif
 
 ADAPTIVE_K_NAMESPACE_BEGIN

@@ -49,4 +49,32 @@ TEST(choose_k, a_settled_plan_keeps_to_any_limits) {
   }
 }
 
+/// The rank whose threshold a rule says is met, as host/simd reads it.
+int rank_by(const detail::usual_rule& rule, float signal) {
+  int rank = 0;
+  while (!(signal < rule.threshold[rank])) ++rank;
+  return rank;
+}
+
+TEST(choose_k, a_usual_rule_keeps_to_any_limits) {
+  adaptive_k::gating model;
+  model.num_experts = 8;
+  model.top_k = top_k;
+  detail::k_plan plan;
+  plan.limits = {1, top_k};
+  for (int k = 1; k <= top_k; ++k) plan.threshold[k - 1] = static_cast<float>(k);
+  for (plan.last_k = 1; plan.last_k <= top_k; ++plan.last_k) {
+    for (plan.tried = 0; plan.tried < 1u << (plan.last_k - 1); ++plan.tried) {
+      const detail::usual_plan<top_k> usual = detail::usual_plan_of<top_k>(plan);
+      for_each_limits([&](const k_limits& limits) {
+        const detail::usual_rule rule(model, plan, limits);
+        for (const float signal : {0.0f, 0.5f, 1.0f, 1.5f, 2.5f, 3.5f, 4.5f})
+          EXPECT_EQ(rank_by(rule, signal) + 1, chosen(usual, signal, limits.k_min, limits.k_max))
+              << "signal " << signal << ", tried " << plan.tried << ", last " << plan.last_k
+              << ", limits " << limits.k_min << ".." << limits.k_max;
+      });
+    }
+  }
+}
+
 }  // namespace

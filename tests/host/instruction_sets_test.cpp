@@ -20,6 +20,13 @@ std::size_t at(std::int64_t index) {
   return static_cast<std::size_t>(index);
 }
 
+gating gating_of(int num_experts, int top_k) {
+  gating g;
+  g.num_experts = num_experts;
+  g.top_k = top_k;
+  return g;
+}
+
 /// Everything a call takes, drawn from a seed.
 template <class Logit>
 struct random_call {
@@ -230,7 +237,17 @@ TEST(InstructionSets, ManyTokens) {
 }
 
 /// The call that has code of its own, with logits that are hard on selection keys.
-enum class hard { fine, ties, equal_distances, zeros, huge, not_finite, crowded };
+enum class hard {
+  fine,
+  ties,
+  equal_distances,
+  zeros,
+  huge,
+  not_finite,
+  crowded,
+  far,      ///< an expert or two so far below the others that it has no score
+  far_rows  ///< the same in rows that follow ordinary ones, many at once
+};
 
 template <class Logit>
 random_call<Logit> usual_call(std::uint64_t seed, int num_experts, int top_k, hard what) {
@@ -267,6 +284,8 @@ random_call<Logit> usual_call(std::uint64_t seed, int num_experts, int top_k, ha
         logit = e == peak ? 20.0f : 1e-9f * static_cast<float>(from.below(5));
       if (what == hard::zeros) logit = from.chance(2) ? 0.0f : -0.0f;
       if (what == hard::huge) logit *= 1e37f;
+      if (what == hard::far && from.chance(num_experts)) logit -= from.chance(2) ? 87.0f : 1e4f;
+      if (what == hard::far_rows && t >= 40 && t < 72) logit *= 30.0f;
       // The best ones are all in one lane of a vector, of whatever width.
       if (what == hard::crowded && (e - peak) % 16 == 0) logit += 30.0f;
       if (what == hard::not_finite && from.chance(20))
@@ -279,12 +298,15 @@ random_call<Logit> usual_call(std::uint64_t seed, int num_experts, int top_k, ha
 
 template <class Logit>
 void expect_same_bits_of_usual_calls(std::uint64_t seed) {
+  int sets = 0;
   for (const instruction_set set : vector_sets) {
     if (!is_available(set)) continue;
+    ++sets;
     for (const int num_experts : {2, 4, 5, 8, 9, 12, 16, 31, 60, 64, 100, 128, 160, 255, 256})
       for (const int top_k : {2, 4, 8})
-        for (const hard what : {hard::fine, hard::ties, hard::equal_distances, hard::zeros,
-                                hard::huge, hard::not_finite, hard::crowded})
+        for (const hard what :
+             {hard::fine, hard::ties, hard::equal_distances, hard::zeros, hard::huge,
+              hard::not_finite, hard::crowded, hard::far, hard::far_rows})
           for (int turn = 0; turn < 4; ++turn) {
             if (top_k > num_experts) continue;
             const auto call = usual_call<Logit>(++seed, num_experts, top_k, what);
@@ -299,6 +321,7 @@ void expect_same_bits_of_usual_calls(std::uint64_t seed) {
                 << ", T " << call.num_tokens << ", logits " << static_cast<int>(what);
           }
   }
+  EXPECT_GE(sets, 1);
 }
 
 TEST(InstructionSets, UsualCallsOfFloats) {
@@ -306,6 +329,46 @@ TEST(InstructionSets, UsualCallsOfFloats) {
 }
 TEST(InstructionSets, UsualCallsOfBfloat16s) {
   expect_same_bits_of_usual_calls<bfloat16>(20000);
+}
+
+/// Single tokens are counted by code of their own, into a struct that other calls have filled, with
+/// signals that may be negative.
+TEST(InstructionSets, SingleTokensAreCountedAmongOthers) {
+  for (const gating g : {gating_of(8, 2), gating_of(60, 4), gating_of(128, 8)}) {
+    gating biased = g;
+    biased.kind = gating_kind::sigmoid;
+    biased.selection_bias = true;
+    const std::vector<float> bias(at(g.num_experts), 0.5f);
+    routing_metrics expected;
+    for (const instruction_set set : {instruction_set::scalar, instruction_set::generic,
+                                      instruction_set::avx2, instruction_set::avx512}) {
+      if (!is_available(set)) continue;
+      router_options options;
+      options.instructions = set;
+      routing_extras extras;
+      extras.routing_bias = bias.data();
+      const auto margin = k_policy::with_thresholds(signal_kind::margin, {1, 2}, {0.5f});
+      const router by_margin(biased, margin, options);
+      const router by_entropy(g, k_policy::entropy({1, g.top_k}, {1.2f}), options);
+      inputs::sequence from(11);
+      routing_metrics metrics;
+      for (int token = 0; token < 200; ++token) {
+        std::vector<float> logits;
+        for (int e = 0; e < g.num_experts; ++e)
+          logits.push_back(inputs::fine_logit(from) * (token % 3 == 0 ? 0.1f : 1.5f));
+        const logits_view<float> view = {logits.data(), 1, g.num_experts, 0};
+        if (token % 40 == 3)
+          ASSERT_TRUE(by_margin.route(0, view, &metrics, extras).result);
+        else
+          ASSERT_TRUE(by_entropy.route(0, view, &metrics).result);
+      }
+      if (set == instruction_set::scalar) expected = metrics;
+      EXPECT_EQ(std::memcmp(&expected, &metrics, sizeof metrics), 0)
+          << name_of(set) << ", E " << g.num_experts << ": signals " << metrics.signal_lowest
+          << ".." << metrics.signal_highest << ", expected " << expected.signal_lowest << ".."
+          << expected.signal_highest;
+    }
+  }
 }
 
 }  // namespace

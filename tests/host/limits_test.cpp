@@ -140,7 +140,7 @@ TEST(Limits, AChoiceThatKeepsNextToNothingHasFiniteWeights) {
     for (const row r :
          {row{-86.5f, -46.0f, 10.0f}, row{-75.0f, 0.0f, 1.0f}, row{-70.0f, 0.0f, 9e5f},
           row{-86.9f, -86.9f, 9e5f}, row{-60.0f, -1.0f, 2.5f}, row{-20.0f, 3.0f, 1.0f},
-          row{-87.3f, 0.0f, 1.0f}}) {
+          row{-87.3f, 0.0f, 1.0f}, row{-88.0f, -86.0f, 1.0f}, row{-88.0f, -65.0f, 9e5f}}) {
       gating g = make_gating(kind, 8, 2);
       g.selection_bias = true;
       g.routed_scaling_factor = r.scale;
@@ -157,7 +157,7 @@ TEST(Limits, AChoiceThatKeepsNextToNothingHasFiniteWeights) {
       };
       const double kept = score(r.first);
       const double total = kept + score(r.second);
-      for (const float exponent : {1.0f, 0.999999f, 0.5f, 0.0f}) {
+      for (const float exponent : {1.0f, 0.999999f, 0.75f, 0.5f, 0.0f}) {
         k_policy policy = k_policy::fixed(1);
         policy.mass_exponent = exponent;
         const routed_batch routed =

@@ -48,7 +48,8 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE sums_needed sums_for(const gating& model, const 
 inline constexpr int choice_counts = -1;
 
 /// What scores and masses are multiplied by before one is divided by the other: more than 1, a
-/// power of two, where a biased choice keeps so little that a quotient could overflow.
+/// power of two, where a choice keeps so little (a biased one, or scores that are all tiny) that a
+/// quotient could overflow.
 template <class Gating, class F>
 ADAPTIVE_K_HD ADAPTIVE_K_INLINE F lift_of(const Gating& model, const F& kept) noexcept {
   if constexpr (ranks_by_logit<Gating>::value) return 1.0f;  // the first score is 1
@@ -76,7 +77,10 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE F weight_factor(const Gating& model, const Plan&
     factor = math::divide(scale, score_sum);
   if (!math::any(fewer)) return factor;
   const F kept_share = math::larger(math::divide(kept, total), least_share);
-  const F stretch = restore_mass(kept_share, plan.mass_exponent);
+  F stretch = restore_mass(kept_share, plan.mass_exponent);
+  // All kept scores may be 0, where a bias chose them: nothing restores them, and no weight is NaN.
+  if constexpr (!ranks_by_logit<Gating>::value)
+    stretch = math::select(kept > 0.0f, stretch, F(1.0f));
   return factor * math::select(fewer, stretch, F(1.0f));
 }
 

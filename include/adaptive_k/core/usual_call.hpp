@@ -73,6 +73,37 @@ struct whole_mass_plan : settled_plan<TopK> {
 template <int TopK>
 struct is_settled<whole_mass_plan<TopK>> : std::true_type {};
 
+/// What decides tokens one by one on the host: gating, plan and limits in one. An entropy gets
+/// k = j + 1 for the first j whose threshold it is below; from the last k on they are infinite.
+struct usual_rule {
+  static constexpr int ranks = 8;
+  float threshold[ranks] = {};
+  int num_experts = 0;
+  float scale = 1.0f;  ///< the gating's routed_scaling_factor
+  float mass_exponent = 1.0f;
+
+  usual_rule() = default;
+  usual_rule(const gating& model, const k_plan& plan, k_limits within) noexcept
+      : num_experts(model.num_experts),
+        scale(model.routed_scaling_factor),
+        mass_exponent(plan.mass_exponent) {
+    set_limits(plan, within);
+  }
+  void set_limits(const k_plan& plan, k_limits within) noexcept {
+    int last_k = plan.last_k < within.k_max ? plan.last_k : within.k_max;
+    if (last_k < within.k_min) last_k = within.k_min;
+    float below_least = -math::infinity;  // thresholds ascend: of k up to k_min the last one counts
+    for (int j = 0; j < ranks; ++j) {
+      const bool tried = (plan.tried >> j & 1u) != 0;
+      threshold[j] = tried ? plan.threshold[j] : -math::infinity;
+      if (tried && j < within.k_min) below_least = plan.threshold[j];
+      if (j + 1 < within.k_min) threshold[j] = -math::infinity;
+      if (j + 1 == within.k_min) threshold[j] = below_least;
+      if (j + 1 >= last_k) threshold[j] = math::infinity;
+    }
+  }
+};
+
 /// Host: whether there is code for such calls of a model. K0 and E as most models have them.
 inline bool has_usual_code(const gating& g) noexcept {
   const bool softmax = g.kind == gating_kind::softmax || g.kind == gating_kind::top_k_softmax;

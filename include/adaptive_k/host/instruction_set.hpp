@@ -13,8 +13,8 @@ enum class instruction_set : std::uint8_t {
   best,     ///< the widest that this build and this machine have
   scalar,   ///< one token, one expert at a time
   generic,  ///< vectors of 4, as the compiler makes them: NEON and others
-  avx2,     ///< 8 lanes; needs AVX2, FMA and F16C
-  avx512,   ///< 16 lanes; needs AVX-512 F, BW, DQ and VL
+  avx2,     ///< 8 lanes; needs AVX2, FMA, F16C, BMI1 and BMI2
+  avx512,   ///< 16 lanes; needs AVX-512 F, BW, DQ and VL, and what avx2 does
 };
 
 /// Whether this build and this machine have a set.

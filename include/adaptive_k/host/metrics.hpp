@@ -23,6 +23,10 @@ struct expert_sizes {
   }
 };
 
+struct routing_metrics;
+void add_parts_of_call(const routing_metrics* parts, int num_parts,
+                       routing_metrics* total) noexcept;
+
 /// Counters of routing calls. Plain data: zero it, pass it, add it up with += over batches,
 /// layers, threads and ranks; no result depends on the order. Expert counts of different layers
 /// fall on the same index, so keep one struct per layer where that matters.
@@ -71,8 +75,8 @@ struct routing_metrics {
   }
 
  private:
-  friend inline void add_parts_of_call(const routing_metrics* parts, int num_parts,
-                                       routing_metrics* total) noexcept;
+  friend void add_parts_of_call(const routing_metrics* parts, int num_parts,
+                                routing_metrics* total) noexcept;
 
   void add_all_but_experts(const routing_metrics& other) noexcept {
     if (other.tokens != 0) {

@@ -79,9 +79,8 @@ void route_vectors(row_router<Logit, std::int32_t, float>& rows, instruction_set
 /// A usual call of one token by vectors of a set that is available; false: not done. Where
 /// route_vectors is.
 template <class Logit>
-bool route_usual_token(const usual_setup& setup, const k_plan& plan, const Logit* row,
-                       const routing_output<>& output, std::int64_t token,
-                       routing_metrics* metrics) noexcept;
+bool route_usual_token(const usual_setup& setup, const Logit* row, const routing_output<>& output,
+                       std::int64_t token, routing_metrics* metrics) noexcept;
 
 /// Routes a range of a call's tokens.
 template <class Logit, class Id, class Weight>
@@ -208,12 +207,8 @@ class row_router {
   }
 
   /// One token by the scalar path.
-#if defined(__GNUC__)
-  __attribute__((noinline))
-#endif
-  void
-  decide_alone(std::int64_t token, const host_replay& replay,
-               token_route<max_top_k>& route) noexcept {
+  ADAPTIVE_K_NOINLINE void decide_alone(std::int64_t token, const host_replay& replay,
+                                        token_route<max_top_k>& route) noexcept {
     limits_of(token);
     const Logit* row = row_of(token);
     if constexpr (std::is_same_v<Logit, float>) {

@@ -35,7 +35,11 @@ class vector_rows {
         usual_top_k_(usual_top_k(rows)),
         usual_in_blocks_(usual_top_k_ != 0 &&
                          is_whole_lists(rows.call_.model->num_experts, usual_top_k_)),
-        usual_(usual_request(rows)) {}
+        has_limits_(rows.call_.extras.k_min != nullptr || rows.call_.extras.k_max != nullptr),
+        usual_(usual_request(rows)) {
+    if (usual_top_k_ != 0)
+      usual_rule_ = usual_rule(*rows.call_.model, *rows.call_.plan, rows.call_.plan->limits);
+  }
 
   void run(instruction_set set, std::int64_t first, std::int64_t last) noexcept {
 #if ADAPTIVE_K_HAS_AVX512
@@ -69,8 +73,7 @@ class vector_rows {
 
   bool fits_lanes() const noexcept {
     return rows_.call_.model->num_experts <= most_lane_experts &&
-           rows_.call_.model->top_k <= most_lane_top_k && rows_.call_.extras.k_min == nullptr &&
-           rows_.call_.extras.k_max == nullptr;
+           rows_.call_.model->top_k <= most_lane_top_k && !has_limits_;
   }
 
   template <class Target, gating_kind Kind>
@@ -99,15 +102,15 @@ class vector_rows {
                                              token_route<max_top_k>& route) noexcept {
     if constexpr (TopK <= Target::row_reals::lanes)
       return Target::template run<usual_row_alone<TopK>::template body>(
-          rows_.call_.model, rows_.call_.plan, static_cast<const k_limits*>(&rows_.request_.limits),
-          row, &route);
+          static_cast<const usual_rule*>(&usual_rule_), row, &route);
     return false;
   }
 
   /// One token in the lanes of one vector.
   template <class Target>
   ADAPTIVE_K_INLINE void decide_by_row(std::int64_t token, token_route<max_top_k>& route) noexcept {
-    rows_.limits_of(token);
+    const k_limits& limits = rows_.limits_of(token);
+    if (has_limits_ && usual_top_k_ != 0) usual_rule_.set_limits(*rows_.call_.plan, limits);
     const float* row = nullptr;
     [[maybe_unused]] float floats[std::is_same_v<Logit, float> ? 1 : max_experts];
     if constexpr (std::is_same_v<Logit, float>) {
@@ -283,24 +286,25 @@ class vector_rows {
   router& rows_;
   int usual_top_k_;
   bool usual_in_blocks_;
+  bool has_limits_;  ///< of tokens
   usual_blocks_request usual_;
+  usual_rule usual_rule_;  ///< of a usual call, for rows that are decided alone
 };
 
 template <class Logit>
-bool route_usual_token(const usual_setup& setup, const k_plan& plan, const Logit* row,
-                       const routing_output<>& output, std::int64_t token,
-                       routing_metrics* metrics) noexcept {
+bool route_usual_token(const usual_setup& setup, const Logit* row, const routing_output<>& output,
+                       std::int64_t token, routing_metrics* metrics) noexcept {
 #if ADAPTIVE_K_HAS_AVX512
   if (setup.set == instruction_set::avx512)
-    return run_usual_token<avx512>(&setup, &plan, row, &output, token, metrics);
+    return run_usual_token<avx512>(&setup, row, &output, token, metrics);
 #endif
 #if ADAPTIVE_K_HAS_AVX2
   if (setup.set == instruction_set::avx2)
-    return run_usual_token<avx2>(&setup, &plan, row, &output, token, metrics);
+    return run_usual_token<avx2>(&setup, row, &output, token, metrics);
 #endif
 #if ADAPTIVE_K_HAS_GENERIC
   if (setup.set == instruction_set::generic)
-    return run_usual_token<generic>(&setup, &plan, row, &output, token, metrics);
+    return run_usual_token<generic>(&setup, row, &output, token, metrics);
 #endif
   return false;
 }

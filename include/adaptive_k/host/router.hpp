@@ -66,9 +66,10 @@ class router {
   /// Routes `logits` of `layer` into `output`. No allocation, no lock; time O(T * K0 * E). With a
   /// refusal nothing is written. `metrics`, where given, is added to.
   template <class Logit = float, class Id = std::int32_t, class Weight = float>
-  status route(int layer, const logits_view<Logit>& logits,
-               const routing_output<Id, Weight>& output, routing_metrics* metrics = nullptr,
-               const routing_extras& extras = {}) const noexcept {
+  ADAPTIVE_K_INLINE status route(int layer, const logits_view<Logit>& logits,
+                                 const routing_output<Id, Weight>& output,
+                                 routing_metrics* metrics = nullptr,
+                                 const routing_extras& extras = {}) const noexcept {
     return route_range(layer, logits, output, 0, logits.num_tokens, metrics, extras);
   }
 
@@ -78,25 +79,13 @@ class router {
   /// as a call of its own; give each range its own struct, zeroed, and `add_parts_of_call` makes
   /// one of them.
   template <class Logit = float, class Id = std::int32_t, class Weight = float>
-  status route_range(int layer, const logits_view<Logit>& logits,
-                     const routing_output<Id, Weight>& output, std::int64_t first,
-                     std::int64_t last, routing_metrics* metrics = nullptr,
-                     const routing_extras& extras = {}) const noexcept {
+  ADAPTIVE_K_INLINE status route_range(int layer, const logits_view<Logit>& logits,
+                                       const routing_output<Id, Weight>& output, std::int64_t first,
+                                       std::int64_t last, routing_metrics* metrics = nullptr,
+                                       const routing_extras& extras = {}) const noexcept {
     const bool one_token = last > first && last - 1 == first;
     if (one_token && route_one(layer, logits, output, first, metrics, extras)) return {};
-    status refusal =
-        detail::check_call(validity_, model_, num_layers(), layer, logits,
-                           output.topk_ids != nullptr, output.topk_weights != nullptr, extras);
-    if (refusal && (first < 0 || first > last || last > logits.num_tokens))
-      refusal =
-          status::error(status_code::invalid_argument,
-                        "tokens %lld to %lld, expected 0 <= first <= last <= num_tokens = %lld",
-                        static_cast<long long>(first), static_cast<long long>(last),
-                        static_cast<long long>(logits.num_tokens));
-    if (refusal) refusal = check_limits(first, last, extras);
-    if (refusal)
-      route_rows(layer, logits, routing_replay<Id>{}, output, first, last, metrics, extras);
-    return refusal;
+    return route_any(layer, logits, output, first, last, metrics, extras);
   }
 
   /// The weights of experts chosen earlier, for these logits: the `given` experts take the first
@@ -158,11 +147,17 @@ class router {
     }
     if (policies.empty()) policies.emplace_back();
     plans_ = std::move(plans);
-    has_usual_code_ =
-        validity_.ok() && instructions_ != instruction_set::scalar && detail::has_usual_code(model);
-    usual_ = {model, options.fill == fill_id::num_experts ? model.num_experts : -1,
-              options.fill == fill_id::first_expert, instructions_};
     policies_ = std::make_shared<const std::vector<k_policy>>(std::move(policies));
+    usual_ = usual_setups();
+  }
+
+  /// By layer. Those without code for usual calls, and all of a router that refuses, have none.
+  std::shared_ptr<const detail::usual_setup[]> usual_setups() const {
+    std::shared_ptr<detail::usual_setup[]> setups(new detail::usual_setup[policies_->size()]);
+    if (!validity_ || instructions_ == instruction_set::scalar) return setups;
+    for (std::size_t i = 0; i < policies_->size(); ++i)
+      setups[i] = detail::usual_setup(model_, (*plans_)[i], options_.fill, instructions_);
+    return setups;
   }
 
   std::size_t index(int layer) const noexcept {
@@ -218,30 +213,51 @@ class router {
     return {};
   }
 
+  /// Any call. Apart from route_one, so that that is short enough to be inlined.
+  template <class Logit, class Id, class Weight>
+  ADAPTIVE_K_NOINLINE status route_any(int layer, const logits_view<Logit>& logits,
+                                       const routing_output<Id, Weight>& output, std::int64_t first,
+                                       std::int64_t last, routing_metrics* metrics,
+                                       const routing_extras& extras) const noexcept {
+    status refusal =
+        detail::check_call(validity_, model_, num_layers(), layer, logits,
+                           output.topk_ids != nullptr, output.topk_weights != nullptr, extras);
+    if (refusal && (first < 0 || first > last || last > logits.num_tokens))
+      refusal =
+          status::error(status_code::invalid_argument,
+                        "tokens %lld to %lld, expected 0 <= first <= last <= num_tokens = %lld",
+                        static_cast<long long>(first), static_cast<long long>(last),
+                        static_cast<long long>(logits.num_tokens));
+    if (refusal) refusal = check_limits(first, last, extras);
+    if (refusal)
+      route_rows(layer, logits, routing_replay<Id>{}, output, first, last, metrics, extras);
+    return refusal;
+  }
+
   /// The shortest way for one token of a usual call, as in decoding. False: nothing is done, as it
   /// is no such call, or one to refuse.
   template <class Logit, class Id, class Weight>
-  bool route_one([[maybe_unused]] int layer, [[maybe_unused]] const logits_view<Logit>& logits,
-                 [[maybe_unused]] const routing_output<Id, Weight>& output,
-                 [[maybe_unused]] std::int64_t token, [[maybe_unused]] routing_metrics* metrics,
-                 [[maybe_unused]] const routing_extras& extras) const noexcept {
+  ADAPTIVE_K_INLINE bool route_one([[maybe_unused]] int layer,
+                                   [[maybe_unused]] const logits_view<Logit>& logits,
+                                   [[maybe_unused]] const routing_output<Id, Weight>& output,
+                                   [[maybe_unused]] std::int64_t token,
+                                   [[maybe_unused]] routing_metrics* metrics,
+                                   [[maybe_unused]] const routing_extras& extras) const noexcept {
 #if ADAPTIVE_K_VECTORS
     if constexpr (std::is_same_v<Id, std::int32_t> && std::is_same_v<Weight, float>) {
-      const bool fits = has_usual_code_ && layer >= 0 && (one_policy_ || layer < num_layers()) &&
-                        logits.num_experts == usual_.model.num_experts && token >= 0 &&
-                        token < logits.num_tokens && logits.data != nullptr &&
-                        (logits.row_stride == 0 || logits.row_stride >= usual_.model.num_experts) &&
-                        output.topk_ids != nullptr && output.topk_weights != nullptr &&
-                        output.chosen_counts == nullptr && extras.routing_bias == nullptr &&
-                        extras.padding_mask == nullptr && extras.k_min == nullptr &&
-                        extras.k_max == nullptr;
+      if (layer < 0 || (!one_policy_ && layer >= num_layers())) return false;
+      const detail::usual_setup& setup = usual_[index(layer)];
+      const bool fits =
+          setup.code != detail::usual_code::none && logits.num_experts == setup.rule.num_experts &&
+          token >= 0 && token < logits.num_tokens && logits.data != nullptr &&
+          (logits.row_stride == 0 || logits.row_stride >= setup.rule.num_experts) &&
+          output.topk_ids != nullptr && output.topk_weights != nullptr &&
+          output.chosen_counts == nullptr && extras.routing_bias == nullptr &&
+          extras.padding_mask == nullptr && extras.k_min == nullptr && extras.k_max == nullptr;
       if (!fits) return false;
-      const detail::k_plan& plan = (*plans_)[index(layer)];
-      if (!detail::is_usual_plan(plan)) return false;
       const std::int64_t stride =
-          logits.row_stride != 0 ? logits.row_stride : usual_.model.num_experts;
-      return detail::route_usual_token(usual_, plan, logits.data + token * stride, output, token,
-                                       metrics);
+          logits.row_stride != 0 ? logits.row_stride : setup.rule.num_experts;
+      return detail::route_usual_token(setup, logits.data + token * stride, output, token, metrics);
     }
 #endif
     return false;
@@ -263,11 +279,10 @@ class router {
   router_options options_;
   instruction_set instructions_;
   bool one_policy_;
-  bool has_usual_code_ = false;  ///< of a valid model, and vectors for it
-  detail::usual_setup usual_;
   status validity_;
   std::shared_ptr<const std::vector<k_policy>> policies_;
   std::shared_ptr<const std::vector<detail::k_plan>> plans_;
+  std::shared_ptr<const detail::usual_setup[]> usual_;
   std::shared_ptr<const void> tables_;
 };
 

@@ -85,6 +85,10 @@ struct avx2_words {
     return {_mm256_cmpgt_epi32(a.value, b.value)};
   }
   friend ADAPTIVE_K_AVX2_INLINE avx2_mask operator<(words a, words b) noexcept { return b > a; }
+  /// a < b for any integers, b not 0.
+  static ADAPTIVE_K_AVX2_INLINE avx2_mask unsigned_less(words a, words b) noexcept {
+    return smaller(a, b - words(1)) == a;
+  }
   static ADAPTIVE_K_AVX2_INLINE words larger(words a, words b) noexcept {
     return _mm256_max_epu32(a.value, b.value);
   }
@@ -101,6 +105,10 @@ struct avx2_words {
   /// (~a & high) | index
   static ADAPTIVE_K_AVX2_INLINE words invert_high(words a, words high, words index) noexcept {
     return _mm256_or_si256(_mm256_andnot_si256(a.value, high.value), index.value);
+  }
+  /// ~a & b
+  static ADAPTIVE_K_AVX2_INLINE words and_not(words a, words b) noexcept {
+    return _mm256_andnot_si256(a.value, b.value);
   }
   /// a | (b & c)
   static ADAPTIVE_K_AVX2_INLINE words add_bits(words a, words b, words c) noexcept {
@@ -305,6 +313,10 @@ struct avx2_reals {
   static ADAPTIVE_K_AVX2_INLINE reals now(reals a) noexcept {
     __asm__("" : "+x"(a.value));
     return a;
+  }
+  /// The place of the lowest bit of a, which is not 0.
+  static ADAPTIVE_K_AVX2_INLINE std::uint64_t lowest_bit(std::uint64_t a) noexcept {
+    return _tzcnt_u64(a);
   }
   /// One lane in all.
   static ADAPTIVE_K_AVX2_INLINE reals broadcast(reals a, std::uint32_t lane) noexcept {

@@ -95,6 +95,9 @@ struct avx512_words {
   friend ADAPTIVE_K_AVX512_INLINE avx512_mask operator<(words a, words b) noexcept {
     return {_mm512_cmplt_epu32_mask(a.value, b.value)};
   }
+  static ADAPTIVE_K_AVX512_INLINE avx512_mask unsigned_less(words a, words b) noexcept {
+    return a < b;
+  }
   friend ADAPTIVE_K_AVX512_INLINE avx512_mask operator>(words a, words b) noexcept {
     return {_mm512_cmpgt_epu32_mask(a.value, b.value)};
   }
@@ -114,6 +117,10 @@ struct avx512_words {
   /// (~a & high) | index
   static ADAPTIVE_K_AVX512_INLINE words invert_high(words a, words high, words index) noexcept {
     return _mm512_ternarylogic_epi32(a.value, high.value, index.value, 0xAE);
+  }
+  /// ~a & b
+  static ADAPTIVE_K_AVX512_INLINE words and_not(words a, words b) noexcept {
+    return _mm512_maskz_andnot_epi32(0xFFFF, a.value, b.value);
   }
   /// a | (b & c)
   static ADAPTIVE_K_AVX512_INLINE words add_bits(words a, words b, words c) noexcept {
@@ -303,9 +310,9 @@ struct avx512_reals {
     for (const std::int64_t one : each) sum += one;
     return sum;
   }
-  /// a + b in the lanes of `where`, else a.
-  static ADAPTIVE_K_AVX512_INLINE reals add_where(mask where, reals a, reals b) noexcept {
-    return _mm512_mask_add_ps(a.value, where.bits, a.value, b.value);
+  /// a + b in the lanes of `where`, else `other`.
+  static ADAPTIVE_K_AVX512_INLINE reals add_or(mask where, reals a, reals b, reals other) noexcept {
+    return _mm512_mask_add_ps(other.value, where.bits, a.value, b.value);
   }
   /// Sums of neighbours, by quarter: a0 + a1, a2 + a3, b0 + b1, b2 + b3, then those of lanes 4
   /// to 7.

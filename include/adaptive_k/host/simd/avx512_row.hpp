@@ -8,6 +8,7 @@
 #include "adaptive_k/host/simd/avx2.hpp"
 #include "adaptive_k/host/simd/avx512.hpp"
 #include "adaptive_k/host/simd/distance_keys.hpp"
+#include "adaptive_k/host/simd/lanes.hpp"
 #include "adaptive_k/host/simd/row.hpp"
 #include "adaptive_k/host/simd/top_k_network.hpp"
 
@@ -21,28 +22,38 @@ ADAPTIVE_K_NAMESPACE_BEGIN
 
 namespace detail {
 
-/// Sorted lists of keys, largest first: of 4 in each quarter of a vector, or of 8 in two quarters.
+/// Lists of keys, of 4 in each quarter of a vector or of 8 in two quarters, sorted: largest first,
+/// or where a name says `up` last.
 class avx512_lists {
   using words = avx512_words;
 
  public:
-  /// The best of all keys that were dropped, lane by lane.
-  words lost = 0u;
+  /// The best of all keys that were dropped, lane by lane, if there are any.
+  words lost;
+  bool any_lost;
 
   /// The best 4 of each pair of lists.
-  ADAPTIVE_K_AVX512_INLINE words best_4(words a, words b) noexcept {
-    return sort_quarters(keep(a, reverse_quarters(b)));
+  ADAPTIVE_K_AVX512_INLINE words best_4(words a, words up_b) noexcept {
+    return sort_quarters(keep(a, up_b));
+  }
+  ADAPTIVE_K_AVX512_INLINE words best_4_up(words a, words up_b) noexcept {
+    return sort_quarters_up(keep(a, up_b));
   }
   /// All 8 of each pair of lists: the first four in a, the others in b.
-  static ADAPTIVE_K_AVX512_INLINE void merge_8(words& a, words& b) noexcept {
-    const words others = reverse_quarters(b);
-    b = sort_quarters(words::smaller(a, others));
-    a = sort_quarters(words::larger(a, others));
+  static ADAPTIVE_K_AVX512_INLINE void merge_8(words& a, words& up_b) noexcept {
+    const words last = words::smaller(a, up_b);
+    a = sort_quarters(words::larger(a, up_b));
+    up_b = sort_quarters(last);
+  }
+  static ADAPTIVE_K_AVX512_INLINE void merge_8_up(words& a, words& up_b) noexcept {
+    const words last = words::smaller(a, up_b);
+    a = sort_quarters_up(words::larger(a, up_b));
+    up_b = sort_quarters_up(last);
   }
   /// The best 8 of each two lists of 8, whose first four are in a and c.
-  ADAPTIVE_K_AVX512_INLINE void best_8(words& a, words& b, words c, words d) noexcept {
-    const words first = keep(a, reverse_quarters(d));
-    const words last = keep(b, reverse_quarters(c));
+  ADAPTIVE_K_AVX512_INLINE void best_8(words& a, words& b, words up_c, words up_d) noexcept {
+    const words first = keep(a, up_d);
+    const words last = keep(b, up_c);
     a = sort_quarters(words::larger(first, last));
     b = sort_quarters(words::smaller(first, last));
   }
@@ -64,7 +75,9 @@ class avx512_lists {
 
  private:
   ADAPTIVE_K_AVX512_INLINE words keep(words a, words b) noexcept {
-    lost = words::larger(lost, words::smaller(a, b));
+    const words dropped = words::smaller(a, b);
+    lost = any_lost ? words::larger(lost, dropped) : dropped;
+    any_lost = true;
     return words::larger(a, b);
   }
   /// The larger of each two in the lower half, the smaller in the upper.
@@ -73,10 +86,16 @@ class avx512_lists {
   }
   /// Sorts what is bitonic in each quarter.
   static ADAPTIVE_K_AVX512_INLINE words sort_quarters(words a) noexcept {
-    const words far = _mm512_maskz_shuffle_epi32(0xFFFF, a.value, _MM_PERM_BADC);
-    a = _mm512_mask_max_epu32(words::smaller(a, far).value, 0x3333, a.value, far.value);
-    const words near = _mm512_maskz_shuffle_epi32(0xFFFF, a.value, _MM_PERM_CDAB);
-    return _mm512_mask_max_epu32(words::smaller(a, near).value, 0x5555, a.value, near.value);
+    const words across = _mm512_maskz_shuffle_epi32(0xFFFF, a.value, _MM_PERM_BADC);
+    a = _mm512_mask_max_epu32(words::smaller(a, across).value, 0x3333, a.value, across.value);
+    const words beside = _mm512_maskz_shuffle_epi32(0xFFFF, a.value, _MM_PERM_CDAB);
+    return _mm512_mask_max_epu32(words::smaller(a, beside).value, 0x5555, a.value, beside.value);
+  }
+  static ADAPTIVE_K_AVX512_INLINE words sort_quarters_up(words a) noexcept {
+    const words across = _mm512_maskz_shuffle_epi32(0xFFFF, a.value, _MM_PERM_BADC);
+    a = _mm512_mask_min_epu32(words::larger(a, across).value, 0x3333, a.value, across.value);
+    const words beside = _mm512_maskz_shuffle_epi32(0xFFFF, a.value, _MM_PERM_CDAB);
+    return _mm512_mask_min_epu32(words::larger(a, beside).value, 0x5555, a.value, beside.value);
   }
   static ADAPTIVE_K_AVX512_INLINE words reverse_quarters(words a) noexcept {
     return _mm512_maskz_shuffle_epi32(0xFFFF, a.value, _MM_PERM_ABCD);
@@ -89,6 +108,25 @@ class avx512_lists {
     return _mm512_maskz_permutexvar_epi32(0xFFFF, index, a.value);
   }
 };
+
+/// From lists of 4 in the lanes of four vectors, largest first, to lists in the quarters of each
+/// vector; those of the second and the fourth are turned round.
+ADAPTIVE_K_AVX512_INLINE void lists_to_quarters(const avx512_words (&lists)[4],
+                                                avx512_words (&quarters)[4]) noexcept {
+  constexpr __mmask16 whole = 0xFFFF;
+  const __m512 first = _mm512_castsi512_ps(lists[0].value);
+  const __m512 second = _mm512_castsi512_ps(lists[1].value);
+  const __m512 third = _mm512_castsi512_ps(lists[2].value);
+  const __m512 fourth = _mm512_castsi512_ps(lists[3].value);
+  const __m512 a = _mm512_maskz_unpacklo_ps(whole, first, second);
+  const __m512 b = _mm512_maskz_unpackhi_ps(whole, first, second);
+  const __m512 c = _mm512_maskz_unpacklo_ps(whole, third, fourth);
+  const __m512 d = _mm512_maskz_unpackhi_ps(whole, third, fourth);
+  quarters[0] = _mm512_castps_si512(_mm512_maskz_shuffle_ps(whole, a, c, 0x44));
+  quarters[1] = _mm512_castps_si512(_mm512_maskz_shuffle_ps(whole, c, a, 0xBB));
+  quarters[2] = _mm512_castps_si512(_mm512_maskz_shuffle_ps(whole, b, d, 0x44));
+  quarters[3] = _mm512_castps_si512(_mm512_maskz_shuffle_ps(whole, d, b, 0xBB));
+}
 
 /// Sums over the 32 slots, in all lanes, in the one reduction order.
 ADAPTIVE_K_AVX512_INLINE score_sums<avx2_reals> fold_wide_slots(
@@ -103,13 +141,11 @@ ADAPTIVE_K_AVX512_INLINE score_sums<avx2_reals> fold_wide_slots(
   return {avx2_reals::each_first<0>(both), avx2_reals::each_first<1>(both)};
 }
 
-/// Rows in groups of four vectors: which lanes of the last group have an expert, by E % 64; and the
-/// inverted index of each place, which keys end in.
+/// Rows in groups of four vectors: which lanes of the last group have an expert, by E % 64.
 struct avx512_row_tables {
   static constexpr int lanes = 16;
   static constexpr int group = 4 * lanes;
   std::uint16_t present[group][4] = {};
-  alignas(64) std::uint32_t inverted[most_lane_experts] = {};
 
   constexpr avx512_row_tables() noexcept {
     for (int rest = 0; rest < group; ++rest)
@@ -117,8 +153,6 @@ struct avx512_row_tables {
         if (rest == 0 || i < rest)
           present[rest][i / lanes] =
               static_cast<std::uint16_t>(present[rest][i / lanes] | 1u << (i % lanes));
-    for (int i = 0; i < most_lane_experts; ++i)
-      inverted[i] = static_cast<std::uint32_t>(most_lane_experts - 1 - i);
   }
 };
 inline constexpr avx512_row_tables row_tables;
@@ -132,112 +166,152 @@ struct avx512_row {
   static constexpr int lanes = avx512_row_tables::lanes;
   static constexpr int group = avx512_row_tables::group;
 
-  avx2_reals entropy;      ///< in all lanes
-  avx2_words expert;       ///< rank j in lane j
-  std::uint32_t in_doubt;  ///< bit j: rank j and the next cannot be told apart by keys
+  avx2_words expert;  ///< rank j in lane j
 
-  /// Fills it, and `score` [num_experts, rounded up to groups]. False: a logit is not finite.
+  /// Whether a logit is NaN, or keys do not tell some of the best from the next one.
+  ADAPTIVE_K_AVX512_INLINE bool is_unsure() const noexcept {
+    return !_mm512_kortestz(_mm512_kor(neighbours_, nan_), lost_);
+  }
+  ADAPTIVE_K_AVX512_INLINE bool has_nan() const noexcept { return nan_ != 0; }
+  /// Those they do not tell, a bit each: rank j, and of the last one's which is not among the best.
+  ADAPTIVE_K_AVX512_INLINE std::uint32_t ties() const noexcept {
+    return (neighbours_ & ((1u << (TopK - 1)) - 1u)) | (lost_ != 0 ? 1u << (TopK - 1) : 0u);
+  }
+
+  /// Sums over all experts, in all lanes.
+  ADAPTIVE_K_AVX512_INLINE score_sums<avx2_reals> sums() const noexcept {
+    return fold_wide_slots(scores_, logs_);
+  }
+
+  /// Fills it, and `score` [num_experts, rounded up to groups]. False: a logit is not finite, or so
+  /// across below the largest that its score is 0.
   ADAPTIVE_K_AVX512_INLINE bool rank(const float* row, int num_experts, float* score) noexcept {
-    return num_experts <= group ? rank_groups<1>(row, num_experts, score)
-                                : rank_groups<0>(row, num_experts, score);
+    if (num_experts > group - lanes && num_experts <= group)
+      return rank_groups<1>(row, num_experts, score);
+    return rank_groups<0>(row, num_experts, score);
   }
 
  private:
-  /// Groups is their number where it is known to the compiler, else 0.
+  /// Groups is 1 where there is one, of which only the last vector may have gaps, else 0.
   template <int Groups>
   ADAPTIVE_K_AVX512_INLINE bool rank_groups(const float* row, int num_experts,
                                             float* score) noexcept {
+    constexpr int whole = Groups == 1 ? 3 : 0;
     const int groups = Groups != 0 ? Groups : (num_experts + group - 1) / group;
     const std::uint16_t* const in_last =
         row_tables.present[static_cast<unsigned>(num_experts) % group];
-    const auto present = [&](int g) ADAPTIVE_K_INLINE_LAMBDA {
-      return g + 1 < groups ? row_tables.present[0] : in_last;
+    const auto present = [&](int g, int i) ADAPTIVE_K_INLINE_LAMBDA {
+      return avx512_mask{g + 1 < groups ? __mmask16{0xFFFF} : __mmask16{in_last[i]}};
     };
-    reals largest = -math::infinity;
-    reals not_finite = 0.0f;
-    reals logit[4];  // of the last group
+    const auto load = [&](int g, auto i) ADAPTIVE_K_INLINE_LAMBDA {
+      const float* const from = row + g * group + i * lanes;
+      return i < whole ? reals::load(from) : load_present(from, present(g, i));
+    };
+    reals largest;
     for (int g = 0; g < groups; ++g) {
-      const std::uint16_t* const mask = present(g);
-      each_of<4>([&](auto i) ADAPTIVE_K_INLINE_LAMBDA {
-        const avx512_mask present_here = {mask[i]};
-        logit[i] = load(row + g * group + i * lanes, present_here);
-        not_finite = reals::add_where(present_here, not_finite, logit[i]);
-      });
-      largest = reals::larger(
-          reals::larger(reals::larger(logit[0], logit[1]), reals::larger(logit[2], logit[3])),
-          largest);
+      const reals here = reals::larger(reals::larger(load(g, first_), load(g, second_)),
+                                       reals::larger(load(g, third_), load(g, fourth_)));
+      largest = g == 0 ? here : reals::larger(here, largest);
     }
-    if (math::any(not_finite * reals(0.0f) != reals(0.0f))) return false;
     const reals to_distance = to_distances(largest_of_lanes(largest));
 
     constexpr int indices = Groups == 1 ? group : most_lane_experts;
     const distance_keys<reals> keys(indices);
-    const std::uint32_t* const inverted = row_tables.inverted + most_lane_experts - indices;
-    reals scores[2], logs[2];
+    const std::uint32_t* const inverted = keys.inverted();
+    const auto distance_of = [&](int g, auto i) ADAPTIVE_K_INLINE_LAMBDA {
+      // Where there is no expert the score is 0, and the key below those of all that are close.
+      return i < whole ? load(g, i) + to_distance
+                       : reals::add_or(present(g, i), load(g, i), to_distance, math::exp_floor);
+    };
+    const auto key_of = [&](const reals& distance, int g, auto i) ADAPTIVE_K_INLINE_LAMBDA {
+      return keys.key_of(distance, words::load(inverted + g * group + i * lanes));
+    };
+    const auto score_of = [&](const reals& distance, int g, auto i) ADAPTIVE_K_INLINE_LAMBDA {
+      const auto s = score_of_distance<logits_are::close>(distance);
+      reals::store(score + g * group + i * lanes, s.score);
+      return s;
+    };
     words best[4];
     words lost = 0u;
+    words least;
     for (int g = 0; g < groups; ++g) {
-      const std::uint16_t* const mask = present(g);
-      words list[4];
-      reals sums_of[4], logs_of[4];
-      each_of<4>([&](auto i) ADAPTIVE_K_INLINE_LAMBDA {
-        const int first = g * group + i * lanes;
-        if constexpr (Groups != 1) logit[i] = load(row + first, {mask[i]});
-        const auto s = score_and_key(logit[i], to_distance, keys, words::load(inverted + first));
-        reals::store(score + first, s.score);
-        sums_of[i] = s.score;
-        logs_of[i] = s.log_score;
-        list[i] = s.key;
-      });
-      each_of<2>([&](auto i) ADAPTIVE_K_INLINE_LAMBDA {
-        scores[i] = g == 0 ? sums_of[i] : scores[i] + sums_of[i];
-        logs[i] = reals::fma(sums_of[i], logs_of[i], g == 0 ? reals(0.0f) : logs[i]);
-        scores[i] = scores[i] + sums_of[i + 2];
-        logs[i] = reals::fma(sums_of[i + 2], logs_of[i + 2], logs[i]);
-      });
+      const reals da = distance_of(g, first_), db = distance_of(g, second_);
+      const reals dc = distance_of(g, third_), dd = distance_of(g, fourth_);
+      words list[4] = {key_of(da, g, first_), key_of(db, g, second_), key_of(dc, g, third_),
+                       key_of(dd, g, fourth_)};
+
+      const auto a = score_of(da, g, first_), b = score_of(db, g, second_);
+      const auto c = score_of(dc, g, third_), d = score_of(dd, g, fourth_);
+      scores_[0] = (g == 0 ? a.score : scores_[0] + a.score) + c.score;
+      scores_[1] = (g == 0 ? b.score : scores_[1] + b.score) + d.score;
+      const reals none = 0.0f;
+      logs_[0] = reals::fma(a.score, a.log_score, g == 0 ? none : logs_[0]);
+      logs_[1] = reals::fma(b.score, b.log_score, g == 0 ? none : logs_[1]);
+      logs_[0] = reals::fma(c.score, c.log_score, logs_[0]);
+      logs_[1] = reals::fma(d.score, d.log_score, logs_[1]);
       // Of eight best, more than four in a lane are so rare that they are left to another path.
-      keep_best_of(list, g == 0, best, lost);
+      sort_keys(list);
+      least = g == 0 ? list[3] : words::smaller(least, list[3]);
+      if (g == 0)
+        copy_keys<0>(list, best, std::make_index_sequence<4>());
+      else
+        keep_best(best, list, lost);
     }
-    const auto sums = fold_wide_slots(scores, logs);
-    entropy = entropy_nats(sums.score, sums.score_log_score);
-    choose(best, lost, keys.low_bits);
+    // Neither -inf nor, of NaNs, those with a sign is close; the others make a sum of NaN.
+    if (math::any(least < keys.key_of(math::exp_floor, 0u))) return false;
+    nan_ = _mm512_cmp_ps_mask(scores_[0].value, scores_[1].value, _CMP_UNORD_Q);
+    choose(best, lost, Groups != 1, keys.low_bits);
     return true;
   }
 
-  static ADAPTIVE_K_AVX512_INLINE reals load(const float* from, avx512_mask present) noexcept {
+  static constexpr std::integral_constant<int, 0> first_ = {};
+  static constexpr std::integral_constant<int, 1> second_ = {};
+  static constexpr std::integral_constant<int, 2> third_ = {};
+  static constexpr std::integral_constant<int, 3> fourth_ = {};
+
+  static ADAPTIVE_K_AVX512_INLINE reals load_present(const float* from,
+                                                     avx512_mask present) noexcept {
     return _mm512_mask_loadu_ps(_mm512_set1_ps(-math::infinity), present.bits, from);
   }
 
   /// From the best four of each lane to the best of all.
-  ADAPTIVE_K_AVX512_INLINE void choose(words (&best)[4], const words& lost, int low_bits) noexcept {
-    reals list[4];
-    for (int i = 0; i < 4; ++i) list[i] = reals::from_bits(best[i]);
-    reals::transpose_quarters(list);
+  ADAPTIVE_K_AVX512_INLINE void choose(const words (&best)[4], const words& lost, bool any_lost,
+                                       int low_bits) noexcept {
     words v[4];
-    for (int i = 0; i < 4; ++i) v[i] = reals::to_bits(list[i]);
+    lists_to_quarters(best, v);
     avx512_lists lists;
     lists.lost = lost;
+    lists.any_lost = any_lost;
     words chosen;
     if constexpr (TopK == 4) {
-      chosen = lists.best_4(lists.best_4(lists.best_4(v[0], v[1]), lists.best_4(v[2], v[3])));
+      const words half = lists.best_4(v[0], v[1]);
+      chosen = lists.best_4(lists.best_4(half, lists.best_4_up(v[2], v[3])));
     } else {
       lists.merge_8(v[0], v[1]);
-      lists.merge_8(v[2], v[3]);
+      lists.merge_8_up(v[2], v[3]);
       lists.best_8(v[0], v[1], v[2], v[3]);
       chosen = lists.best_8(v[0], v[1]);
     }
-    const avx2_words key = low_part<__m256i>(chosen.value);
-    const avx2_words low = low_bits;
-    expert = low - (key & low);
-    const __m256i next =
-        _mm256_maskz_permutexvar_epi32(0xFF, _mm256_setr_epi32(1, 2, 3, 4, 5, 6, 7, 7), key.value);
-    in_doubt = _mm256_cmple_epu32_mask((key ^ avx2_words(next)).value, low.value) &
-               ((1u << (TopK - 1)) - 1u);
-    const words last =
-        words(_mm512_maskz_permutexvar_epi32(0xFFFF, _mm512_set1_epi32(TopK - 1), chosen.value)) &
-        words(~low_bits);
-    if (_mm512_cmpge_epu32_mask(lists.lost.value, last.value) != 0) in_doubt |= 1u << (TopK - 1);
+    const words low = low_bits;
+    expert = low_part<__m256i>(words::and_not(chosen, low).value);
+    words next, last;  // what comes next of the last one is the first: they tie where all do
+    if constexpr (TopK == 4) {
+      next = _mm512_maskz_shuffle_epi32(0xFFFF, chosen.value, _MM_PERM_ADCB);
+      last = _mm512_maskz_shuffle_epi32(0xFFFF, chosen.value, _MM_PERM_DDDD);
+    } else {
+      const __m512i after = _mm512_setr_epi32(1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3, 4, 5, 6, 7, 0);
+      next = _mm512_maskz_permutexvar_epi32(0xFFFF, after, chosen.value);
+      last = _mm512_maskz_permutexvar_epi32(0xFFFF, _mm512_set1_epi32(7), chosen.value);
+    }
+    neighbours_ = _mm512_cmple_epu32_mask((chosen ^ next).value, low.value);
+    lost_ = _mm512_cmpge_epu32_mask(lists.lost.value, (last & words(~low_bits)).value);
   }
+
+  reals scores_[2];
+  reals logs_[2];
+  __mmask16 nan_;
+  __mmask16 neighbours_;
+  __mmask16 lost_;
 };
 
 }  // namespace detail

@@ -15,7 +15,7 @@ namespace detail {
 
 /// 255, 254, ... 0.
 struct descending_indices {
-  std::uint32_t at[256] = {};
+  alignas(64) std::uint32_t at[256] = {};
   constexpr descending_indices() noexcept {
     for (std::uint32_t i = 0; i < 256; ++i) at[i] = 255 - i;
   }
@@ -24,7 +24,7 @@ inline constexpr descending_indices descending;
 
 /// The largest logit of each lane first, as keys: how far each is below it, inverted, the low bits
 /// replaced by the inverted index of the expert. Cheaper than a key_maker's, as no sign is in the
-/// way, but logits that differ may have equal distances; hence `uncertain`.
+/// way, but logits that differ may have equal distances: `same_distance` tells.
 template <class Reals>
 struct distance_keys {
   using words = typename Reals::words;
@@ -43,10 +43,12 @@ struct distance_keys {
   ADAPTIVE_K_INLINE const std::uint32_t* inverted() const noexcept {
     return descending.at + (255 - low_bits);
   }
-  ADAPTIVE_K_INLINE words expert_of(const words& key) const noexcept { return low - (key & low); }
+  ADAPTIVE_K_INLINE words expert_of(const words& key) const noexcept {
+    return words::and_not(key, low);
+  }
   /// Whether a key of at least `least` may be that of a logit that is not close, or a NaN.
   ADAPTIVE_K_INLINE auto any_far(const words& least) const noexcept {
-    return least < key_of(math::exp_floor, low);
+    return words::unsigned_less(least, key_of(math::exp_floor, low));
   }
   ADAPTIVE_K_INLINE auto same_distance(const words& a, const words& b) const noexcept {
     return ((a ^ b) & high) == words(0u);

@@ -69,6 +69,7 @@ struct generic_words {
   friend ADAPTIVE_K_INLINE generic_mask operator<(words a, words b) noexcept {
     return {a.value < b.value};
   }
+  static ADAPTIVE_K_INLINE generic_mask unsigned_less(words a, words b) noexcept { return a < b; }
   friend ADAPTIVE_K_INLINE generic_mask operator>(words a, words b) noexcept {
     return {a.value > b.value};
   }
@@ -86,6 +87,8 @@ struct generic_words {
   static ADAPTIVE_K_INLINE words invert_high(words a, words high, words index) noexcept {
     return (~a.value & high.value) | index.value;
   }
+  /// ~a & b
+  static ADAPTIVE_K_INLINE words and_not(words a, words b) noexcept { return ~a.value & b.value; }
   /// a | (b & c)
   static ADAPTIVE_K_INLINE words add_bits(words a, words b, words c) noexcept {
     return a.value | (b.value & c.value);
@@ -241,6 +244,10 @@ struct generic_reals {
     std::memcpy(to, &a.value, Count * sizeof(float));
   }
   static ADAPTIVE_K_INLINE reals now(reals a) noexcept { return a; }
+  /// The place of the lowest bit of a, which is not 0.
+  static ADAPTIVE_K_INLINE std::uint64_t lowest_bit(std::uint64_t a) noexcept {
+    return static_cast<std::uint64_t>(__builtin_ctzll(a));
+  }
   /// One lane in all.
   static ADAPTIVE_K_INLINE reals broadcast(reals a, std::uint32_t lane) noexcept {
     return a.value[lane];

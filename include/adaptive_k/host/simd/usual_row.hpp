@@ -10,23 +10,11 @@
 #include "adaptive_k/host/simd/distance_keys.hpp"
 #include "adaptive_k/host/simd/lanes.hpp"
 #include "adaptive_k/host/simd/row.hpp"
+#include "adaptive_k/host/simd/usual_pair.hpp"
 
 ADAPTIVE_K_NAMESPACE_BEGIN
 
 namespace detail {
-
-/// Sums over the lanes of two vectors, in all lanes.
-template <class Reals>
-ADAPTIVE_K_INLINE score_sums<Reals> fold_lanes(const Reals& score, const Reals& log) noexcept {
-  if constexpr (Reals::lanes == 8) {
-    const Reals pairs = Reals::add_neighbours(score, log);
-    const Reals halves = pairs + Reals::template exchange<1>(pairs);
-    const Reals both = halves + Reals::template exchange<4>(halves);
-    return {Reals::template each_first<0>(both), Reals::template each_first<2>(both)};
-  } else {
-    return {sum_of_lanes(score), sum_of_lanes(log)};
-  }
-}
 
 /// Sums over the 32 slots, 32 / lanes vectors of each kind, in all lanes.
 template <class Reals, int Parts>
@@ -55,29 +43,6 @@ ADAPTIVE_K_INLINE score_sums<Reals> fold_slots(Reals (&score)[Parts],
   }
 }
 
-/// The two largest of a vector's lanes, in all lanes.
-template <class Reals>
-struct largest_two {
-  Reals first;
-  Reals second;
-};
-template <int Distance, class Reals>
-ADAPTIVE_K_INLINE largest_two<Reals> largest_two_of_lanes(const largest_two<Reals>& a) noexcept {
-  if constexpr (Distance < Reals::lanes) {
-    const Reals first = Reals::template exchange<Distance>(a.first);
-    const Reals beaten = Reals::smaller(a.first, first);
-    const Reals second =
-        Distance == 1
-            ? beaten
-            : Reals::larger(beaten,
-                            Reals::larger(a.second, Reals::template exchange<Distance>(a.second)));
-    return largest_two_of_lanes<2 * Distance>(
-        largest_two<Reals>{Reals::larger(a.first, first), second});
-  } else {
-    return a;
-  }
-}
-
 /// A row's entropy, in all lanes, and its best experts.
 template <int TopK, class Reals>
 struct ranked_row {
@@ -95,7 +60,7 @@ struct ranked_row {
     score = Reals::template lanes_from<Rank>(own, score);
     mass = Reals::template lanes_from<Rank>(total, mass);
   }
-  /// Those of all ranks but the first, whose score is 1, from `scores` [num_experts].
+  /// Those of all ranks but the first, whose score is 1, from `scores` by expert.
   template <int Rank = 1>
   ADAPTIVE_K_INLINE void add_scores(const float* scores) noexcept {
     if constexpr (Rank < TopK) {
@@ -115,39 +80,45 @@ inline constexpr bool
 /// A decided row.
 template <int TopK, class Reals>
 struct row_decision {
-  Reals weight;  ///< rank j in lane j, as if all were kept
-  int count;     ///< k_t in 1..K0
+  Reals weight;        ///< rank j in lane j, 0 past k_t
+  std::uint64_t rank;  ///< k_t - 1
   float signal;
   alignas(4 * TopK) std::uint32_t expert[TopK];
-  typename Reals::words experts;  ///< the same in lanes, where K0 > 2
+  typename Reals::words experts;  ///< the same in lanes
+
+  int k() const noexcept { return static_cast<int>(rank) + 1; }
 };
 
-/// What a score becomes a weight by, for each k where not all of the mass is restored.
+template <int TopK, class Reals>
+using decision_of = std::conditional_t<TopK == 2, decided_pair<Reals>, row_decision<TopK, Reals>>;
+
+/// What scores become weights by, for each k in lane k - 1, where not all of the mass is restored.
 template <int TopK>
 struct other_factors {
   template <class Target>
   struct body {
     using reals = typename Target::row_reals;
-    static ADAPTIVE_K_INLINE void run(const gating* gating, const k_plan* plan, const float* mass,
+    /// `mass` [lanes]: what each k keeps.
+    static ADAPTIVE_K_INLINE void run(const usual_rule* rule, const float* mass,
                                       float* factor) noexcept {
       using words = typename reals::words;
-      const usual_gating<TopK> model = {gating->num_experts, gating->routed_scaling_factor};
+      const usual_gating<TopK> model = {rule->num_experts, rule->scale};
       const reals unused = 1.0f;  // renormalised, and no score is lifted
       reals::store(factor, weight_factor<gating_kind::softmax>(
-                               model, *plan, reals::load(mass), reals(mass[TopK - 1]), unused,
+                               model, *rule, reals::load(mass), reals(mass[TopK - 1]), unused,
                                words::lane() < words(TopK - 1), unused));
     }
   };
 };
 
 /// Decides one token of K0 = TopK and E up to most_lane_experts; Experts is E where it is known to
-/// the compiler, else 0. False: it could not, as a logit is not finite or neighbours are too close
-/// for keys.
-template <int TopK, int Experts, class Target>
+/// the compiler, else 0; WholeMass says that the rule restores all of the mass, else it is looked
+/// up. False: it could not, as a logit is not finite or far below the largest, or keys are too
+/// short to tell neighbours.
+template <int TopK, int Experts, bool WholeMass, class Target>
 class usual_row {
   using reals = typename Target::row_reals;
   using words = typename reals::words;
-  using decision = row_decision<TopK, reals>;
   using ranking = ranked_row<TopK, reals>;
   static constexpr int lanes = reals::lanes;
   static constexpr int parts = reduction_slots / lanes;
@@ -156,19 +127,32 @@ class usual_row {
   static_assert(TopK <= lanes, "a rank a lane");
 
  public:
-  static ADAPTIVE_K_INLINE bool decide(const gating& model, const k_plan& plan,
-                                       const k_limits& limits, const float* row,
-                                       decision& made) noexcept {
-    const int num_experts = Experts != 0 ? Experts : model.num_experts;
+  static ADAPTIVE_K_INLINE bool decide(const usual_rule& rule, const float* row,
+                                       row_decision<TopK, reals>& made) noexcept {
     ranking ranked;
-    if (TopK == 2 && num_experts <= lanes) {
-      if (!rank_two(row, num_experts, ranked)) return false;
-    } else if constexpr (has_wide_row<Target, TopK>) {
-      if (!rank_wide(row, num_experts, ranked)) return false;
-    } else if constexpr (Experts == 0 || Experts > lanes) {
-      if (!rank(row, num_experts, ranked)) return false;
+    if constexpr (has_wide_row<Target, TopK>) {
+      if (!rank_wide(row, rule.num_experts, ranked)) return false;
+    } else {
+      if (!rank(row, rule.num_experts, ranked)) return false;
     }
-    finish(model, plan, limits, ranked, made);
+    finish(rule, ranked, made);
+    return true;
+  }
+  static ADAPTIVE_K_INLINE bool decide(const usual_rule& rule, const float* row,
+                                       decided_pair<reals>& made) noexcept {
+    const int num_experts = Experts != 0 ? Experts : rule.num_experts;
+    ranked_pair<reals> pair;
+    if (num_experts <= lanes) {
+      if (!pair.template rank<Experts>(row, num_experts)) return false;
+    } else if constexpr (Experts == 0 || Experts > lanes) {
+      ranking ranked;
+      if (!rank(row, num_experts, ranked)) return false;
+      pair.entropy = ranked.entropy;
+      pair.second = reals::broadcast(ranked.score, 1);
+      pair.expert[0] = ranked.expert[0];
+      pair.expert[1] = ranked.expert[1];
+    }
+    finish(rule, pair, made);
     return true;
   }
 
@@ -177,26 +161,6 @@ class usual_row {
   static ADAPTIVE_K_INLINE reals load_tail(const float* from, int count) noexcept {
     return reals::select(words::lane() < words(count), reals::load_first(from, count),
                          -math::infinity);
-  }
-
-  /// A row that fits one vector, without keys.
-  static ADAPTIVE_K_INLINE bool rank_two(const float* row, int num_experts,
-                                         ranking& ranked) noexcept {
-    const bool whole = num_experts == lanes;
-    const reals given = whole ? reals::load(row) : reals::load_first(row, num_experts);
-    if (math::any(given * reals(0.0f) != reals(0.0f))) return false;  // NaN or infinite
-    const reals logit = whole ? given : load_tail(row, num_experts);
-    const auto best = largest_two_of_lanes<1>(largest_two<reals>{logit, logit});
-    const auto s = score_of<gating_kind::softmax, logits_are::ordinary>(logit, best.first);
-    const auto sums = fold_lanes<reals>(s.score, reals::fma(s.score, s.log_score, 0.0f));
-    ranked.entropy = reals::now(entropy_nats(sums.score, sums.score_log_score));
-    const std::uint32_t first = reals::mask::to_bits(logit == best.first);
-    const std::uint32_t second =
-        reals::mask::to_bits(logit == best.second) & ~(first & (0u - first));
-    ranked.expert[0] = static_cast<std::uint32_t>(__builtin_ctz(first));
-    ranked.expert[1] = static_cast<std::uint32_t>(__builtin_ctz(second));
-    ranked.template add_score<1>(reals::broadcast(s.score, ranked.expert[1]));
-    return true;
   }
 
   static ADAPTIVE_K_INLINE bool rank(const float* row, int num_experts, ranking& ranked) noexcept {
@@ -257,10 +221,10 @@ class usual_row {
     combine_lanes<TopK, 1>(list, best, lost);
     const words key = by_rank<0>(best, lost);
     ranked.experts = keys.expert_of(key);
-    reals::template store_first<TopK>(ranked.expert, reals::from_bits(ranked.experts));
     const auto tied = keys.same_distance(key, by_rank<1>(best, lost));
     const std::uint32_t ties = reals::mask::to_bits(tied) & ((1u << TopK) - 1u);
-    if (ties != 0 && !in_order(row, ranked.expert, ties)) return false;
+    if (ties != 0 && !in_order(row, num_experts, ranked.experts, ties)) return false;
+    reals::template store_first<TopK>(ranked.expert, reals::from_bits(ranked.experts));
     ranked.add_scores(score);
     return true;
   }
@@ -270,49 +234,75 @@ class usual_row {
     alignas(64) float score[most_lane_experts];
     typename Target::template wide_row<TopK> wide;
     if (!wide.rank(row, num_experts, score)) return false;
-    ranked.entropy = wide.entropy;
     ranked.experts = wide.expert;
+    const auto sums = wide.sums();
+    ranked.entropy = entropy_nats(sums.score, sums.score_log_score);
+    if (__builtin_expect(wide.is_unsure(), 0) &&
+        (wide.has_nan() || !in_order(row, num_experts, ranked.experts, wide.ties())))
+      return false;
     reals::template store_first<TopK>(ranked.expert, reals::from_bits(ranked.experts));
-    if (wide.in_doubt != 0 && !in_order(row, ranked.expert, wide.in_doubt)) return false;
     ranked.add_scores(score);
     return true;
   }
 
-  /// As finish_route, but what each k would give lies side by side, and k picks from it: a division
-  /// need not wait for the entropy.
-  static ADAPTIVE_K_INLINE void finish(const gating& gating, const k_plan& plan,
-                                       const k_limits& limits, const ranking& ranked,
-                                       decision& made) noexcept {
-    reals factor;  // of k in lane k - 1
-    const reals unused = 1.0f;
-    if (math::to_bits(plan.mass_exponent) == math::to_bits(1.0f)) {
-      const usual_gating<TopK> model = {gating.num_experts, gating.routed_scaling_factor};
-      factor = weight_factor<gating_kind::softmax>(model, whole_mass{}, ranked.mass, ranked.total,
-                                                   unused, ranked.mass < ranked.total, unused);
-    } else {
-      float masses[lanes];
-      float factors[lanes];
-      reals::store(masses, ranked.mass);
-      Target::template run<other_factors<TopK>::template body>(
-          &gating, &plan, static_cast<const float*>(masses), static_cast<float*>(factors));
-      factor = reals::load(factors);
-    }
-
-    const auto enough =
-        reals::mask::to_bits(ranked.entropy < reals::load(plan.threshold)) & plan.tried;
-    // Without a threshold that is met, last_k, which is above all that are tried.
-    const int last = plan.last_k < limits.k_max ? plan.last_k : limits.k_max;
-    int rank = __builtin_ctz(enough | 1u << (last - 1));
-    rank = rank < limits.k_min - 1 ? limits.k_min - 1 : rank;
-    made.count = rank + 1;
-    made.signal = reals::first(ranked.entropy);
-    made.weight = ranked.score * reals::broadcast(factor, static_cast<std::uint32_t>(rank));
-    made.experts = ranked.experts;
-    for (int j = 0; j < TopK; ++j) made.expert[j] = ranked.expert[j];
-  }
   struct whole_mass {
     static constexpr float mass_exponent = 1.0f;
   };
+  static ADAPTIVE_K_INLINE bool restores_whole_mass(const usual_rule& rule) noexcept {
+    return WholeMass || math::to_bits(rule.mass_exponent) == math::to_bits(1.0f);
+  }
+  /// What scores become weights by where `kept` is restored to the whole mass.
+  static ADAPTIVE_K_INLINE reals whole_factor(const usual_rule& rule, const reals& kept) noexcept {
+    const usual_gating<TopK> model = {rule.num_experts, rule.scale};
+    const reals unused = 1.0f;
+    return weight_factor<gating_kind::softmax>(model, whole_mass{}, kept, unused, unused,
+                                               unused < unused, unused);
+  }
+  /// The same for each k, where less is restored; `mass` is what each keeps.
+  static ADAPTIVE_K_INLINE reals other_factor(const usual_rule& rule, const reals& mass) noexcept {
+    float masses[lanes];
+    float factors[lanes];
+    reals::store(masses, mass);
+    Target::template run<other_factors<TopK>::template body>(
+        &rule, static_cast<const float*>(masses), static_cast<float*>(factors));
+    return reals::load(factors);
+  }
+
+  /// As finish_route, but what each k would give lies side by side, and k picks from it: a division
+  /// need not wait for the entropy.
+  static ADAPTIVE_K_INLINE void finish(const usual_rule& rule, const ranking& ranked,
+                                       row_decision<TopK, reals>& made) noexcept {
+    const reals factor =  // of k in lane k - 1
+        restores_whole_mass(rule) ? whole_factor(rule, ranked.mass)
+                                  : other_factor(rule, ranked.mass);
+    const std::uint64_t enough = reals::mask::to_bits(ranked.entropy < reals::load(rule.threshold));
+    made.rank = reals::lowest_bit(enough);
+    made.signal = reals::first(ranked.entropy);
+    made.weight = reals::select(
+        words::lane() < words(made.k()),
+        ranked.score * reals::broadcast(factor, static_cast<std::uint32_t>(made.rank)), 0.0f);
+    made.experts = ranked.experts;
+    for (int j = 0; j < TopK; ++j) made.expert[j] = ranked.expert[j];
+  }
+  static ADAPTIVE_K_INLINE void finish(const usual_rule& rule, const ranked_pair<reals>& ranked,
+                                       decided_pair<reals>& made) noexcept {
+    const reals total = ranked.second + reals(1.0f);
+    reals of_one, of_both;
+    if (restores_whole_mass(rule)) {
+      of_one = whole_factor(rule, 1.0f);
+      of_both = whole_factor(rule, total);
+    } else {
+      of_one = other_factor(rule, reals::template lanes_from<1>(total, 1.0f));
+      of_both = reals::broadcast(of_one, 1);
+    }
+    const auto enough = ranked.entropy < reals(rule.threshold[0]);
+    made.extra = (reals::mask::to_bits(enough) & 1u) ^ 1u;
+    made.weight = reals::select(enough, reals::template lanes_from<1>(0.0f, of_one),
+                                reals::template lanes_from<1>(ranked.second * of_both, of_both));
+    made.signal = reals::first(ranked.entropy);
+    made.expert[0] = ranked.expert[0];
+    made.expert[1] = ranked.expert[1];
+  }
 
   /// The key of rank j + From in lane j; past the ranks, `lost`.
   template <int From, int Rank = 0>
@@ -324,14 +314,21 @@ class usual_row {
       return lost;
   }
 
-  /// Whether ranks that keys cannot tell from the next one are in order all the same. The first and
-  /// the last of them may tie with experts that are not among the best.
-  static bool in_order(const float* row, const std::uint32_t* experts,
-                       std::uint32_t ties) noexcept {
-    if ((ties & 1u) != 0 || (ties >> (TopK - 1)) != 0) return false;
-    for (int j = 1; j + 1 < TopK; ++j)
-      if ((ties >> j & 1u) != 0 && row[experts[j]] < row[experts[j + 1]]) return false;
-    return true;
+  /// Whether ranks that keys cannot tell from the next one, a bit each in `ties`, are in order all
+  /// the same. Of equal logits keys are in order.
+  static ADAPTIVE_K_INLINE bool in_order(const float* row, int num_experts, const words& experts,
+                                         std::uint32_t ties) noexcept {
+    std::uint32_t expert[lanes];
+    words::store(expert, experts);
+    for (int j = 0; j + 1 < TopK; ++j)
+      if ((ties >> j & 1u) != 0 && row[expert[j]] < row[expert[j + 1]]) return false;
+    if (ties >> (TopK - 1) == 0) return true;
+    // The last one may tie with experts that are not among the best: none may be larger.
+    const float last = row[expert[TopK - 1]];
+    int above = 0;
+    for (int e = 0; e < num_experts; ++e) above += row[e] > last ? 1 : 0;
+    for (int j = 0; j < TopK; ++j) above -= row[expert[j]] > last ? 1 : 0;
+    return above == 0;
   }
 };
 
@@ -340,16 +337,15 @@ template <int TopK>
 struct usual_row_alone {
   template <class Target>
   struct body {
-    static ADAPTIVE_K_INLINE bool run(const gating* model, const k_plan* plan,
-                                      const k_limits* limits, const float* row,
+    using reals = typename Target::row_reals;
+    static ADAPTIVE_K_INLINE bool run(const usual_rule* rule, const float* row,
                                       token_route<max_top_k>* route) noexcept {
-      using reals = typename Target::row_reals;
-      row_decision<TopK, reals> made;
-      if (!usual_row<TopK, 0, Target>::decide(*model, *plan, *limits, row, made)) return false;
+      decision_of<TopK, reals> made;
+      if (!usual_row<TopK, 0, false, Target>::decide(*rule, row, made)) return false;
       for (int j = 0; j < TopK; ++j) route->expert[j] = static_cast<int>(made.expert[j]);
       reals::template store_first<TopK>(route->weight, made.weight);
-      route->count = made.count;
-      route->chosen = made.count;
+      route->count = made.k();
+      route->chosen = made.k();
       route->signal = made.signal;
       route->has_nonfinite = false;
       return true;
