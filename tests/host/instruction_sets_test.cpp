@@ -245,6 +245,7 @@ enum class hard {
   huge,
   not_finite,
   crowded,
+  crowded_ties,
   far,      ///< an expert or two so far below the others that it has no score
   far_rows  ///< the same in rows that follow ordinary ones, many at once
 };
@@ -288,6 +289,10 @@ random_call<Logit> usual_call(std::uint64_t seed, int num_experts, int top_k, ha
       if (what == hard::far_rows && t >= 40 && t < 72) logit *= 30.0f;
       // The best ones are all in one lane of a vector, of whatever width.
       if (what == hard::crowded && (e - peak) % 16 == 0) logit += 30.0f;
+      if (what == hard::crowded_ties) {
+        const bool best = (e - peak) % 16 == 0 || from.chance(num_experts / 4 + 1);
+        logit = best ? 20.0f + inputs::grid_logit(from, 1) : 0.0f;
+      }
       if (what == hard::not_finite && from.chance(20))
         logit = from.chance(2) ? -math::infinity : std::numeric_limits<float>::quiet_NaN();
       call.logits[at(t * stride + e)] = from_float<Logit>(logit);
@@ -306,7 +311,7 @@ void expect_same_bits_of_usual_calls(std::uint64_t seed) {
       for (const int top_k : {2, 4, 8})
         for (const hard what :
              {hard::fine, hard::ties, hard::equal_distances, hard::zeros, hard::huge,
-              hard::not_finite, hard::crowded, hard::far, hard::far_rows})
+              hard::not_finite, hard::crowded, hard::crowded_ties, hard::far, hard::far_rows})
           for (int turn = 0; turn < 4; ++turn) {
             if (top_k > num_experts) continue;
             const auto call = usual_call<Logit>(++seed, num_experts, top_k, what);

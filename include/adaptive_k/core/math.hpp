@@ -3,8 +3,8 @@
 //
 // Two rules keep it so. Every operation is rounded once (+, -, *, fma, divide, square_root). And no
 // product feeds an addition except through fma(): compilers may fuse `a * b + c`, so core/ never
-// writes it. Flush-to-zero changes nothing, as no result is subnormal; modes that also read
-// subnormals as zeros (DAZ) are not supported: where logits are compared as integers they are none.
+// writes it. Modes that read subnormals as zeros (DAZ) are not supported: paths that compare logits
+// as integers would rank subnormal ones, others not.
 //
 // What decides is written once for any value type: float, or a pack of floats, one token in each
 // lane (host/simd/). A pack is made from a float, has the operators, and brings as static members

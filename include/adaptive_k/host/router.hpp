@@ -156,7 +156,7 @@ class router {
     std::shared_ptr<detail::usual_setup[]> setups(new detail::usual_setup[policies_->size()]);
     if (!validity_ || instructions_ == instruction_set::scalar) return setups;
     for (std::size_t i = 0; i < policies_->size(); ++i)
-      setups[i] = detail::usual_setup(model_, (*plans_)[i], options_.fill, instructions_);
+      setups.get()[i] = detail::usual_setup(model_, (*plans_)[i], options_.fill, instructions_);
     return setups;
   }
 
@@ -246,7 +246,7 @@ class router {
 #if ADAPTIVE_K_VECTORS
     if constexpr (std::is_same_v<Id, std::int32_t> && std::is_same_v<Weight, float>) {
       if (layer < 0 || (!one_policy_ && layer >= num_layers())) return false;
-      const detail::usual_setup& setup = usual_[index(layer)];
+      const detail::usual_setup& setup = usual_.get()[index(layer)];
       const bool fits =
           setup.code != detail::usual_code::none && logits.num_experts == setup.rule.num_experts &&
           token >= 0 && token < logits.num_tokens && logits.data != nullptr &&

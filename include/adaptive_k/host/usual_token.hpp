@@ -6,14 +6,14 @@
 #include <type_traits>
 
 #include "adaptive_k/config.hpp"
-#include "adaptive_k/core/finish_route.hpp"
+#include "adaptive_k/core/choose_k.hpp"
 #include "adaptive_k/core/gating.hpp"
-#include "adaptive_k/core/k_policy.hpp"
 #include "adaptive_k/core/math.hpp"
 #include "adaptive_k/core/signal.hpp"
 #include "adaptive_k/core/usual_call.hpp"
 #include "adaptive_k/host/instruction_set.hpp"
 #include "adaptive_k/host/metrics.hpp"
+#include "adaptive_k/host/simd/lanes.hpp"
 #include "adaptive_k/host/simd/row.hpp"
 #include "adaptive_k/host/simd/usual_row.hpp"
 #include "adaptive_k/types.hpp"

@@ -316,7 +316,11 @@ struct avx2_reals {
   }
   /// The place of the lowest bit of a, which is not 0.
   static ADAPTIVE_K_AVX2_INLINE std::uint64_t lowest_bit(std::uint64_t a) noexcept {
+#if ADAPTIVE_K_BUILT_FOR_AVX2 && !defined(__BMI__)
+    return static_cast<std::uint64_t>(__builtin_ctzll(a));
+#else
     return _tzcnt_u64(a);
+#endif
   }
   /// One lane in all.
   static ADAPTIVE_K_AVX2_INLINE reals broadcast(reals a, std::uint32_t lane) noexcept {

@@ -184,7 +184,7 @@ struct avx512_row {
   }
 
   /// Fills it, and `score` [num_experts, rounded up to groups]. False: a logit is not finite, or so
-  /// across below the largest that its score is 0.
+  /// low beside the largest that its score is 0; NaN without a sign is left to has_nan().
   ADAPTIVE_K_AVX512_INLINE bool rank(const float* row, int num_experts, float* score) noexcept {
     if (num_experts > group - lanes && num_experts <= group)
       return rank_groups<1>(row, num_experts, score);

@@ -6,6 +6,9 @@
 
 #include "adaptive_k/config.hpp"
 #include "adaptive_k/core/finish_route.hpp"
+#include "adaptive_k/core/gating.hpp"
+#include "adaptive_k/core/math.hpp"
+#include "adaptive_k/core/signal.hpp"
 #include "adaptive_k/core/usual_call.hpp"
 #include "adaptive_k/host/simd/row.hpp"
 

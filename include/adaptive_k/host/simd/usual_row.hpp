@@ -314,21 +314,25 @@ class usual_row {
       return lost;
   }
 
-  /// Whether ranks that keys cannot tell from the next one, a bit each in `ties`, are in order all
-  /// the same. Of equal logits keys are in order.
+  /// Whether ranks that keys cannot tell from the next one, a bit each in `ties`, are right all the
+  /// same.
   static ADAPTIVE_K_INLINE bool in_order(const float* row, int num_experts, const words& experts,
                                          std::uint32_t ties) noexcept {
     std::uint32_t expert[lanes];
     words::store(expert, experts);
+    // Of equal logits among the best, keys have the first expert first.
     for (int j = 0; j + 1 < TopK; ++j)
       if ((ties >> j & 1u) != 0 && row[expert[j]] < row[expert[j + 1]]) return false;
     if (ties >> (TopK - 1) == 0) return true;
-    // The last one may tie with experts that are not among the best: none may be larger.
-    const float last = row[expert[TopK - 1]];
-    int above = 0;
-    for (int e = 0; e < num_experts; ++e) above += row[e] > last ? 1 : 0;
-    for (int j = 0; j < TopK; ++j) above -= row[expert[j]] > last ? 1 : 0;
-    return above == 0;
+    // All that come before the last one are among the best, and no others. A wide row keeps only
+    // so many of each lane that one which comes before may be lost.
+    const std::uint32_t last = expert[TopK - 1];
+    int before = 0;
+    for (int e = 0; e < num_experts; ++e) {
+      const bool first_of_equals = row[e] == row[last] && static_cast<std::uint32_t>(e) < last;
+      before += row[e] > row[last] || first_of_equals ? 1 : 0;
+    }
+    return before == TopK - 1;
   }
 };
 
