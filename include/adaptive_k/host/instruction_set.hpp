@@ -25,7 +25,7 @@ inline bool is_available(instruction_set set) noexcept {
       return true;
     case instruction_set::generic:
       return ADAPTIVE_K_HAS_GENERIC || ADAPTIVE_K_LINKS_EVERY_SET;
-    case instruction_set::avx2:
+    case instruction_set::avx2:  // NOLINT(bugprone-branch-clone): a build may lack both
 #if defined(__x86_64__) && (ADAPTIVE_K_HAS_AVX2 || ADAPTIVE_K_LINKS_EVERY_SET)
       return ADAPTIVE_K_BUILT_FOR_AVX2 != 0 ||
              (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&

@@ -401,7 +401,7 @@ struct route_row {
       if (by_score)
         score_row<Kind>(logits, num_experts, shape.num_vectors, request->routing_bias, largest,
                         sums.score, scored, not_finite);
-      if (math::any(not_finite != not_finite)) return false;
+      if (math::any(not_finite != not_finite)) return false;  // NOLINT(misc-redundant-expression)
 
       const float* values = by_score ? scored : logits;
       row_choice choice;

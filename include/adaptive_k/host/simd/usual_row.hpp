@@ -256,7 +256,7 @@ class usual_row {
     const usual_gating<TopK> model = {rule.num_experts, rule.scale};
     const reals unused = 1.0f;
     return weight_factor<gating_kind::softmax>(model, whole_mass{}, kept, unused, unused,
-                                               unused < unused, unused);
+                                               unused < reals(0.0f), unused);
   }
   /// The same for each k, where less is restored; `mass` is what each keeps.
   static ADAPTIVE_K_INLINE reals other_factor(const usual_rule& rule, const reals& mass) noexcept {
