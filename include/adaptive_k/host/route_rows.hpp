@@ -203,7 +203,7 @@ class row_router {
   }
 
   int fixed_filler() const noexcept {
-    return call_.fill == fill_id::num_experts ? call_.model->num_experts : -1;
+    return detail::fixed_filler(call_.fill, call_.model->num_experts);
   }
 
   /// One token by the scalar path.

@@ -68,11 +68,16 @@ ADAPTIVE_K_INLINE void count_single_token(const decided_pair<Reals>& made,
 template <int TopK, class Reals>
 ADAPTIVE_K_INLINE void count_single_token(const row_decision<TopK, Reals>& made,
                                           routing_metrics& metrics) noexcept {
-  count_single_token(std::uint64_t{made.rank + 1}, TopK, made.signal, metrics);
+  count_single_token(made.rank + 1, TopK, made.signal, metrics);
   metrics.expert_counts[made.expert[0]] += 1;
   const auto& row = rows_of_k<TopK>.at[made.rank];
   for (int j = 0; j < TopK; ++j) metrics.k_histogram[j + 1] += row.of_k[j];
   for (int j = 1; j < TopK; ++j) metrics.expert_counts[made.expert[j]] += row.kept[j];
+}
+
+/// What stands in id slots past k_t, unless that is the first expert.
+constexpr int fixed_filler(fill_id fill, int num_experts) noexcept {
+  return fill == fill_id::num_experts ? num_experts : -1;
 }
 
 /// Which code there is for a call: of one K0, or also of one E.
@@ -89,7 +94,8 @@ struct usual_setup {
   usual_code code = usual_code::none;
   bool whole_mass = false;  ///< the rule restores all of it
   instruction_set set = instruction_set::scalar;
-  /// An id past k_t is `filler`, or with all bits of `first_filler` set that of the first expert.
+  /// An id past k_t is `filler` with the bits that `first_filler` has of the first expert: no
+  /// branch.
   std::uint32_t filler = 0;
   std::uint32_t first_filler = 0;
   usual_rule rule;
@@ -101,9 +107,10 @@ struct usual_setup {
         whole_mass(plan.mass_exponent == 1.0f),
         set(used),
         rule(model, plan, plan.limits) {
-    if (fill == fill_id::first_expert) first_filler = ~0u;
-    if (fill == fill_id::minus_one) filler = ~0u;
-    if (fill == fill_id::num_experts) filler = static_cast<std::uint32_t>(model.num_experts);
+    if (fill == fill_id::first_expert)
+      first_filler = ~0u;
+    else
+      filler = static_cast<std::uint32_t>(fixed_filler(fill, model.num_experts));
   }
 };
 

@@ -22,8 +22,11 @@ ADAPTIVE_K_NAMESPACE_BEGIN
 
 namespace detail {
 
-/// Lists of keys, of 4 in each quarter of a vector or of 8 in two quarters, sorted: largest first,
-/// or where a name says `up` last.
+/// Which key of a list comes first: the largest, or the least.
+enum class key_order { down, up };
+
+/// Lists of keys, of 4 in each quarter of a vector or of 8 in two quarters, sorted down, or up
+/// where a name says so: of two lists in opposite orders the best are found lane by lane.
 class avx512_lists {
   using words = avx512_words;
 
@@ -33,24 +36,18 @@ class avx512_lists {
   bool any_lost;
 
   /// The best 4 of each pair of lists.
+  template <key_order Order = key_order::down>
   ADAPTIVE_K_AVX512_INLINE words best_4(words a, words up_b) noexcept {
-    return sort_quarters(keep(a, up_b));
+    return sort_quarters<Order>(keep(a, up_b));
   }
-  ADAPTIVE_K_AVX512_INLINE words best_4_up(words a, words up_b) noexcept {
-    return sort_quarters_up(keep(a, up_b));
-  }
-  /// All 8 of each pair of lists: the first four in a, the others in b.
+  /// All 8 of each pair of lists: the best four in a, the others in b.
+  template <key_order Order = key_order::down>
   static ADAPTIVE_K_AVX512_INLINE void merge_8(words& a, words& up_b) noexcept {
-    const words last = words::smaller(a, up_b);
-    a = sort_quarters(words::larger(a, up_b));
-    up_b = sort_quarters(last);
+    const words others = words::smaller(a, up_b);
+    a = sort_quarters<Order>(words::larger(a, up_b));
+    up_b = sort_quarters<Order>(others);
   }
-  static ADAPTIVE_K_AVX512_INLINE void merge_8_up(words& a, words& up_b) noexcept {
-    const words last = words::smaller(a, up_b);
-    a = sort_quarters_up(words::larger(a, up_b));
-    up_b = sort_quarters_up(last);
-  }
-  /// The best 8 of each two lists of 8, whose first four are in a and c.
+  /// The best 8 of each two lists of 8, whose best four are in a and c.
   ADAPTIVE_K_AVX512_INLINE void best_8(words& a, words& b, words up_c, words up_d) noexcept {
     const words first = keep(a, up_d);
     const words last = keep(b, up_c);
@@ -67,9 +64,10 @@ class avx512_lists {
   ADAPTIVE_K_AVX512_INLINE words best_8(words a, words b) noexcept {
     // Each half has the first four of a bitonic sequence of 8, or the last four, turned round.
     words eight = keep(a, reverse_quarters(swap_halves(b)));
-    eight = sort_quarters(part_halves(eight, reverse_quarters(swap_halves(eight))));
+    eight = sort_quarters(
+        in_order<key_order::down, 0x00FF>(eight, reverse_quarters(swap_halves(eight))));
     eight = keep(eight, reverse(eight));
-    eight = sort_quarters(part_halves(eight, swap_halves(eight)));
+    eight = sort_quarters(in_order<key_order::down, 0x00FF>(eight, swap_halves(eight)));
     return _mm512_maskz_shuffle_i32x4(0xFFFF, eight.value, eight.value, 0x88);  // quarters 0 and 2
   }
 
@@ -80,22 +78,21 @@ class avx512_lists {
     any_lost = true;
     return words::larger(a, b);
   }
-  /// The larger of each two in the lower half, the smaller in the upper.
-  static ADAPTIVE_K_AVX512_INLINE words part_halves(words a, words b) noexcept {
-    return _mm512_mask_max_epu32(words::smaller(a, b).value, 0x00FF, a.value, b.value);
-  }
   /// Sorts what is bitonic in each quarter.
+  template <key_order Order = key_order::down>
   static ADAPTIVE_K_AVX512_INLINE words sort_quarters(words a) noexcept {
     const words across = _mm512_maskz_shuffle_epi32(0xFFFF, a.value, _MM_PERM_BADC);
-    a = _mm512_mask_max_epu32(words::smaller(a, across).value, 0x3333, a.value, across.value);
+    a = in_order<Order, 0x3333>(a, across);
     const words beside = _mm512_maskz_shuffle_epi32(0xFFFF, a.value, _MM_PERM_CDAB);
-    return _mm512_mask_max_epu32(words::smaller(a, beside).value, 0x5555, a.value, beside.value);
+    return in_order<Order, 0x5555>(a, beside);
   }
-  static ADAPTIVE_K_AVX512_INLINE words sort_quarters_up(words a) noexcept {
-    const words across = _mm512_maskz_shuffle_epi32(0xFFFF, a.value, _MM_PERM_BADC);
-    a = _mm512_mask_min_epu32(words::larger(a, across).value, 0x3333, a.value, across.value);
-    const words beside = _mm512_maskz_shuffle_epi32(0xFFFF, a.value, _MM_PERM_CDAB);
-    return _mm512_mask_min_epu32(words::larger(a, beside).value, 0x5555, a.value, beside.value);
+  /// What comes first of each two in the lanes of First, the other one elsewhere.
+  template <key_order Order, __mmask16 First>
+  static ADAPTIVE_K_AVX512_INLINE words in_order(words a, words b) noexcept {
+    if constexpr (Order == key_order::down)
+      return _mm512_mask_max_epu32(words::smaller(a, b).value, First, a.value, b.value);
+    else
+      return _mm512_mask_min_epu32(words::larger(a, b).value, First, a.value, b.value);
   }
   static ADAPTIVE_K_AVX512_INLINE words reverse_quarters(words a) noexcept {
     return _mm512_maskz_shuffle_epi32(0xFFFF, a.value, _MM_PERM_ABCD);
@@ -239,7 +236,6 @@ struct avx512_row {
       const reals dc = distance_of(g, third_), dd = distance_of(g, fourth_);
       words list[4] = {key_of(da, g, first_), key_of(db, g, second_), key_of(dc, g, third_),
                        key_of(dd, g, fourth_)};
-
       const auto a = score_of(da, g, first_), b = score_of(db, g, second_);
       const auto c = score_of(dc, g, third_), d = score_of(dd, g, fourth_);
       scores_[0] = (g == 0 ? a.score : scores_[0] + a.score) + c.score;
@@ -264,6 +260,7 @@ struct avx512_row {
     return true;
   }
 
+  // A group's vectors, as constants that lambdas can take.
   static constexpr std::integral_constant<int, 0> first_ = {};
   static constexpr std::integral_constant<int, 1> second_ = {};
   static constexpr std::integral_constant<int, 2> third_ = {};
@@ -285,10 +282,10 @@ struct avx512_row {
     words chosen;
     if constexpr (TopK == 4) {
       const words half = lists.best_4(v[0], v[1]);
-      chosen = lists.best_4(lists.best_4(half, lists.best_4_up(v[2], v[3])));
+      chosen = lists.best_4(lists.best_4(half, lists.best_4<key_order::up>(v[2], v[3])));
     } else {
       lists.merge_8(v[0], v[1]);
-      lists.merge_8_up(v[2], v[3]);
+      lists.merge_8<key_order::up>(v[2], v[3]);
       lists.best_8(v[0], v[1], v[2], v[3]);
       chosen = lists.best_8(v[0], v[1]);
     }

@@ -29,6 +29,14 @@ ADAPTIVE_K_INLINE score_sums<Reals> fold_lanes(const Reals& score, const Reals& 
   }
 }
 
+/// `count` logits, and -inf in the lanes past them; reads nothing past them.
+template <class Reals>
+ADAPTIVE_K_INLINE Reals load_tail(const float* from, int count) noexcept {
+  using words = typename Reals::words;
+  return Reals::select(words::lane() < words(count), Reals::load_first(from, count),
+                       -math::infinity);
+}
+
 /// The two largest of a vector's lanes, in all lanes.
 template <class Reals>
 struct largest_two {
@@ -63,19 +71,15 @@ struct ranked_pair {
   /// False: a logit is not finite, or too far below the largest to have a score.
   template <int Experts>
   ADAPTIVE_K_INLINE bool rank(const float* row, int num_experts) noexcept {
-    using words = typename Reals::words;
+    using words [[maybe_unused]] = typename Reals::words;
     constexpr bool whole = Experts == Reals::lanes;
-    const auto given = words::lane() < words(num_experts);
-    Reals logit;
-    if constexpr (whole)
-      logit = Reals::load(row);
-    else
-      logit = Reals::select(given, Reals::load_first(row, num_experts), -math::infinity);
+    const Reals logit = whole ? Reals::load(row) : load_tail<Reals>(row, num_experts);
     const auto best = largest_two_of_lanes<1>(largest_two<Reals>{logit, logit});
     Reals distance = logit - best.first;
     const auto close = distance >= Reals(math::exp_floor);
     if (Reals::mask::to_bits(close) != (1u << num_experts) - 1u) return false;
-    if constexpr (!whole) distance = Reals::select(given, distance, math::exp_floor);  // score 0
+    if constexpr (!whole)  // where there is no expert the score is 0
+      distance = Reals::select(words::lane() < words(num_experts), distance, math::exp_floor);
     const auto s = score_of_distance<logits_are::close>(distance);
     const auto sums = fold_lanes<Reals>(s.score, Reals::fma(s.score, s.log_score, 0.0f));
     entropy = entropy_nats(sums.score, sums.score_log_score);

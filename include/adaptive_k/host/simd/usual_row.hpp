@@ -157,12 +157,6 @@ class usual_row {
   }
 
  private:
-  /// The last `count` logits of a row, and -inf.
-  static ADAPTIVE_K_INLINE reals load_tail(const float* from, int count) noexcept {
-    return reals::select(words::lane() < words(count), reals::load_first(from, count),
-                         -math::infinity);
-  }
-
   static ADAPTIVE_K_INLINE bool rank(const float* row, int num_experts, ranking& ranked) noexcept {
     alignas(64) float score[most_lane_experts];
     const int whole = num_experts / lanes;
@@ -176,7 +170,7 @@ class usual_row {
     }
     reals tail = -math::infinity;
     if (rest != 0) {
-      tail = load_tail(row + whole * lanes, rest);
+      tail = load_tail<reals>(row + whole * lanes, rest);
       largest = reals::larger(tail, largest);
       not_finite = not_finite + reals::load_first(row + whole * lanes, rest);
     }
@@ -327,10 +321,14 @@ class usual_row {
     // All that come before the last one are among the best, and no others. A wide row keeps only
     // so many of each lane that one which comes before may be lost.
     const std::uint32_t last = expert[TopK - 1];
+    const reals least = reals::broadcast(row + last);
     int before = 0;
-    for (int e = 0; e < num_experts; ++e) {
-      const bool first_of_equals = row[e] == row[last] && static_cast<std::uint32_t>(e) < last;
-      before += row[e] > row[last] || first_of_equals ? 1 : 0;
+    for (int first = 0; first < num_experts; first += lanes) {
+      const int left = num_experts - first;
+      const reals logit =
+          left < lanes ? load_tail<reals>(row + first, left) : reals::load(row + first);
+      const auto first_of_equals = (logit == least) & (words::lane() + words(first) < words(last));
+      before += __builtin_popcount(reals::mask::to_bits((logit > least) | first_of_equals));
     }
     return before == TopK - 1;
   }
