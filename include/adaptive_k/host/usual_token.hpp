@@ -132,7 +132,7 @@ ADAPTIVE_K_INLINE void write_ids(const row_decision<TopK, Reals>& made, std::uin
 
 /// Decides, counts and writes one token of a call; false: nothing is done, as usual_row could not
 /// decide.
-template <int TopK, int Experts, bool WholeMass, class Logit>
+template <int TopK, int Experts, row_kind Kind, class Logit>
 struct usual_token {
   template <class Target>
   struct body {
@@ -140,14 +140,21 @@ struct usual_token {
     static ADAPTIVE_K_INLINE bool run(const usual_setup* setup, const Logit* logits,
                                       const routing_output<>* output, std::int64_t token,
                                       routing_metrics* metrics) noexcept {
-      using decider = usual_row<TopK, Experts, WholeMass, Target>;
+      using decider = usual_row<TopK, Experts, Kind, Target>;
       decision_of<TopK, reals> made;
+      bool decided = false;
       if constexpr (std::is_same_v<Logit, float>) {
-        if (!decider::decide(setup->rule, logits, made)) return false;
+        decided = decider::decide(setup->rule, logits, made);
       } else {
         alignas(64) float row[most_lane_experts];
         widen_row<reals>(logits, setup->rule.num_experts, row);
-        if (!decider::decide(setup->rule, row, made)) return false;
+        decided = decider::decide(setup->rule, row, made);
+      }
+      if (!decided) {
+        if constexpr (Kind == row_kind::common)
+          return Target::template run<usual_token<TopK, 0, row_kind::any, Logit>::template body>(
+              setup, logits, output, token, metrics);
+        return false;
       }
       if (metrics != nullptr) count_single_token(made, *metrics);
       const std::uint32_t filler =
@@ -166,10 +173,11 @@ ADAPTIVE_K_INLINE bool run_usual_token_as(const usual_setup* setup, const Logit*
                                           Arguments... others) noexcept {
   if constexpr (TopK <= Target::row_reals::lanes) {
     if (setup->whole_mass)
-      return Target::template run<usual_token<TopK, Experts, true, Logit>::template body>(
-          setup, row, others...);
-    return Target::template run<usual_token<TopK, 0, false, Logit>::template body>(setup, row,
-                                                                                   others...);
+      return Target::template run<
+          usual_token<TopK, Experts, row_kind::common, Logit>::template body>(setup, row,
+                                                                              others...);
+    return Target::template run<usual_token<TopK, 0, row_kind::any, Logit>::template body>(
+        setup, row, others...);
   }
   return false;
 }

@@ -180,17 +180,19 @@ struct avx512_row {
     return fold_wide_slots(scores_, logs_);
   }
 
-  /// Fills it, and `score` [num_experts, rounded up to groups]. False: a logit is not finite, or so
-  /// low beside the largest that its score is 0; NaN without a sign is left to has_nan().
+  /// Fills it, and `score` [num_experts, rounded up to groups]. False: a logit is not as Logits
+  /// says; NaN may be left to has_nan().
+  template <logits_are Logits>
   ADAPTIVE_K_AVX512_INLINE bool rank(const float* row, int num_experts, float* score) noexcept {
-    if (num_experts > group - lanes && num_experts <= group)
-      return rank_groups<1>(row, num_experts, score);
-    return rank_groups<0>(row, num_experts, score);
+    if constexpr (Logits == logits_are::close)
+      if (num_experts > group - lanes && num_experts <= group)
+        return rank_groups<1, Logits>(row, num_experts, score);
+    return rank_groups<0, Logits>(row, num_experts, score);
   }
 
  private:
   /// Groups is 1 where there is one, of which only the last vector may have gaps, else 0.
-  template <int Groups>
+  template <int Groups, logits_are Logits>
   ADAPTIVE_K_AVX512_INLINE bool rank_groups(const float* row, int num_experts,
                                             float* score) noexcept {
     constexpr int whole = Groups == 1 ? 3 : 0;
@@ -216,26 +218,30 @@ struct avx512_row {
     const distance_keys<reals> keys(indices);
     const std::uint32_t* const inverted = keys.inverted();
     const auto distance_of = [&](int g, auto i) ADAPTIVE_K_INLINE_LAMBDA {
-      // Where there is no expert the score is 0, and the key below those of all that are close.
-      return i < whole ? load(g, i) + to_distance
-                       : reals::add_or(present(g, i), load(g, i), to_distance, math::exp_floor);
+      // Where there is no expert the score is 0, and the key below those of all there are.
+      return i < whole
+                 ? load(g, i) + to_distance
+                 : reals::add_or(present(g, i), load(g, i), to_distance, least_distance<Logits>);
     };
     const auto key_of = [&](const reals& distance, int g, auto i) ADAPTIVE_K_INLINE_LAMBDA {
       return keys.key_of(distance, words::load(inverted + g * group + i * lanes));
     };
     const auto score_of = [&](const reals& distance, int g, auto i) ADAPTIVE_K_INLINE_LAMBDA {
-      const auto s = score_of_distance<logits_are::close>(distance);
+      const auto s = score_of_distance<Logits>(distance);
       reals::store(score + g * group + i * lanes, s.score);
       return s;
     };
     words best[4];
     words lost = 0u;
     words least;
+    nan_ = 0;
     for (int g = 0; g < groups; ++g) {
       const reals da = distance_of(g, first_), db = distance_of(g, second_);
       const reals dc = distance_of(g, third_), dd = distance_of(g, fourth_);
       words list[4] = {key_of(da, g, first_), key_of(db, g, second_), key_of(dc, g, third_),
                        key_of(dd, g, fourth_)};
+      if constexpr (Logits != logits_are::close)  // whose scores hide them
+        nan_ |= unordered(da, db) | unordered(dc, dd);
       const auto a = score_of(da, g, first_), b = score_of(db, g, second_);
       const auto c = score_of(dc, g, third_), d = score_of(dd, g, fourth_);
       scores_[0] = (g == 0 ? a.score : scores_[0] + a.score) + c.score;
@@ -253,9 +259,9 @@ struct avx512_row {
       else
         keep_best(best, list, lost);
     }
-    // Neither -inf nor, of NaNs, those with a sign is close; the others make a sum of NaN.
-    if (math::any(least < keys.key_of(math::exp_floor, 0u))) return false;
-    nan_ = _mm512_cmp_ps_mask(scores_[0].value, scores_[1].value, _CMP_UNORD_Q);
+    // -inf is less than that, and NaN with a sign.
+    if (math::any(least < keys.key_of(least_distance<Logits>, 0u))) return false;
+    nan_ |= unordered(scores_[0], scores_[1]);
     choose(best, lost, Groups != 1, keys.low_bits);
     return true;
   }
@@ -266,6 +272,9 @@ struct avx512_row {
   static constexpr std::integral_constant<int, 2> third_ = {};
   static constexpr std::integral_constant<int, 3> fourth_ = {};
 
+  static ADAPTIVE_K_AVX512_INLINE __mmask16 unordered(reals a, reals b) noexcept {
+    return _mm512_cmp_ps_mask(a.value, b.value, _CMP_UNORD_Q);
+  }
   static ADAPTIVE_K_AVX512_INLINE reals load_present(const float* from,
                                                      avx512_mask present) noexcept {
     return _mm512_mask_loadu_ps(_mm512_set1_ps(-math::infinity), present.bits, from);

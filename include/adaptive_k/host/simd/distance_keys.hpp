@@ -55,6 +55,11 @@ struct distance_keys {
   }
 };
 
+/// The least distance that logits may have: of ordinary ones, none that overflows.
+template <logits_are Logits>
+inline constexpr float least_distance =
+    Logits == logits_are::close ? math::exp_floor : -math::largest_finite;
+
 /// What is added to a logit for its distance: minus the largest, and 0 where that is 0 of either
 /// sign, so that no distance is -0, which keys tell from 0. Added, not subtracted: an addition
 /// takes the logit from memory.

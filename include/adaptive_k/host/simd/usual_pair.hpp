@@ -10,6 +10,7 @@
 #include "adaptive_k/core/math.hpp"
 #include "adaptive_k/core/signal.hpp"
 #include "adaptive_k/core/usual_call.hpp"
+#include "adaptive_k/host/simd/distance_keys.hpp"
 #include "adaptive_k/host/simd/row.hpp"
 
 ADAPTIVE_K_NAMESPACE_BEGIN
@@ -68,19 +69,19 @@ struct ranked_pair {
   std::uint64_t expert[2];  ///< as wide as addresses, so that none need be widened
 
   /// Ranks a row that fits one vector; Experts is E where it is known to the compiler, else 0.
-  /// False: a logit is not finite, or too far below the largest to have a score.
-  template <int Experts>
+  /// False: a logit is not as Logits says.
+  template <int Experts, logits_are Logits>
   ADAPTIVE_K_INLINE bool rank(const float* row, int num_experts) noexcept {
     using words [[maybe_unused]] = typename Reals::words;
     constexpr bool whole = Experts == Reals::lanes;
     const Reals logit = whole ? Reals::load(row) : load_tail<Reals>(row, num_experts);
     const auto best = largest_two_of_lanes<1>(largest_two<Reals>{logit, logit});
     Reals distance = logit - best.first;
-    const auto close = distance >= Reals(math::exp_floor);
-    if (Reals::mask::to_bits(close) != (1u << num_experts) - 1u) return false;
+    const auto fits = distance >= Reals(least_distance<Logits>);
+    if (Reals::mask::to_bits(fits) != (1u << num_experts) - 1u) return false;
     if constexpr (!whole)  // where there is no expert the score is 0
       distance = Reals::select(words::lane() < words(num_experts), distance, math::exp_floor);
-    const auto s = score_of_distance<logits_are::close>(distance);
+    const auto s = score_of_distance<Logits>(distance);
     const auto sums = fold_lanes<Reals>(s.score, Reals::fma(s.score, s.log_score, 0.0f));
     entropy = entropy_nats(sums.score, sums.score_log_score);
     const std::uint64_t first = Reals::mask::to_bits(logit == best.first);

@@ -111,15 +111,22 @@ struct other_factors {
   };
 };
 
+/// Which rows a usual_row decides.
+enum class row_kind {
+  common,  ///< all of the mass is restored, and logits are close; of others only the latter is seen
+  any,     ///< of finite logits
+};
+
 /// Decides one token of K0 = TopK and E up to most_lane_experts; Experts is E where it is known to
-/// the compiler, else 0; WholeMass says that the rule restores all of the mass, else it is looked
-/// up. False: it could not, as a logit is not finite or far below the largest, or keys are too
-/// short to tell neighbours.
-template <int TopK, int Experts, bool WholeMass, class Target>
+/// the compiler, else 0. False: it could not, as the row is not of the kind, or keys are too short
+/// to tell neighbours.
+template <int TopK, int Experts, row_kind Kind, class Target>
 class usual_row {
   using reals = typename Target::row_reals;
   using words = typename reals::words;
   using ranking = ranked_row<TopK, reals>;
+  static constexpr auto logits =
+      Kind == row_kind::common ? logits_are::close : logits_are::ordinary;
   static constexpr int lanes = reals::lanes;
   static constexpr int parts = reduction_slots / lanes;
   /// Vectors a step: all slots, and whole lists.
@@ -143,7 +150,7 @@ class usual_row {
     const int num_experts = Experts != 0 ? Experts : rule.num_experts;
     ranked_pair<reals> pair;
     if (num_experts <= lanes) {
-      if (!pair.template rank<Experts>(row, num_experts)) return false;
+      if (!pair.template rank<Experts, logits>(row, num_experts)) return false;
     } else if constexpr (Experts == 0 || Experts > lanes) {
       ranking ranked;
       if (!rank(row, num_experts, ranked)) return false;
@@ -227,7 +234,7 @@ class usual_row {
                                           ranking& ranked) noexcept {
     alignas(64) float score[most_lane_experts];
     typename Target::template wide_row<TopK> wide;
-    if (!wide.rank(row, num_experts, score)) return false;
+    if (!wide.template rank<logits>(row, num_experts, score)) return false;
     ranked.experts = wide.expert;
     const auto sums = wide.sums();
     ranked.entropy = entropy_nats(sums.score, sums.score_log_score);
@@ -243,7 +250,7 @@ class usual_row {
     static constexpr float mass_exponent = 1.0f;
   };
   static ADAPTIVE_K_INLINE bool restores_whole_mass(const usual_rule& rule) noexcept {
-    return WholeMass || math::to_bits(rule.mass_exponent) == math::to_bits(1.0f);
+    return Kind == row_kind::common || math::to_bits(rule.mass_exponent) == math::to_bits(1.0f);
   }
   /// What scores become weights by where `kept` is restored to the whole mass.
   static ADAPTIVE_K_INLINE reals whole_factor(const usual_rule& rule, const reals& kept) noexcept {
@@ -343,7 +350,7 @@ struct usual_row_alone {
     static ADAPTIVE_K_INLINE bool run(const usual_rule* rule, const float* row,
                                       token_route<max_top_k>* route) noexcept {
       decision_of<TopK, reals> made;
-      if (!usual_row<TopK, 0, false, Target>::decide(*rule, row, made)) return false;
+      if (!usual_row<TopK, 0, row_kind::any, Target>::decide(*rule, row, made)) return false;
       for (int j = 0; j < TopK; ++j) route->expert[j] = static_cast<int>(made.expert[j]);
       reals::template store_first<TopK>(route->weight, made.weight);
       route->count = made.k();
