@@ -55,7 +55,7 @@ TEST(Mistakes, Model) {
   folder.write("config.json", "{ \"vocab_size\": ");
   expect_refusal({"inspect", "--model", folder.path().string()}, {"config.json"});
   const std::filesystem::path reference =
-      std::filesystem::path(ADAPTIVE_K_SOURCE_DIR) / "bench" / "model";
+      std::filesystem::path(ADAPTIVE_K_SOURCE_DIR) / "bench" / "models" / "reference-32x8";
   std::filesystem::copy_file(reference / "config.json", folder.path() / "config.json",
                              std::filesystem::copy_options::overwrite_existing);
   expect_refusal({"benchmark", "--model", folder.path().string()}, {"model.safetensors"});
@@ -103,7 +103,8 @@ TEST(Mistakes, Trace) {
   expect_refusal({"benchmark", "--trace", "/no/such/trace"}, {"/no/such/trace", "cannot be read"});
   const std::string text = folder.write("t.safetensors", "not a trace at all").string();
   expect_refusal({"benchmark", "--trace", text}, {"t.safetensors", "not a safetensors file"});
-  const std::string model = std::string(ADAPTIVE_K_SOURCE_DIR) + "/bench/model/model.safetensors";
+  const std::string model =
+      std::string(ADAPTIVE_K_SOURCE_DIR) + "/bench/models/reference-32x8/model.safetensors";
   expect_refusal({"benchmark", "--trace", model}, {"is not a trace"});
 }
 

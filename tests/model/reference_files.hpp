@@ -12,7 +12,7 @@
 namespace reference {
 
 inline std::filesystem::path folder() {
-  return std::filesystem::path(ADAPTIVE_K_SOURCE_DIR) / "bench" / "model";
+  return std::filesystem::path(ADAPTIVE_K_SOURCE_DIR) / "bench" / "models" / "reference-32x8";
 }
 
 /// A text's bytes as tokens.

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Record the router logits of a HuggingFace mixture-of-experts language model.
 
-    python record_trace.py --model . --text heldout_test.txt --out trace.safetensors
+    python record_trace.py --model reference-32x8 --text reference-32x8/heldout_test.txt --out trace.safetensors
 
 The text is cut into windows that do not overlap, each run as one sequence; a last incomplete window
 is dropped.  The file holds ``layer.{i}.router_logits`` [T, E] float32 for the i-th layer that has a
