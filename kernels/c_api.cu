@@ -32,10 +32,10 @@ cudaStream_t stream_of(void* stream) noexcept {
 
 status read_route(const adaptive_k_router* router, const adaptive_k_route_params* given,
                   adaptive_k_route_params* call) noexcept {
-  status result = read_struct("route_params", given, least_route, call);
+  status result = read_struct("route_params", given, call);
   if (result && router == nullptr)
     result = status::error(status_code::invalid_argument, "router is null");
-  if (result) result = check_route_types(*call);
+  if (result) result = check_fields(*call);
   return result;
 }
 
@@ -83,8 +83,8 @@ void adaptive_k_metrics_from_device(const void* copied, adaptive_k_metrics* metr
 std::int32_t adaptive_k_permute(const adaptive_k_permute_params* params, void* workspace,
                                 std::size_t* workspace_bytes, void* stream) {
   adaptive_k_permute_params call;
-  status result = read_struct("permute_params", params, least_permute, &call);
-  if (result) result = check_choice("ids_type", call.ids_type, ADAPTIVE_K_UINT16);
+  status result = read_struct("permute_params", params, &call);
+  if (result) result = check_fields(call);
   if (result && workspace_bytes == nullptr)
     result = status::error(status_code::invalid_argument, "workspace_bytes is null");
   if (result)
@@ -104,7 +104,8 @@ std::int32_t adaptive_k_route_permute(const adaptive_k_router* router,
   adaptive_k_route_params call;
   adaptive_k_permute_params order;
   status result = read_route(router, route, &call);
-  if (result) result = read_struct("permute_params", permute, least_permute, &order);
+  if (result) result = read_struct("permute_params", permute, &order);
+  if (result) result = check_order(order);
   if (result && workspace_bytes == nullptr)
     result = status::error(status_code::invalid_argument, "workspace_bytes is null");
   if (result)
@@ -124,8 +125,8 @@ std::int32_t adaptive_k_route_permute(const adaptive_k_router* router,
 
 std::int32_t adaptive_k_combine(const adaptive_k_combine_params* params, void* stream) {
   adaptive_k_combine_params call;
-  status result = read_struct("combine_params", params, least_combine, &call);
-  if (result) result = check_combine_types(call);
+  status result = read_struct("combine_params", params, &call);
+  if (result) result = check_fields(call);
   if (result)
     result = with_combine_types(call, [&](const auto& shape, const auto& input, auto* output) {
       return device::combine_experts(shape, input, output, call.overlap_previous != 0,

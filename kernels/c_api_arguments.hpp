@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
+#include <initializer_list>
 
 #include "adaptive_k/adaptive_k.hpp"
 #include "adaptive_k/c/adaptive_k.h"
@@ -18,24 +19,80 @@ namespace adaptive_k_c {
 using adaptive_k::status;
 using adaptive_k::status_code;
 
-/// Copies a caller's struct of `least` bytes or more; what it lacks is zero. `least` ends where the
-/// optional fields of the first version begin, and never changes.
+/// Which values of struct_size a struct may have: its required fields alone (those before
+/// "optional"), and its whole size in every released version. A struct that grows keeps these and
+/// adds its new size; nothing in between is a struct that any header ever had.
 template <class Struct>
-status read_struct(const char* name, const Struct* given, std::size_t least,
-                   Struct* copy) noexcept {
+struct known_sizes;
+template <>
+struct known_sizes<adaptive_k_gating> {
+  static constexpr std::size_t all[] = {offsetof(adaptive_k_gating, renormalize),
+                                        sizeof(adaptive_k_gating)};
+};
+template <>
+struct known_sizes<adaptive_k_policy> {
+  static constexpr std::size_t all[] = {offsetof(adaptive_k_policy, signal),
+                                        sizeof(adaptive_k_policy)};
+};
+template <>
+struct known_sizes<adaptive_k_router_params> {
+  static constexpr std::size_t all[] = {offsetof(adaptive_k_router_params, fill),
+                                        sizeof(adaptive_k_router_params)};
+};
+template <>
+struct known_sizes<adaptive_k_route_params> {
+  static constexpr std::size_t all[] = {offsetof(adaptive_k_route_params, row_stride),
+                                        sizeof(adaptive_k_route_params)};
+};
+template <>
+struct known_sizes<adaptive_k_permute_params> {
+  static constexpr std::size_t all[] = {offsetof(adaptive_k_permute_params, block_size),
+                                        sizeof(adaptive_k_permute_params)};
+};
+template <>
+struct known_sizes<adaptive_k_combine_params> {
+  static constexpr std::size_t all[] = {offsetof(adaptive_k_combine_params, row_stride),
+                                        sizeof(adaptive_k_combine_params)};
+};
+// Policies lie side by side, at a distance of struct_size.
+static_assert(known_sizes<adaptive_k_policy>::all[0] % alignof(adaptive_k_policy) == 0, "");
+
+/// A caller's pointer, by the name of its field.
+struct named_pointer {
+  const char* name;
+  const void* at;
+  std::size_t alignment;
+};
+
+inline status check_aligned(std::initializer_list<named_pointer> pointers) noexcept {
+  for (const named_pointer& pointer : pointers)
+    if (reinterpret_cast<std::uintptr_t>(pointer.at) % pointer.alignment != 0)
+      return status::error(status_code::invalid_argument, "%s is %p, expected a multiple of %zu",
+                           pointer.name, pointer.at, pointer.alignment);
+  return {};
+}
+
+/// Copies a caller's struct of one of the known sizes; what it lacks is zero.
+template <class Struct>
+status read_struct(const char* name, const Struct* given, Struct* copy) noexcept {
+  constexpr auto invalid = status_code::invalid_argument;
   *copy = Struct{};
-  if (given == nullptr) return status::error(status_code::invalid_argument, "%s is null", name);
-  std::uint32_t size;
-  std::memcpy(&size, given, sizeof size);
-  if (size < least)
-    return status::error(status_code::invalid_argument,
-                         "%s: struct_size is %u, expected at least %zu", name, size, least);
+  if (given == nullptr) return status::error(invalid, "%s is null", name);
+  const status aligned = check_aligned({{name, given, alignof(Struct)}});
+  if (!aligned) return aligned;
+  const std::uint32_t size = given->struct_size;
   if (size > sizeof(Struct))
-    return status::error(status_code::invalid_argument,
+    return status::error(invalid,
                          "%s: struct_size is %u, but this library knows %zu: it is older than the "
                          "caller's header",
                          name, size, sizeof(Struct));
-  std::memcpy(copy, given, size);
+  bool known = false;
+  for (const std::size_t one : known_sizes<Struct>::all) known = known || size == one;
+  if (!known)
+    return status::error(invalid,
+                         "%s: struct_size is %u, expected %zu, or %zu without the optional fields",
+                         name, size, sizeof(Struct), known_sizes<Struct>::all[0]);
+  std::memcpy(static_cast<void*>(copy), given, size);
   return {};
 }
 
@@ -43,11 +100,17 @@ status read_struct(const char* name, const Struct* given, std::size_t least,
 template <class Params>
 std::int32_t report(const Params* params, const status& result) noexcept {
   if (!result && params != nullptr) {
+    // By bytes: the struct may be what is refused, for its address or its size.
+    const auto* bytes = reinterpret_cast<const char*>(params);
     std::uint32_t size;
-    std::memcpy(&size, params, sizeof size);
-    if (size >= offsetof(Params, message) + sizeof(char*) && params->message != nullptr &&
-        params->message_bytes != 0)
-      std::snprintf(params->message, params->message_bytes, "%s", result.message());
+    std::memcpy(&size, bytes, sizeof size);
+    if (size >= offsetof(Params, message) + sizeof(char*)) {
+      std::uint32_t room;
+      char* message;
+      std::memcpy(&room, bytes + offsetof(Params, message_bytes), sizeof room);
+      std::memcpy(&message, bytes + offsetof(Params, message), sizeof message);
+      if (message != nullptr && room != 0) std::snprintf(message, room, "%s", result.message());
+    }
   }
   return static_cast<std::int32_t>(result.code());
 }
@@ -85,12 +148,53 @@ status with_id_type(std::int32_t type, F f) {
   }
 }
 
-inline status check_route_types(const adaptive_k_route_params& params) noexcept {
+constexpr std::size_t float_bytes(std::int32_t type) noexcept {
+  return type == ADAPTIVE_K_FLOAT32 ? 4 : 2;
+}
+constexpr std::size_t id_bytes(std::int32_t type) noexcept {
+  return type == ADAPTIVE_K_INT32 ? 4 : type == ADAPTIVE_K_INT64 ? 8 : 2;
+}
+
+/// What stands in the fields themselves: types, and addresses that fit them.
+inline status check_fields(const adaptive_k_route_params& params) noexcept {
   status result = check_choice("logits_type", params.logits_type, ADAPTIVE_K_BFLOAT16);
   if (result) result = check_choice("ids_type", params.ids_type, ADAPTIVE_K_UINT16);
   if (result) result = check_choice("weights_type", params.weights_type, ADAPTIVE_K_BFLOAT16);
+  if (result) result = check_choice("overlap_previous", params.overlap_previous, 1);
   if (result) result = check_choice("reserved", params.reserved, 0);
-  return result;
+  if (!result) return result;
+  const std::size_t id = id_bytes(params.ids_type);
+  return check_aligned({{"logits", params.logits, float_bytes(params.logits_type)},
+                        {"topk_ids", params.topk_ids, id},
+                        {"topk_weights", params.topk_weights, float_bytes(params.weights_type)},
+                        {"topk_counts", params.topk_counts, alignof(std::int32_t)},
+                        {"signal", params.signal, alignof(float)},
+                        {"chosen_counts", params.chosen_counts, alignof(std::int32_t)},
+                        {"routing_bias", params.routing_bias, alignof(float)},
+                        {"replay_ids", params.replay_ids, id},
+                        {"replay_counts", params.replay_counts, alignof(std::int32_t)},
+                        {"metrics", params.metrics, alignof(adaptive_k_metrics)}});
+}
+
+/// The arrays of a permutation, without those that it reads from a routing call.
+inline status check_order(const adaptive_k_permute_params& params) noexcept {
+  const status result = check_choice("overlap_previous", params.overlap_previous, 1);
+  if (!result) return result;
+  return check_aligned({{"expert_map", params.expert_map, alignof(std::int32_t)},
+                        {"expert_counts", params.expert_counts, alignof(std::int32_t)},
+                        {"expert_offsets", params.expert_offsets, alignof(std::int32_t)},
+                        {"sorted_slots", params.sorted_slots, alignof(std::int32_t)},
+                        {"sorted_tokens", params.sorted_tokens, alignof(std::int32_t)},
+                        {"row_of_slot", params.row_of_slot, alignof(std::int32_t)},
+                        {"block_experts", params.block_experts, alignof(std::int32_t)}});
+}
+
+inline status check_fields(const adaptive_k_permute_params& params) noexcept {
+  status result = check_choice("ids_type", params.ids_type, ADAPTIVE_K_UINT16);
+  if (result) result = check_order(params);
+  if (!result) return result;
+  return check_aligned({{"topk_ids", params.topk_ids, id_bytes(params.ids_type)},
+                        {"topk_counts", params.topk_counts, alignof(std::int32_t)}});
 }
 
 /// f(logits, output, replay) with the types that `params` names.
@@ -129,11 +233,19 @@ inline adaptive_k::permutation_output output_of(const adaptive_k_permute_params&
           params.sorted_tokens, params.row_of_slot,    params.block_experts};
 }
 
-inline status check_combine_types(const adaptive_k_combine_params& params) noexcept {
+inline status check_fields(const adaptive_k_combine_params& params) noexcept {
   status result = check_choice("values_type", params.values_type, ADAPTIVE_K_BFLOAT16);
   if (result) result = check_choice("weights_type", params.weights_type, ADAPTIVE_K_BFLOAT16);
+  if (result) result = check_choice("overlap_previous", params.overlap_previous, 1);
   if (result) result = check_choice("reserved", params.reserved, 0);
-  return result;
+  if (!result) return result;
+  const std::size_t value = float_bytes(params.values_type);
+  return check_aligned({{"expert_outputs", params.expert_outputs, value},
+                        {"output", params.output, value},
+                        {"row_of_slot", params.row_of_slot, alignof(std::int32_t)},
+                        {"topk_counts", params.topk_counts, alignof(std::int32_t)},
+                        {"topk_weights", params.topk_weights, float_bytes(params.weights_type)},
+                        {"addend", params.addend, value}});
 }
 
 /// f(shape, input, output) with the types that `params` names.
@@ -152,13 +264,5 @@ status with_combine_types(const adaptive_k_combine_params& params, F f) {
     });
   });
 }
-
-// Where the optional fields of the first version begin.
-inline constexpr std::size_t least_gating = offsetof(adaptive_k_gating, renormalize);
-inline constexpr std::size_t least_policy = offsetof(adaptive_k_policy, signal);
-inline constexpr std::size_t least_router = offsetof(adaptive_k_router_params, fill);
-inline constexpr std::size_t least_route = offsetof(adaptive_k_route_params, row_stride);
-inline constexpr std::size_t least_permute = offsetof(adaptive_k_permute_params, block_size);
-inline constexpr std::size_t least_combine = offsetof(adaptive_k_combine_params, row_stride);
 
 }  // namespace adaptive_k_c

@@ -1,6 +1,7 @@
 // The host's half of the C interface; builds without CUDA.
 #include <cstddef>
 #include <cstdint>
+#include <exception>
 #include <new>
 #include <utility>
 #include <vector>
@@ -39,8 +40,10 @@ static_assert(offsetof(adaptive_k_metrics, expert_counts) ==
 
 status read_gating(const adaptive_k_gating* given, gating* made) noexcept {
   adaptive_k_gating from;
-  status result = read_struct("gating", given, least_gating, &from);
+  status result = read_struct("gating", given, &from);
   if (result) result = check_choice("kind", from.kind, ADAPTIVE_K_SPARSEMIXER);
+  if (result) result = check_choice("renormalize", from.renormalize, 1);
+  if (result) result = check_choice("selection_bias", from.selection_bias, 1);
   if (result) result = check_choice("group_rank", from.group_rank, ADAPTIVE_K_GROUP_MAXIMUM);
   if (!result) return result;
   made->kind = static_cast<gating_kind>(from.kind);
@@ -58,12 +61,17 @@ status read_gating(const adaptive_k_gating* given, gating* made) noexcept {
 
 status read_policy(const adaptive_k_policy* given, int top_k, k_policy* made) noexcept {
   adaptive_k_policy from;
-  status result = read_struct("policy", given, least_policy, &from);
+  status result = read_struct("policy", given, &from);
   if (result) result = check_choice("rule", from.rule, ADAPTIVE_K_DISTORTION);
   if (result) result = check_choice("signal", from.signal, ADAPTIVE_K_MARGIN);
   if (result) result = check_choice("num_k_values", from.num_k_values, max_top_k);
   if (result) result = check_choice("k_min", from.k_min, 255);
   if (result) result = check_choice("k_max", from.k_max, 255);
+  if (result) result = check_choice("mass_exponent_given", from.mass_exponent_given, 1);
+  if (result)
+    result = check_aligned({{"coefficients", from.coefficients, alignof(float)},
+                            {"first_expert", from.first_expert, alignof(float)},
+                            {"next_expert", from.next_expert, alignof(float)}});
   if (!result) return result;
   made->rule = static_cast<k_rule>(from.rule);
   made->signal = static_cast<signal_kind>(from.signal);
@@ -88,7 +96,7 @@ status create(const adaptive_k_router_params* given, adaptive_k_router** router)
   *router = nullptr;
   adaptive_k_router_params params;
   gating model;
-  status result = read_struct("router_params", given, least_router, &params);
+  status result = read_struct("router_params", given, &params);
   if (result) result = read_gating(params.gating, &model);
   if (result) result = check_choice("fill", params.fill, ADAPTIVE_K_FILL_FIRST_EXPERT);
   if (result) result = validate(model);
@@ -98,18 +106,22 @@ status create(const adaptive_k_router_params* given, adaptive_k_router** router)
     result = status::error(status_code::invalid_argument, "num_layers is %d, expected 0 or more",
                            params.num_layers);
   if (!result) return result;
-  const std::size_t stride = params.policies->struct_size;  // the caller's, not this library's
   const char* at = reinterpret_cast<const char*>(params.policies);
+  std::size_t stride = 0;  // the caller's, not this library's
   std::vector<k_policy> policies(
       static_cast<std::size_t>(params.num_layers == 0 ? 1 : params.num_layers));
   for (k_policy& policy : policies) {
     const auto* from = reinterpret_cast<const adaptive_k_policy*>(at);
     result = read_policy(from, model.top_k, &policy);
-    if (result && from->struct_size != stride)
-      result =
-          status::error(status_code::invalid_argument,
-                        "policies differ in struct_size: %u after %zu", from->struct_size, stride);
+    if (result && stride != 0 && from->struct_size != stride)
+      result = status::error(status_code::invalid_argument,
+                             "struct_size is %u, expected %zu as in the policies before it",
+                             from->struct_size, stride);
+    if (!result && params.num_layers != 0)
+      return status::error(result.code(), "policies[%d]: %s",
+                           static_cast<int>(&policy - policies.data()), result.message());
     if (!result) return result;
+    stride = from->struct_size;
     at += stride;
   }
   const router_options options = {static_cast<fill_id>(params.fill)};
@@ -177,10 +189,10 @@ std::size_t adaptive_k_metrics_bytes(void) {
 std::int32_t adaptive_k_route_host(const adaptive_k_router* router,
                                    const adaptive_k_route_params* params) {
   adaptive_k_route_params call;
-  status result = read_struct("route_params", params, least_route, &call);
+  status result = read_struct("route_params", params, &call);
   if (result && router == nullptr)
     result = status::error(status_code::invalid_argument, "router is null");
-  if (result) result = check_route_types(call);
+  if (result) result = check_fields(call);
   if (result)
     result = with_route_types(call, router->impl.model().num_experts,
                               [&](const auto& logits, const auto& output, const auto& replay) {
@@ -196,7 +208,7 @@ std::int32_t adaptive_k_route_host(const adaptive_k_router* router,
 
 std::int64_t adaptive_k_permuted_capacity(const adaptive_k_permute_params* params) {
   adaptive_k_permute_params call;
-  status result = read_struct("permute_params", params, least_permute, &call);
+  status result = read_struct("permute_params", params, &call);
   if (result) result = validate(shape_of(call));
   report(params, result);
   return result ? permuted_capacity(shape_of(call)) : -1;
@@ -204,8 +216,8 @@ std::int64_t adaptive_k_permuted_capacity(const adaptive_k_permute_params* param
 
 std::int32_t adaptive_k_permute_host(const adaptive_k_permute_params* params) {
   adaptive_k_permute_params call;
-  status result = read_struct("permute_params", params, least_permute, &call);
-  if (result) result = check_choice("ids_type", call.ids_type, ADAPTIVE_K_UINT16);
+  status result = read_struct("permute_params", params, &call);
+  if (result) result = check_fields(call);
   if (result)
     result = with_id_type(call.ids_type, [&](auto id) {
       const permutation_input<decltype(id)> input = {
@@ -217,8 +229,8 @@ std::int32_t adaptive_k_permute_host(const adaptive_k_permute_params* params) {
 
 std::int32_t adaptive_k_combine_host(const adaptive_k_combine_params* params) {
   adaptive_k_combine_params call;
-  status result = read_struct("combine_params", params, least_combine, &call);
-  if (result) result = check_combine_types(call);
+  status result = read_struct("combine_params", params, &call);
+  if (result) result = check_fields(call);
   if (result)
     result = with_combine_types(call, [](const auto& shape, const auto& input, auto* output) {
       return combine_experts(shape, input, output);

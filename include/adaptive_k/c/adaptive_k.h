@@ -5,11 +5,15 @@
 // needs no CUDA: the functions whose names end in _host, and all that take no stream.
 //
 // Every struct of parameters starts with
-//   struct_size    sizeof(the struct), as the caller was compiled. A struct of an older header is
-//                  accepted, and what it lacks is zero; one that this library cannot know is
-//                  refused.
-//   message_bytes, message   where a refusal writes what is wrong, or 0 and NULL.
-// Fields after "optional" may be left zero. Functions return an adaptive_k_status, throw nothing,
+//   struct_size    sizeof(the struct), as the caller was compiled. Accepted are exactly: sizeof(the
+//                  struct) in this and in every earlier released version (0.1 is the first), and
+//                  the size of its required fields alone, which is offsetof the first field after
+//                  "optional". What a smaller struct lacks is zero. Every other size is refused by
+//                  name: larger than the library knows, or ending anywhere else.
+//   message_bytes, message   where a refusal writes what is wrong, or 0 and NULL. A struct_size
+//                  that ends before or within `message` gets its status alone.
+// Fields after "optional" may be left zero. Structs and arrays are aligned as C aligns their types;
+// an address that is not is refused by name. Functions return an adaptive_k_status, throw nothing,
 // keep no global state, and write nothing when they refuse. Those that take a stream (a
 // cudaStream_t, NULL for the default one) only enqueue: no allocation, no synchronisation, safe
 // under the capture of a graph. Their pointers are to device memory unless said otherwise; those of
@@ -138,8 +142,8 @@ typedef struct adaptive_k_router_params {
   uint32_t message_bytes;
   char* message;
   const adaptive_k_gating* gating;
-  const adaptive_k_policy* policies; /* [num_layers], all of one struct_size; one policy for every
-                                        layer where num_layers is 0 */
+  const adaptive_k_policy* policies; /* [num_layers], struct_size apart, which all have alike; one
+                                        policy for every layer where num_layers is 0 */
   int32_t num_layers;
   /* optional */
   int32_t fill; /* adaptive_k_fill */
