@@ -3,7 +3,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <cstdio>
 #include <cstring>
 #include <initializer_list>
 
@@ -109,7 +108,13 @@ std::int32_t report(const Params* params, const status& result) noexcept {
       char* message;
       std::memcpy(&room, bytes + offsetof(Params, message_bytes), sizeof room);
       std::memcpy(&message, bytes + offsetof(Params, message), sizeof message);
-      if (message != nullptr && room != 0) std::snprintf(message, room, "%s", result.message());
+      if (message != nullptr && room != 0) {
+        const char* text = result.message();
+        const std::size_t length = adaptive_k::detail::whole_characters(
+            text, std::strlen(text), static_cast<std::size_t>(room) - 1);
+        std::memcpy(message, text, length);
+        message[length] = '\0';
+      }
     }
   }
   return static_cast<std::int32_t>(result.code());

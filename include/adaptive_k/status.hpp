@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdarg>
+#include <cstddef>
 #include <cstdio>
 
 #include "adaptive_k/config.hpp"
@@ -17,20 +18,85 @@ enum class status_code : int {
   cuda_error = 4,        ///< reported by the CUDA runtime
 };
 
+namespace detail {
+
+/// Bytes of the well-formed UTF-8 sequence at the front of `text` [size] (1 to 4), or, negated,
+/// bytes of the broken one that one U+FFFD replaces (its longest valid beginning, at least 1), as
+/// Unicode recommends. `size` is 1 or more.
+inline int utf8_sequence(const char* text, std::size_t size) noexcept {
+  const auto byte = [&](int i) { return static_cast<unsigned char>(text[i]); };
+  const unsigned lead = byte(0);
+  if (lead < 0x80) return 1;
+  if (lead < 0xC2 || lead > 0xF4) return -1;
+  const int length = lead < 0xE0 ? 2 : lead < 0xF0 ? 3 : 4;
+  // The second byte's range excludes overlong forms, surrogates and what lies past U+10FFFF.
+  unsigned lowest = 0x80, highest = 0xBF;
+  if (lead == 0xE0) lowest = 0xA0;
+  if (lead == 0xED) highest = 0x9F;
+  if (lead == 0xF0) lowest = 0x90;
+  if (lead == 0xF4) highest = 0x8F;
+  for (int i = 1; i < length; ++i) {
+    if (static_cast<std::size_t>(i) >= size || byte(i) < lowest || byte(i) > highest) return -i;
+    lowest = 0x80;
+    highest = 0xBF;
+  }
+  return length;
+}
+
+/// Bytes of the longest beginning of `text` [size] that has at most `most` bytes and does not end
+/// inside a character.
+inline std::size_t whole_characters(const char* text, std::size_t size, std::size_t most) noexcept {
+  if (size <= most) return size;
+  std::size_t end = 0;
+  while (end < most) {
+    const int length = utf8_sequence(text + end, size - end);
+    const auto next = end + static_cast<std::size_t>(length < 0 ? 1 : length);
+    if (next > most) break;
+    end = next;
+  }
+  return end;
+}
+
+/// Writes the character at the front of `text` [size] as messages show it: printable UTF-8 as it
+/// is, of anything else one byte as \xNN. Returns the bytes written, 1 to 4; `used` those read.
+inline int show_character(const char* text, std::size_t size, char (&shown)[4],
+                          int& used) noexcept {
+  const auto lead = static_cast<unsigned char>(text[0]);
+  const int length = utf8_sequence(text, size);
+  if (length < 0 || lead < 0x20 || lead == 0x7F) {
+    constexpr char digits[] = "0123456789ABCDEF";
+    shown[0] = '\\';
+    shown[1] = 'x';
+    shown[2] = digits[lead >> 4];
+    shown[3] = digits[lead & 15];
+    used = 1;
+    return 4;
+  }
+  for (int i = 0; i < length; ++i) shown[i] = text[i];
+  used = length;
+  return length;
+}
+
+}  // namespace detail
+
 /// A code and its reason. Trivially copyable and free of allocation; the text of a success is "".
 class status {
  public:
   status() noexcept { message_[0] = '\0'; }
 
-  /// printf-style reason, cut at 223 characters.
+  /// printf-style reason. Bytes that are no printable UTF-8 come out as \xNN; what does not fit
+  /// into 223 bytes is cut, between two characters.
   ADAPTIVE_K_PRINTF(2, 3)
   static status error(status_code code, const char* format, ...) noexcept {
     status result;
     result.code_ = code;
     std::va_list arguments;
     va_start(arguments, format);
-    std::vsnprintf(result.message_, sizeof result.message_, format, arguments);
+    char text[sizeof result.message_ + 3];  // a last character that begins within is there whole
+    const int length = std::vsnprintf(text, sizeof text, format, arguments);
     va_end(arguments);
+    const auto size = static_cast<std::size_t>(length < 0 ? 0 : length);
+    result.set_message(text, size < sizeof text ? size : sizeof text - 1);
     return result;
   }
 
@@ -40,6 +106,19 @@ class status {
   const char* message() const noexcept { return message_; }
 
  private:
+  void set_message(const char* text, std::size_t size) noexcept {
+    std::size_t length = 0;
+    for (std::size_t at = 0; at < size;) {
+      char shown[4];
+      int used = 0;
+      const int bytes = detail::show_character(text + at, size - at, shown, used);
+      if (length + static_cast<std::size_t>(bytes) >= sizeof message_) break;
+      for (int i = 0; i < bytes; ++i) message_[length++] = shown[i];
+      at += static_cast<std::size_t>(used);
+    }
+    message_[length] = '\0';
+  }
+
   status_code code_ = status_code::ok;
   char message_[224];
 };

@@ -417,6 +417,10 @@ TEST(ab_test, bad_input_is_refused_by_name_and_counted) {
   EXPECT_FALSE(refused.trustworthy || refused.final);
   EXPECT_EQ(refusal({{"a"}}), "1 variants, expected a control and one or more others");
   EXPECT_EQ(refusal({{"a"}, {"a"}}), "variants[0] and [1] are both named 'a'");
+  std::string umlauts = "x";  // 80 bytes end inside a character
+  while (umlauts.size() < 200) umlauts += "\xC3\xA4";
+  EXPECT_EQ(refusal({{umlauts}, {umlauts}}),
+            "variants[0] and [1] are both named '" + umlauts.substr(0, 79) + "'");
   EXPECT_EQ(refusal({{"a"}, {"b", 0.0}}), "weight of variant 'b' is 0, expected above 0");
   EXPECT_EQ(refusal({{"a"}, {"b", 1e-20}}),
             "weight of variant 'b' is 1e-20 of 1, expected 1e-06 of it");

@@ -82,22 +82,22 @@ class ab_assignment {
       total += v.weight;
       if (v.name.empty()) return status::error(invalid, "variants[%zu] has no name", i);
       if (!(v.weight > 0.0) || !std::isfinite(v.weight))
-        return status::error(invalid, "weight of variant '%.80s' is %g, expected above 0",
-                             v.name.c_str(), v.weight);
+        return status::error(invalid, "weight of variant '%.*s' is %g, expected above 0",
+                             shown_length(v.name), v.name.c_str(), v.weight);
       for (std::size_t j = 0; j < i; ++j)
         if (variants_[j].name == v.name)
-          return status::error(invalid, "variants[%zu] and [%zu] are both named '%.80s'", j, i,
-                               v.name.c_str());
+          return status::error(invalid, "variants[%zu] and [%zu] are both named '%.*s'", j, i,
+                               shown_length(v.name), v.name.c_str());
     }
     if (!std::isfinite(total))
       return status::error(invalid, "the weights sum to %g, expected a finite number", total);
     for (const ab_variant& v : variants_)
       if (v.weight < least_share * total)
-        return status::error(invalid, "weight of variant '%.80s' is %g of %g, expected 1e-06 of it",
-                             v.name.c_str(), v.weight, total);
+        return status::error(invalid, "weight of variant '%.*s' is %g of %g, expected 1e-06 of it",
+                             shown_length(v.name), v.name.c_str(), v.weight, total);
     if (variants_.front().shadow)
-      return status::error(invalid, "the control '%.80s' cannot be a shadow",
-                           variants_.front().name.c_str());
+      return status::error(invalid, "the control '%.*s' cannot be a shadow",
+                           shown_length(variants_.front().name), variants_.front().name.c_str());
     return {};
   }
 
@@ -118,6 +118,10 @@ class ab_assignment {
   double share(std::size_t i) const noexcept { return bounds_[i] - (i > 0 ? bounds_[i - 1] : 0.0); }
 
  private:
+  static int shown_length(const std::string& name) noexcept {
+    return static_cast<int>(detail::whole_characters(name.data(), name.size(), 80));
+  }
+
   static constexpr double least_share = 1e-6;
 
   std::size_t variant_at(std::uint64_t hash) const noexcept {

@@ -9,41 +9,18 @@
 #include <string_view>
 
 #include "adaptive_k/config.hpp"
+#include "adaptive_k/status.hpp"
 
 ADAPTIVE_K_NAMESPACE_BEGIN
 
 namespace detail {
-
-/// Bytes of the well-formed UTF-8 sequence at the front of `text` (1 to 4), or, negated, bytes of
-/// the broken one that one U+FFFD replaces (its longest valid beginning, at least 1), as Unicode
-/// recommends. `text` is not empty.
-inline int utf8_sequence(std::string_view text) noexcept {
-  const auto byte = [&](std::size_t i) { return static_cast<unsigned char>(text[i]); };
-  const unsigned lead = byte(0);
-  if (lead < 0x80) return 1;
-  if (lead < 0xC2 || lead > 0xF4) return -1;
-  const int length = lead < 0xE0 ? 2 : lead < 0xF0 ? 3 : 4;
-  // The second byte's range excludes overlong forms, surrogates and what lies past U+10FFFF.
-  unsigned lowest = 0x80, highest = 0xBF;
-  if (lead == 0xE0) lowest = 0xA0;
-  if (lead == 0xED) highest = 0x9F;
-  if (lead == 0xF0) lowest = 0x90;
-  if (lead == 0xF4) highest = 0x8F;
-  for (int i = 1; i < length; ++i) {
-    const auto at = static_cast<std::size_t>(i);
-    if (at >= text.size() || byte(at) < lowest || byte(at) > highest) return -i;
-    lowest = 0x80;
-    highest = 0xBF;
-  }
-  return length;
-}
 
 /// Appends `text` with broken sequences replaced, passing each character through `append`, which
 /// gets its bytes.
 template <class Append>
 void for_each_character(std::string_view text, Append&& append) {
   while (!text.empty()) {
-    const int length = utf8_sequence(text);
+    const int length = utf8_sequence(text.data(), text.size());
     const auto bytes = static_cast<std::size_t>(length < 0 ? -length : length);
     append(length < 0 ? std::string_view("\xEF\xBF\xBD") : text.substr(0, bytes));
     text.remove_prefix(bytes);
