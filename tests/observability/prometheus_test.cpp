@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <limits>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -100,15 +101,57 @@ TEST(Prometheus, NamesTypesAndUnitsAreThoseOfTheFormat) {
   EXPECT_EQ(open.types.count("adaptive_k_expert_load"), 0U) << "is opt-in";
 }
 
-TEST(Prometheus, EscapesLabelsAndReplacesWhatIsNotUtf8) {
+TEST(Prometheus, EscapesLabelsAndSpellsOutWhatIsNotUtf8) {
   prometheus_recorder recorder;
   recorder.record({"a\\b\"c\nd", 0, "gr\xC3\xBC\xC3n\xFF"}, three_tokens(), 0.1);
   const std::string text = recorder.render();
   EXPECT_NO_THROW(parse(text));
-  EXPECT_NE(text.find("{model=\"a\\\\b\\\"c\\nd\",layer=\"0\",policy=\"gr\xC3\xBC\xEF\xBF\xBDn"
-                      "\xEF\xBF\xBD\"}"),
+  EXPECT_NE(text.find("{model=\"a\\\\b\\\"c\\nd\",layer=\"0\",policy=\"gr\xC3\xBC\xEF\xBF\xBD"
+                      "C3n\xEF\xBF\xBD"
+                      "FF\"}"),
             std::string::npos)
       << text;
+}
+
+// Series whose labels read the same would make the whole text invalid.
+TEST(Prometheus, LabelsThatDifferStayDifferent) {
+  const std::vector<std::string> parts = {
+      "a",  "\xFF", "\xFE", "\xC3",     "\xE2\x82",           "\x82", "\xEF\xBF\xBD",
+      "FF", "EF",   "BF",   "\xED\xA0", "\xF4\x90",           "\\",   "\\xFF",
+      "\"", "\n",   "n",    "\xEF\xBF", std::string(1, '\0'), "00",   ""};
+  prometheus_recorder recorder;
+  std::set<std::string> names;
+  for (const std::string& first : parts)
+    for (const std::string& second : parts) {
+      names.insert(first + second);
+      recorder.record({first + second, 0, "p"}, three_tokens(), 0.1);
+    }
+  ASSERT_GT(names.size(), 300U);
+  for (const exposition format : {exposition::prometheus, exposition::openmetrics}) {
+    const std::string text = recorder.render(format);
+    EXPECT_EQ(text.find('\0'), std::string::npos);
+    const auto shown = parse(text);  // throws for a sample that comes twice
+    std::size_t models = 0;
+    for (const auto& [name, value] : shown.samples)
+      models += name.compare(0, 24, "adaptive_k_tokens_total{") == 0 ? 1 : 0;
+    EXPECT_EQ(models, names.size());
+  }
+}
+
+TEST(Prometheus, BoundsTheLengthOfLabelsAndSaysSo) {
+  prometheus_options options;
+  options.max_label_bytes = 10;
+  options.max_series = 1;
+  prometheus_recorder recorder(options);
+  EXPECT_NE(recorder.find({"0123456789", 0, "0123456789"}), nullptr);
+  EXPECT_EQ(recorder.find({"0123456789a", 0, ""}), nullptr);
+  EXPECT_EQ(recorder.find({"", 0, "0123456789a"}), nullptr);
+  EXPECT_EQ(recorder.find({"a", 0, ""}), nullptr);
+  recorder.record({std::string(1000000, 'x'), 0, ""}, three_tokens(), 0.1);
+  const auto shown = parse(recorder.render());
+  EXPECT_EQ(shown.samples.at("adaptive_k_refused_labels_total{limit=\"max_label_bytes\"}"), 3);
+  EXPECT_EQ(shown.samples.at("adaptive_k_refused_labels_total{limit=\"max_series\"}"), 1);
+  EXPECT_EQ(shown.samples.at("adaptive_k_dropped_batches_total"), 1);
 }
 
 TEST(Prometheus, EmptyIsValid) {
@@ -162,6 +205,10 @@ TEST(Prometheus, RefusesOptionsOutOfRange) {
   EXPECT_NE(refused([](auto& o) { o.latency_buckets.assign(65, 0); }), "");
   EXPECT_NE(refused([](auto& o) { o.expert_load = 1025; }).find("1025"), std::string::npos);
   EXPECT_NE(refused([](auto& o) { o.shards = 0; }).find("shards"), std::string::npos);
+  EXPECT_NE(refused([](auto& o) { o.max_series = std::size_t{1} << 30; }).find("max_series"),
+            std::string::npos);
+  EXPECT_NE(refused([](auto& o) { o.max_label_bytes = 0; }).find("max_label_bytes is 0"),
+            std::string::npos);
 }
 
 // A routed batch end to end: the histogram of entropies against the router's own output.

@@ -25,7 +25,9 @@ TEST(Promtool, AcceptsEveryMetric) {
   batch.k_histogram[5] = 10;
   batch.expert_counts[3] = 50;
   const float entropy = 1.25f;
-  for (const char* model : {"olmoe", "quote \" backslash \\ line\nend", "broken \xFF utf-8"}) {
+  const std::string models[] = {"olmoe", "quote \" backslash \\ line\nend", "broken \xFF utf-8",
+                                "broken \xFE utf-8", std::string("a\0b", 3)};
+  for (const std::string& model : models) {
     recorder.record({model, 0, "top_p"}, batch, 3e-5);
     recorder.record({model, -1, "top_p"}, batch, 3e-3);
     recorder.record_entropies(recorder.find({model, 0, "top_p"}), &entropy, 1);

@@ -23,7 +23,8 @@
 
 ADAPTIVE_K_NAMESPACE_BEGIN
 
-/// What a time series is of. Any bytes; what is not UTF-8 is exposed as U+FFFD.
+/// What a time series is of. Any bytes: one that is zero or of no UTF-8 is exposed as U+FFFD and
+/// its two hexadecimal digits, U+FFFD itself twice, so that different labels stay different.
 struct metric_labels {
   std::string_view model;
   int layer = -1;  ///< negative: all layers together, exposed as layer="all"
@@ -40,8 +41,12 @@ struct prometheus_options {
   /// Above 0: expose adaptive_k_expert_load_total of experts 0 to expert_load - 1 (and of later
   /// ones that had load): that many series for each model, layer and policy. At most max_experts.
   int expert_load = 0;
-  /// Distinct labels that are followed; batches of further ones are counted as dropped.
+  /// Distinct labels that are followed; batches of further ones are counted as dropped. At most
+  /// 2^20. Each takes 0.7 kB a shard, 9 kB with expert_load.
   std::size_t max_series = 4096;
+  /// Of a model's and of a policy's name; batches of longer ones are counted as dropped. 1 to
+  /// 65536.
+  std::size_t max_label_bytes = 256;
   /// Copies of each counter, so that as many threads record without sharing a cache line. 1 to 256.
   int shards = 8;
 };
@@ -80,6 +85,8 @@ class prometheus_recorder {
     if (options_.shards < 1 || options_.shards > 256)
       throw std::invalid_argument("prometheus_options.shards is " +
                                   std::to_string(options_.shards) + ", expected 1 to 256");
+    check_size(options_.max_series, 0, std::size_t{1} << 20, "max_series");
+    check_size(options_.max_label_bytes, 1, 65536, "max_label_bytes");
     latency_ = fixed_cells;
     entropy_ = latency_ + options_.latency_buckets.size() + 2;
     load_ = entropy_ + options_.entropy_buckets.size() + 2;
@@ -91,8 +98,15 @@ class prometheus_recorder {
   prometheus_recorder& operator=(const prometheus_recorder&) = delete;
 
   /// The series of `labels`, made at its first use (a lock and an allocation; afterwards a shared
-  /// lock). Keep the pointer. Null past options.max_series: recording to null counts as dropped.
+  /// lock). Keep the pointer. Null for labels past options.max_series or longer than
+  /// options.max_label_bytes, which adaptive_k_refused_labels_total counts; recording to null
+  /// counts as dropped.
   series* find(const metric_labels& labels) {
+    if (labels.model.size() > options_.max_label_bytes ||
+        labels.policy.size() > options_.max_label_bytes) {
+      too_long_.fetch_add(1, std::memory_order_relaxed);
+      return nullptr;
+    }
     const auto view =
         std::make_tuple(labels.model, labels.layer < 0 ? -1 : labels.layer, labels.policy);
     {
@@ -101,7 +115,10 @@ class prometheus_recorder {
     }
     const std::lock_guard<std::shared_mutex> lock(mutex_);
     if (const auto found = series_.find(view); found != series_.end()) return &found->second;
-    if (series_.size() >= options_.max_series) return nullptr;
+    if (series_.size() >= options_.max_series) {
+      too_many_.fetch_add(1, std::memory_order_relaxed);
+      return nullptr;
+    }
     series made;
     made.cells.reset(
         new std::atomic<std::uint64_t>[stride_ * static_cast<std::size_t>(options_.shards)]());
@@ -176,6 +193,7 @@ class prometheus_recorder {
     }
     const bool open = format == exposition::openmetrics;
     std::string out;
+    out.reserve(last_size_.load(std::memory_order_relaxed) + 4096);
     render_latency(out, all, open);
     for (const counter& c : counters) {
       head(out, c.name, "counter", "", c.help, open);
@@ -190,10 +208,18 @@ class prometheus_recorder {
               "adaptive_k_entropy_nats", "nats", "Entropy of the router's scores, by token.", open);
     if (options_.expert_load > 0) render_load(out, all, open);
     head(out, "adaptive_k_dropped_batches", "counter", "",
-         "Batches not counted because their labels came after the limit of series.", open);
+         "Batches not counted because their labels were refused.", open);
     out += "adaptive_k_dropped_batches_total ";
     line_end(out, dropped_.load(std::memory_order_relaxed));
+    head(out, "adaptive_k_refused_labels", "counter", "",
+         "Look-ups of new labels that were refused, by the limit that they passed.", open);
+    for (const auto& [limit, count] : {std::make_pair("max_series", &too_many_),
+                                       std::make_pair("max_label_bytes", &too_long_)}) {
+      out.append("adaptive_k_refused_labels_total{limit=\"").append(limit).append("\"} ");
+      line_end(out, count->load(std::memory_order_relaxed));
+    }
     if (open) out += "# EOF\n";
+    last_size_.store(out.size(), std::memory_order_relaxed);
     return out;
   }
 
@@ -260,6 +286,13 @@ class prometheus_recorder {
                                   " is not 1 to 64 finite, ascending bounds");
   }
 
+  static void check_size(std::size_t value, std::size_t least, std::size_t most, const char* name) {
+    if (value < least || value > most)
+      throw std::invalid_argument(std::string("prometheus_options.") + name + " is " +
+                                  std::to_string(value) + ", expected " + std::to_string(least) +
+                                  " to " + std::to_string(most));
+  }
+
   static std::size_t bucket_of(const std::vector<double>& bounds, double value) noexcept {
     std::size_t bucket = 0;
     while (bucket < bounds.size() && value > bounds[bucket]) ++bucket;
@@ -308,17 +341,27 @@ class prometheus_recorder {
   }
 
   static void escape(std::string& out, std::string_view value) {
-    detail::for_each_character(value, [&](std::string_view character) {
-      if (character == "\\") {
-        out += "\\\\";
-      } else if (character == "\"") {
-        out += "\\\"";
+    constexpr char digits[] = "0123456789ABCDEF";
+    constexpr std::string_view replacement = "\xEF\xBF\xBD";
+    while (!value.empty()) {
+      const int length = detail::utf8_sequence(value.data(), value.size());
+      const auto first = static_cast<unsigned char>(value[0]);
+      const bool shown = length > 0 && first != 0;  // Prometheus takes a zero byte for the end
+      const std::string_view character =
+          value.substr(0, shown ? static_cast<std::size_t>(length) : 1);
+      if (!shown) {
+        out += replacement;
+        out += digits[first >> 4];
+        out += digits[first & 15];
       } else if (character == "\n") {
         out += "\\n";
       } else {
+        if (character == "\\" || character == "\"") out += '\\';
+        if (character == replacement) out += replacement;
         out += character;
       }
-    });
+      value.remove_prefix(character.size());
+    }
   }
 
   /// OpenMetrics names the family without _total, the older format with it; it has no UNIT.
@@ -433,7 +476,8 @@ class prometheus_recorder {
   std::size_t latency_ = 0, entropy_ = 0, load_ = 0, stride_ = 0;  // where cells lie in a shard
   mutable std::shared_mutex mutex_;                                // of the map, not of the counts
   std::map<key, series, key_less> series_;
-  std::atomic<std::uint64_t> dropped_{0};
+  std::atomic<std::uint64_t> dropped_{0}, too_many_{0}, too_long_{0};
+  mutable std::atomic<std::size_t> last_size_{0};  // of a rendering, to reserve as much
 };
 
 /// The recorder of programs that need only one; lives until the process ends.
