@@ -110,7 +110,8 @@ int main(int argc, char** argv) {
   std::thread other([&] { serve(1, seconds, start, all); });
   serve(0, seconds, start, all);
   other.join();
-  logger.flush();
+  const adaptive_k::status flushed = logger.flush();
+  if (!flushed) std::fprintf(stderr, "%s\n", flushed.message());
 
   if (argc > 3) {
     std::FILE* const file = std::fopen(argv[3], "w");

@@ -3,19 +3,25 @@
 
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <cstdio>
 #include <ctime>
 #include <limits>
 #include <map>
+#include <memory>
 #include <mutex>
 #include <nlohmann/json.hpp>
 #include <random>
 #include <stdexcept>
 #include <string>
+#include <system_error>
 #include <thread>
 #include <vector>
+
+#include "in_child.hpp"
+#include "no_more_threads.hpp"
 
 namespace {
 
@@ -200,7 +206,7 @@ TEST(JsonLogger, WritesAllInOrder) {
     log_event quiet;
     quiet.level = log_level::debug;
     EXPECT_TRUE(logger.log(quiet)) << "below the level: not logged, not dropped";
-    logger.flush();
+    EXPECT_TRUE(logger.flush());
     EXPECT_EQ(logger.written(), 100U);
     EXPECT_EQ(lines.size(), 100U) << "flush waits for the sink";
     EXPECT_EQ(logger.dropped(), 0U);
@@ -252,7 +258,156 @@ TEST(JsonLogger, NeverWaitsForTheSink) {
   std::string told;
   for (const std::string& line : lines)
     if (json::parse(line)["log.level"] == "warn") told += line;
-  EXPECT_NE(told.find("992 log lines dropped: the queue of 8 was full"), std::string::npos) << told;
+  EXPECT_NE(told.find("992 log lines dropped: the queue of 8 lines and 4194304 bytes was full"),
+            std::string::npos)
+      << told;
+}
+
+/// A sink that blocks from its first line on until it is let go; shared, since it may outlive the
+/// logger.
+class blocking_sink {
+ public:
+  json_logger::sink sink() const {
+    return [state = state_](std::string_view line) {
+      std::unique_lock<std::mutex> lock(state->mutex);
+      ++state->calls;
+      state->bytes += line.size();
+      state->changed.notify_all();
+      state->changed.wait(lock, [&] { return state->open; });
+    };
+  }
+  void wait_until_called() const {
+    std::unique_lock<std::mutex> lock(state_->mutex);
+    state_->changed.wait(lock, [&] { return state_->calls > 0; });
+  }
+  void let_go() const {
+    const std::lock_guard<std::mutex> lock(state_->mutex);
+    state_->open = true;
+    state_->changed.notify_all();
+  }
+  int calls() const {
+    const std::lock_guard<std::mutex> lock(state_->mutex);
+    return state_->calls;
+  }
+  std::size_t bytes() const {
+    const std::lock_guard<std::mutex> lock(state_->mutex);
+    return state_->bytes;
+  }
+  /// Whether a thread of the logger still holds the sink.
+  bool in_use() const { return state_.use_count() > 1; }
+
+ private:
+  struct state {
+    std::mutex mutex;
+    std::condition_variable changed;
+    int calls = 0;
+    std::size_t bytes = 0;
+    bool open = false;
+  };
+  std::shared_ptr<state> state_ = std::make_shared<state>();
+};
+
+TEST(JsonLogger, FlushAndTheEndWaitForABlockedSinkOnlySoLong) {
+  const blocking_sink blocked;
+  const auto start = std::chrono::steady_clock::now();
+  {
+    json_log_options options;
+    options.patience = milliseconds(50);
+    json_logger logger(blocked.sink(), options);
+    for (int i = 0; i < 5; ++i) EXPECT_TRUE(logger.log(example()));
+    blocked.wait_until_called();
+    const status late = logger.flush(milliseconds(20));
+    EXPECT_FALSE(late.ok());
+    EXPECT_STREQ(late.message(), "the sink has not taken the last 5 log lines within 20 ms");
+    EXPECT_FALSE(logger.flush().ok());
+    EXPECT_FALSE(logger.flush(milliseconds(-1)).ok());
+  }
+  EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(30));
+  blocked.let_go();
+  for (int i = 0; i < 3000 && blocked.in_use(); ++i) std::this_thread::sleep_for(milliseconds(10));
+  EXPECT_FALSE(blocked.in_use()) << "the thread that was left behind ends";
+  EXPECT_EQ(blocked.calls(), 1) << "no line is begun behind the logger's end";
+}
+
+TEST(JsonLogger, ASlowSinkGetsAllThatItCanTake) {
+  int lines = 0;
+  {
+    json_logger logger([&](std::string_view) {
+      std::this_thread::sleep_for(milliseconds(1));
+      ++lines;
+    });
+    for (int i = 0; i < 50; ++i) EXPECT_TRUE(logger.log(example()));
+  }
+  EXPECT_EQ(lines, 50);
+}
+
+TEST(JsonLogger, WaitingLinesHaveBoundedBytes) {
+  const blocking_sink blocked;
+  json_log_options options;
+  options.max_bytes = 1000000;
+  json_logger logger(blocked.sink(), options);
+  EXPECT_TRUE(logger.log(example()));
+  blocked.wait_until_called();
+  const std::string long_text(100000, 'x');
+  log_event event;
+  event.message = long_text;
+  int taken = 0;
+  for (int i = 0; i < 1000; ++i) taken += logger.log(event) ? 1 : 0;
+  EXPECT_EQ(taken, 10);
+  EXPECT_EQ(logger.dropped(), 990U);
+  const std::string huge(1000001, 'x');
+  event.model = huge;
+  EXPECT_FALSE(logger.log(event));
+  EXPECT_TRUE(logger.log(example())) << "a short one has its place";
+  blocked.let_go();
+  EXPECT_TRUE(logger.flush());
+  EXPECT_GT(blocked.bytes(), 1000000U);
+  event.model = {};
+  for (int round = 0; round < 20; ++round) {  // what was written is room again
+    for (int i = 0; i < 10; ++i) EXPECT_TRUE(logger.log(event)) << round;
+    EXPECT_TRUE(logger.flush());
+  }
+  EXPECT_EQ(logger.dropped(), 991U);
+}
+
+TEST(JsonLogger, BelongsToTheProcessThatMadeIt) {
+  std::atomic<int> lines{0};
+  auto logger = std::make_unique<json_logger>([&](std::string_view) { ++lines; });
+  EXPECT_TRUE(logger->log(example()));
+  EXPECT_TRUE(logger->flush());
+  EXPECT_EQ(in_child([&] {
+              EXPECT_FALSE(logger->log(example()));
+              EXPECT_EQ(logger->dropped(), 1U);
+              const status flushed = logger->flush();
+              EXPECT_NE(std::string(flushed.message()).find("fork"), std::string::npos);
+              logger.reset();  // would wait for a thread that is not here
+              int own = 0;
+              {
+                json_logger another([&](std::string_view) { ++own; });
+                EXPECT_TRUE(another.log(example()));
+              }
+              EXPECT_EQ(own, 1);
+            }),
+            0);
+  EXPECT_TRUE(logger->log(example()));
+  EXPECT_TRUE(logger->flush());
+  EXPECT_EQ(lines, 2);
+  EXPECT_EQ(logger->dropped(), 0U);
+}
+
+// Children of a process whose threads log all the while: some fork while the queue's lock is held.
+TEST(JsonLogger, EveryChildOfABusyLoggerEnds) {
+  auto logger = std::make_unique<json_logger>([](std::string_view) {});
+  std::atomic<bool> stop{false};
+  std::thread busy([&] {
+    while (!stop) {
+      logger->log(example());
+      logger->flush(milliseconds(1));
+    }
+  });
+  for (int i = 0; i < 50; ++i) EXPECT_EQ(in_child([&] { logger.reset(); }), 0) << i;
+  stop = true;
+  busy.join();
 }
 
 TEST(JsonLogger, EightThreadsLoseNothingUncounted) {
@@ -309,6 +464,11 @@ TEST(JsonLogger, OutlivesASinkThatThrows) {
   EXPECT_EQ(logger.written(), 5U);
 }
 
+TEST(JsonLogger, SaysThatNoThreadCanBeStarted) {
+  const no_more_threads none;
+  EXPECT_THROW(json_logger([](std::string_view) {}), std::system_error);
+}
+
 TEST(JsonLogger, RefusesBadOptions) {
   const auto ignore = [](std::string_view) {};
   json_log_options options;
@@ -316,6 +476,14 @@ TEST(JsonLogger, RefusesBadOptions) {
   EXPECT_THROW(json_logger(ignore, options), std::invalid_argument);
   options = {};
   options.pause = milliseconds(0);
+  EXPECT_THROW(json_logger(ignore, options), std::invalid_argument);
+  options = {};
+  options.patience = milliseconds(-1);
+  EXPECT_THROW(json_logger(ignore, options), std::invalid_argument);
+  options.patience = std::chrono::hours(2);
+  EXPECT_THROW(json_logger(ignore, options), std::invalid_argument);
+  options = {};
+  options.max_bytes = (std::size_t{1} << 30) + 1;
   EXPECT_THROW(json_logger(ignore, options), std::invalid_argument);
   EXPECT_THROW(json_logger{json_logger::sink()}, std::invalid_argument);
 }

@@ -8,6 +8,7 @@
 #include <condition_variable>
 #include <cstddef>
 #include <cstdint>
+#include <cstdio>
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -19,7 +20,9 @@
 
 #include "adaptive_k/config.hpp"
 #include "adaptive_k/host/metrics.hpp"
+#include "adaptive_k/observability/fork.hpp"
 #include "adaptive_k/observability/text.hpp"
+#include "adaptive_k/status.hpp"
 
 ADAPTIVE_K_NAMESPACE_BEGIN
 
@@ -142,55 +145,50 @@ struct json_log_options {
   log_level least = log_level::info;  ///< what is below is not logged, and not counted as dropped
   std::string logger = "adaptive_k";
   std::size_t capacity = 4096;  ///< lines that may wait, 0.6 kB each; a power of two, 2 to 2^20
+  /// Bytes that the strings of waiting lines may have, those of lines with at most 256 not counted;
+  /// at most 2^30. The line that is being written takes up to six times its own besides.
+  std::size_t max_bytes = std::size_t{4} << 20;
   std::chrono::milliseconds pause{10};  ///< how often a thread with nothing to write looks; >= 1
+  /// How long the logger's end, and `flush` without a time of its own, wait for the sink. 0 ms to
+  /// an hour.
+  std::chrono::milliseconds patience{2000};
 };
 
-/// Logs from any number of threads to a sink that may be slow. `log` copies the event into a queue
-/// of fixed length and returns: it never waits for the sink nor for other threads. When the queue
-/// is full the line is dropped, counted, and, once there is room, told of in a line of level warn.
-class json_logger {
+namespace detail {
+
+/// The queue of a json_logger and the thread that empties it, which may outlive the logger.
+class json_log_queue {
  public:
-  /// Gets each line with its newline, on the logger's own thread, one at a time. Lines of one
-  /// thread come in its order. If it throws, the line counts as failed.
   using sink = std::function<void(std::string_view line)>;
 
-  /// Throws std::invalid_argument for options out of their ranges or an empty sink.
-  explicit json_logger(sink to, json_log_options options = {})
+  json_log_queue(sink to, json_log_options options)
       : sink_(std::move(to)), options_(std::move(options)) {
     if (!sink_) throw std::invalid_argument("json_logger: the sink is empty");
     const std::size_t capacity = options_.capacity;
     if (capacity < 2 || capacity > (std::size_t{1} << 20) || (capacity & (capacity - 1)) != 0)
-      throw std::invalid_argument("json_log_options.capacity is " + std::to_string(capacity) +
-                                  ", expected a power of two, 2 to 1048576");
+      refuse("capacity", std::to_string(capacity), "a power of two, 2 to 1048576");
+    if (options_.max_bytes > (std::size_t{1} << 30))
+      refuse("max_bytes", std::to_string(options_.max_bytes), "at most 1073741824");
     if (options_.pause.count() < 1)
-      throw std::invalid_argument("json_log_options.pause is " +
-                                  std::to_string(options_.pause.count()) +
-                                  " ms, expected at least 1");
+      refuse("pause", std::to_string(options_.pause.count()) + " ms", "at least 1");
+    if (options_.patience.count() < 0 || options_.patience > std::chrono::hours(1))
+      refuse("patience", std::to_string(options_.patience.count()) + " ms", "0 to 3600000");
     slots_.reset(new slot[capacity]);
     for (std::size_t i = 0; i < capacity; ++i) {
       slots_[i].turn.store(i, std::memory_order_relaxed);
       slots_[i].text.reserve(reserved_text);
     }
-    thread_ = std::thread([this] { run(); });
   }
 
-  json_logger(const json_logger&) = delete;
-  json_logger& operator=(const json_logger&) = delete;
+  const json_log_options& options() const noexcept { return options_; }
 
-  /// Writes what is queued, then ends. No thread may log any more.
-  ~json_logger() {
-    {
-      const std::lock_guard<std::mutex> lock(mutex_);
-      stop_ = true;
-    }
-    wake_.notify_all();
-    thread_.join();
-  }
-
-  /// False where the line was dropped. Lock-free; allocates only where the strings of the event are
-  /// longer, together, than 256 bytes and than all that went through their slot before.
   bool log(const log_event& event) noexcept {
-    if (event.level < options_.least) return true;
+    const std::size_t length =
+        event.message.size() + event.model.size() + event.policy.size() + event.trace_id.size();
+    const std::size_t bytes = length > reserved_text ? length : 0;
+    if (bytes > 0 &&
+        bytes_.fetch_add(bytes, std::memory_order_relaxed) + bytes > options_.max_bytes)
+      return drop(bytes);
     std::uint64_t ticket = next_.load(std::memory_order_relaxed);
     slot* own = nullptr;
     for (;;) {
@@ -199,48 +197,94 @@ class json_logger {
       if (turn == ticket) {
         if (next_.compare_exchange_weak(ticket, ticket + 1, std::memory_order_relaxed)) break;
       } else if (turn < ticket) {  // still holds the line of the round before: full
-        dropped_.fetch_add(1, std::memory_order_relaxed);
-        return false;
+        return drop(bytes);
       } else {
         ticket = next_.load(std::memory_order_relaxed);
       }
     }
-    own->filled = fill(*own, event);
-    if (!own->filled) dropped_.fetch_add(1, std::memory_order_relaxed);
-    const bool filled = own->filled;  // after the next line the slot is the writer's
-    own->turn.store(ticket + 1, std::memory_order_release);
-    return filled;
+    const bool filled = fill(*own, event);
+    own->bytes = filled ? bytes : 0;
+    own->filled = filled;
+    own->turn.store(ticket + 1, std::memory_order_release);  // from here on it is the writer's
+    return filled || drop(bytes);
   }
 
-  /// Waits until every line whose `log` returned before went to the sink, or was told of as
-  /// dropped. Not for the hot path.
-  void flush() {
+  bool drop(std::size_t bytes) noexcept {
+    if (bytes > 0) bytes_.fetch_sub(bytes, std::memory_order_relaxed);
+    dropped_.fetch_add(1, std::memory_order_relaxed);
+    return false;
+  }
+
+  status flush(std::chrono::milliseconds timeout) {
     const std::uint64_t until = next_.load(std::memory_order_acquire);
     std::unique_lock<std::mutex> lock(mutex_);
     // The round under way may have looked at the drops already; the one behind it has not.
     const std::uint64_t round = rounds_ + 2;
     if (wanted_ < round) wanted_ = round;
     wake_.notify_all();
-    flushed_.wait(lock, [&] { return done_ >= until && rounds_ >= round; });
+    if (progress_.wait_for(lock, timeout, [&] { return done_ >= until && rounds_ >= round; }))
+      return {};
+    const std::uint64_t left = until > done_ ? until - done_ : 0;
+    return status::error(status_code::invalid_argument,
+                         "the sink has not taken the last %llu log lines within %lld ms",
+                         static_cast<unsigned long long>(left),
+                         static_cast<long long>(timeout.count()));
   }
 
-  /// Lines lost because the queue was full (or memory was) since the start.
+  /// Whether `run` ended within `patience`. If not, it will begin no further call of the sink.
+  bool end() {
+    std::unique_lock<std::mutex> lock(mutex_);
+    stop_ = true;
+    wake_.notify_all();
+    const bool ended = progress_.wait_for(lock, options_.patience, [this] { return ended_; });
+    abandoned_ = !ended;
+    return ended;
+  }
+
+  void run() {
+    std::string line;
+    std::uint64_t ticket = 0, told = 0;
+    for (;;) {
+      ticket = write_queued(ticket, line);
+      tell_dropped(told, line);
+      std::unique_lock<std::mutex> lock(mutex_);
+      done_ = ticket;
+      ++rounds_;
+      progress_.notify_all();
+      if (abandoned_) return;
+      if (queued(ticket)) continue;
+      if (stop_) break;
+      wake_.wait_for(lock, options_.pause, [this] { return stop_ || rounds_ < wanted_; });
+    }
+    tell_dropped(told, line);
+    const std::lock_guard<std::mutex> lock(mutex_);
+    ended_ = true;
+    progress_.notify_all();
+  }
+
   std::uint64_t dropped() const noexcept { return dropped_.load(std::memory_order_relaxed); }
-  /// Lines that the sink took, those about dropped ones among them.
   std::uint64_t written() const noexcept { return written_.load(std::memory_order_relaxed); }
-  /// Lines that the sink threw at.
   std::uint64_t failed() const noexcept { return failed_.load(std::memory_order_relaxed); }
 
  private:
   static constexpr std::size_t reserved_text = 256;
+  /// Capacity that the text of a line keeps for the next.
+  static constexpr std::size_t kept_line = 65536;
   struct slot {
     /// The ticket whose writer may fill it; one more: filled, the reader's.
     std::atomic<std::uint64_t> turn{0};
     bool filled = false;
-    log_event event;   // its strings: empty, see `text`
-    std::string text;  // the four strings, one behind the other
+    log_event event;        // its strings: empty, see `text`
+    std::string text;       // the four strings, one behind the other
+    std::size_t bytes = 0;  // counted in bytes_
     std::size_t ends[4] = {};
   };
+
+  [[noreturn]] static void refuse(const char* option, const std::string& value,
+                                  const char* expected) {
+    throw std::invalid_argument(std::string("json_log_options.") + option + " is " + value +
+                                ", expected " + expected);
+  }
 
   static bool fill(slot& to, const log_event& event) noexcept {
     try {
@@ -257,21 +301,14 @@ class json_logger {
     return true;
   }
 
-  void run() {
-    std::string line;
-    std::uint64_t ticket = 0, told = 0;
-    for (;;) {
-      ticket = write_queued(ticket, line);
-      tell_dropped(told, line);
-      std::unique_lock<std::mutex> lock(mutex_);
-      done_ = ticket;
-      ++rounds_;
-      flushed_.notify_all();
-      if (queued(ticket)) continue;
-      if (stop_) break;
-      wake_.wait_for(lock, options_.pause, [this] { return stop_ || rounds_ < wanted_; });
+  static void shrink(std::string& text) noexcept {
+    try {
+      std::string small;
+      small.reserve(reserved_text);
+      text.swap(small);
+    } catch (...) {  // no memory
+      text = std::string();
     }
-    tell_dropped(told, line);
   }
 
   bool queued(std::uint64_t ticket) const noexcept {
@@ -283,43 +320,67 @@ class json_logger {
   std::uint64_t write_queued(std::uint64_t ticket, std::string& line) {
     for (std::size_t n = 0; n < options_.capacity && queued(ticket); ++n, ++ticket) {
       slot& from = slots_[ticket & (options_.capacity - 1)];
-      line.clear();
-      if (from.filled) {
-        log_event event = from.event;
-        const std::string_view text = from.text;
-        event.message = text.substr(0, from.ends[0]);
-        event.model = text.substr(from.ends[0], from.ends[1] - from.ends[0]);
-        event.policy = text.substr(from.ends[1], from.ends[2] - from.ends[1]);
-        event.trace_id = text.substr(from.ends[2]);
-        append_json(line, event, options_.logger, options_.fields);
+      const bool filled = from.filled && write_line(from, line);
+      if (from.bytes > 0) {
+        shrink(from.text);
+        bytes_.fetch_sub(from.bytes, std::memory_order_relaxed);
       }
       from.turn.store(ticket + options_.capacity, std::memory_order_release);
-      if (!line.empty()) give(line);
+      if (filled && !give(line)) break;
     }
     return ticket;
+  }
+
+  bool write_line(const slot& from, std::string& line) noexcept {
+    log_event event = from.event;
+    const std::string_view text = from.text;
+    event.message = text.substr(0, from.ends[0]);
+    event.model = text.substr(from.ends[0], from.ends[1] - from.ends[0]);
+    event.policy = text.substr(from.ends[1], from.ends[2] - from.ends[1]);
+    event.trace_id = text.substr(from.ends[2]);
+    return write_line(event, line);
+  }
+
+  bool write_line(const log_event& event, std::string& line) noexcept {
+    try {
+      if (line.capacity() > kept_line) line = std::string();
+      line.clear();
+      append_json(line, event, options_.logger, options_.fields);
+      return true;
+    } catch (...) {  // no memory
+      failed_.fetch_add(1, std::memory_order_relaxed);
+      return false;
+    }
   }
 
   void tell_dropped(std::uint64_t& told, std::string& line) {
     const std::uint64_t now = dropped();
     if (now == told) return;
-    const std::string message = std::to_string(now - told) + " log lines dropped: the queue of " +
-                                std::to_string(options_.capacity) + " was full";
+    char message[128];
+    std::snprintf(message, sizeof message,
+                  "%llu log lines dropped: the queue of %zu lines and %zu bytes was full",
+                  static_cast<unsigned long long>(now - told), options_.capacity,
+                  options_.max_bytes);
     told = now;
     log_event event;
     event.level = log_level::warn;
     event.message = message;
-    line.clear();
-    append_json(line, event, options_.logger, options_.fields);
-    give(line);
+    if (write_line(event, line)) give(line);
   }
 
-  void give(const std::string& line) {
+  /// False where the logger has ended without waiting further, and nothing may be written any more.
+  bool give(const std::string& line) {
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      if (abandoned_) return false;
+    }
     try {
       sink_(line);
       written_.fetch_add(1, std::memory_order_relaxed);
     } catch (...) {  // a log that fails must not end the program
       failed_.fetch_add(1, std::memory_order_relaxed);
     }
+    return true;
   }
 
   sink sink_;
@@ -328,11 +389,84 @@ class json_logger {
   alignas(64) std::atomic<std::uint64_t> next_{0};
   alignas(64) std::atomic<std::uint64_t> dropped_{0};
   std::atomic<std::uint64_t> written_{0}, failed_{0};
+  std::atomic<std::size_t> bytes_{0};
   std::mutex mutex_;  // of what follows; `log` does not take it
-  std::condition_variable wake_, flushed_;
+  std::condition_variable wake_, progress_;
   std::uint64_t done_ = 0, rounds_ = 0, wanted_ = 0;  // tickets written; rounds ended, asked for
-  bool stop_ = false;
-  std::thread thread_;
+  bool stop_ = false, ended_ = false, abandoned_ = false;
+};
+
+}  // namespace detail
+
+/// Logs from any number of threads to a sink that may be slow. `log` copies the event into a queue
+/// of bounded length and bytes and returns: it never waits for the sink nor for other threads. When
+/// the queue is full the line is dropped, counted, and, once there is room, told of in a line of
+/// level warn.
+///
+/// In a child of fork() the logger belongs to the parent: every line is dropped and counted,
+/// nothing waits, and its end leaves the parent's alone. A child that logs makes a logger of its
+/// own.
+class json_logger {
+ public:
+  /// Gets each line with its newline, on the logger's own thread, one at a time. Lines of one
+  /// thread come in its order. If it throws, the line counts as failed.
+  using sink = detail::json_log_queue::sink;
+
+  /// Throws std::invalid_argument for options out of their ranges or an empty sink,
+  /// std::system_error where no thread can be started.
+  explicit json_logger(sink to, json_log_options options = {})
+      : queue_(std::make_shared<detail::json_log_queue>(std::move(to), std::move(options))),
+        thread_(std::make_unique<std::thread>([queue = queue_] { queue->run(); })),
+        forks_(detail::forks_so_far()) {}
+
+  json_logger(const json_logger&) = delete;
+  json_logger& operator=(const json_logger&) = delete;
+
+  /// Writes what is queued, for at most `options.patience`; `flush` before it says whether that
+  /// suffices. No thread may log any more. The sink is not called afterwards; but a call that still
+  /// blocks then goes on, on a thread that is left behind: what the sink refers to must outlive it.
+  ~json_logger() {
+    if (!own_process()) {  // the thread, and whatever it held when it forked, are the parent's
+      static_cast<void>(new std::shared_ptr<detail::json_log_queue>(std::move(queue_)));
+      static_cast<void>(thread_.release());
+    } else if (queue_->end()) {
+      thread_->join();
+    } else {
+      thread_->detach();
+    }
+  }
+
+  /// False where the line was dropped. Lock-free; allocates only for events whose strings have more
+  /// than 256 bytes together.
+  bool log(const log_event& event) noexcept {
+    if (event.level < queue_->options().least) return true;
+    return own_process() ? queue_->log(event) : queue_->drop(0);
+  }
+
+  /// Waits until every line whose `log` returned before went to the sink, or was told of as
+  /// dropped; at most `timeout`, and says so where that did not suffice. Not for the hot path.
+  status flush(std::chrono::milliseconds timeout) {
+    if (!own_process())
+      return status::error(status_code::unsupported,
+                           "this json_logger writes in the process that fork() made this one of");
+    constexpr std::chrono::milliseconds longest = std::chrono::hours(24 * 365);  // clocks end
+    return queue_->flush(timeout < longest ? timeout : longest);
+  }
+  status flush() { return flush(queue_->options().patience); }
+
+  /// Lines lost because the queue was full (or memory was) since the start.
+  std::uint64_t dropped() const noexcept { return queue_->dropped(); }
+  /// Lines that the sink took, those about dropped ones among them.
+  std::uint64_t written() const noexcept { return queue_->written(); }
+  /// Lines that the sink threw at.
+  std::uint64_t failed() const noexcept { return queue_->failed(); }
+
+ private:
+  bool own_process() const noexcept { return forks_ == detail::forks_so_far(); }
+
+  std::shared_ptr<detail::json_log_queue> queue_;
+  std::unique_ptr<std::thread> thread_;
+  unsigned forks_ = 0;
 };
 
 ADAPTIVE_K_NAMESPACE_END
