@@ -15,8 +15,8 @@ library_packages=(libgtest-dev libbenchmark-dev nlohmann-json3-dev libcli11-dev 
                   libeigen3-dev libdnnl-dev libssl-dev)
 # Without these parts are left out: the endpoint for Prometheus, its test by Prometheus
 # itself, and A/B tests.
-optional_packages=(pkgconf libcpp-httplib-dev prometheus libboost-math-dev)
-check_packages=(clang clang-format clang-tidy git ninja-build)
+optional_packages=(libboost-dev prometheus)
+check_packages=(clang clang-format clang-tidy git ninja-build locales)
 
 # need_packages name...: installs those that are missing, where that is allowed.
 need_packages() {

@@ -1,9 +1,14 @@
 // The result of a call that can be refused: a code and a sentence that says why.
 #pragma once
 
+#include <clocale>
 #include <cstdarg>
 #include <cstddef>
 #include <cstdio>
+
+#if defined(__APPLE__)
+#include <xlocale.h>
+#endif
 
 #include "adaptive_k/config.hpp"
 
@@ -19,6 +24,25 @@ enum class status_code : int {
 };
 
 namespace detail {
+
+/// While it lives, printf on this thread writes numbers as C does, whatever setlocale was told.
+/// POSIX alone can do that; elsewhere the locale's decimal point stays.
+class numbers_of_c {
+#if defined(LC_ALL_MASK)
+ public:
+  numbers_of_c() noexcept : c_(newlocale(LC_ALL_MASK, "C", locale_t{})), before_(uselocale(c_)) {}
+  numbers_of_c(const numbers_of_c&) = delete;
+  numbers_of_c& operator=(const numbers_of_c&) = delete;
+  ~numbers_of_c() {
+    uselocale(before_);
+    if (c_ != locale_t{}) freelocale(c_);
+  }
+
+ private:
+  locale_t c_;
+  locale_t before_;
+#endif
+};
 
 /// Bytes of the well-formed UTF-8 sequence at the front of `text` [size] (1 to 4), or, negated,
 /// bytes of the broken one that one U+FFFD replaces (its longest valid beginning, at least 1), as
@@ -84,8 +108,8 @@ class status {
  public:
   status() noexcept { message_[0] = '\0'; }
 
-  /// printf-style reason. Bytes that are no printable UTF-8 come out as \xNN; what does not fit
-  /// into 223 bytes is cut, between two characters.
+  /// printf-style reason, numbers with a point in every locale. Bytes that are no printable UTF-8
+  /// come out as \xNN; what does not fit into 223 bytes is cut, between two characters.
   ADAPTIVE_K_PRINTF(2, 3)
   static status error(status_code code, const char* format, ...) noexcept {
     status result;
@@ -93,6 +117,7 @@ class status {
     std::va_list arguments;
     va_start(arguments, format);
     char text[sizeof result.message_ + 3];  // a last character that begins within is there whole
+    [[maybe_unused]] const detail::numbers_of_c numbers;
     const int length = std::vsnprintf(text, sizeof text, format, arguments);
     va_end(arguments);
     const auto size = static_cast<std::size_t>(length < 0 ? 0 : length);

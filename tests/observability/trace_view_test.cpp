@@ -160,9 +160,28 @@ TEST(PerfettoTrace, LeavesOutImpossibleTimesAndSaysSo) {
   trace.add(one.call(0, 0, -1));
   trace.add(one.call(0, 0, std::numeric_limits<double>::infinity()));
   EXPECT_EQ(trace.skipped(), 3U);
+  for (const double far : {1e306, std::numeric_limits<double>::max(), 9.3e15}) {
+    trace.add(one.call(0, -far, 1));
+    trace.add(one.call(0, far, 1));
+    trace.add(one.call(0, 0, far));
+    trace.add(one.call(0, 5e15, far / 2));
+  }
+  EXPECT_EQ(trace.skipped(), 15U);
   const json parsed = json::parse(trace.json());
   check_events(parsed);
   EXPECT_EQ(parsed["traceEvents"].size(), 1U);
+}
+
+// Microseconds since 1970, and the smallest and largest times that are taken.
+TEST(PerfettoTrace, WritesEveryTimeThatItTakesAsJson) {
+  const arrays tokens = {{0.5f, 1.5f, 2.5f}, {8, 7, 6}};
+  perfetto_trace trace("m");
+  const double times[] = {-8.9e15, -1e-300, 0, 1e-300, 0.0004, 1.8e15, 8.9e15};
+  for (const double start : times)
+    for (const double duration : {0.0, 1e-300, 0.25, 1e13})
+      trace.add(tokens.call(3, start, duration));
+  EXPECT_EQ(trace.skipped(), 0U);
+  check_events(json::parse(trace.json()));
 }
 
 // What a router put out, as it is.

@@ -27,6 +27,7 @@
 #include "adaptive_k/calibration/calibration_study.hpp"
 #include "adaptive_k/calibration/rule_choice.hpp"
 #include "adaptive_k/config.hpp"
+#include "adaptive_k/status.hpp"
 
 ADAPTIVE_K_NAMESPACE_BEGIN
 
@@ -108,8 +109,7 @@ struct calibrator {
     const int top_k = study.top_k();
     for (const double mean_k : frontier_mean_ks)
       if (!(mean_k >= 1.0 && mean_k < top_k))
-        throw std::runtime_error("frontier_mean_ks: " + std::to_string(mean_k) +
-                                 ", expected 1 or more and below " + std::to_string(top_k));
+        refuse("frontier_mean_ks: %g, expected 1 or more and below %d", mean_k, top_k);
     const window_range windows = study.choice_windows();
     const double middle = by_savings ? (1.0 - target.value) * top_k : 0.5 * (1.0 + top_k);
     const routing_outcome full =
@@ -172,11 +172,17 @@ struct calibrator {
     return rule == calibration_rule::fixed || rule == calibration_rule::static_per_layer;
   }
 
+  template <class... Values>
+  [[noreturn]] static void refuse(const char* format, Values... values) {
+    throw std::runtime_error(
+        status::error(status_code::invalid_argument, format, values...).message());
+  }
+
   void check() const {
     const bool is_share = target.what == calibration_target::kind::savings;
     if (!(target.value > 0.0) || !std::isfinite(target.value) || (is_share && target.value >= 1.0))
-      throw std::runtime_error("calibration target: " + std::to_string(target.value) +
-                               ", expected above 0" + (is_share ? " and below 1" : ""));
+      refuse("calibration target: %g, expected above 0%s", target.value,
+             is_share ? " and below 1" : "");
     if (rules.empty()) throw std::runtime_error("calibration rules: none, expected one or more");
   }
 

@@ -11,13 +11,14 @@
 //   ,lambda=0.01                   price of one expert (distortion policies)
 #pragma once
 
+#include <charconv>
 #include <cmath>
-#include <cstdio>
 #include <cstdlib>
 #include <limits>
 #include <optional>
 #include <string>
 #include <string_view>
+#include <system_error>
 #include <utility>
 #include <vector>
 
@@ -163,16 +164,16 @@ inline std::optional<k_policy> read_shorthand(const std::string& body, const std
   return policy;
 }
 
-/// The shortest decimal that reads back as the same float.
+/// The shortest decimal that reads back as the same float, in whatever locale.
 inline std::string shortest(float value) {
-  char text[32] = "";
+  char text[32];
+  char* end = text;
   for (int digits = 1; digits <= std::numeric_limits<float>::max_digits10; ++digits) {
-    std::snprintf(text, sizeof text, "%.*g", digits, static_cast<double>(value));
-    if (std::strtof(text, nullptr) == value) break;
+    end = std::to_chars(text, text + sizeof text, value, std::chars_format::general, digits).ptr;
+    float read = 0.0f;
+    if (std::from_chars(text, end, read).ec == std::errc() && read == value) break;
   }
-  for (char* c = text; *c != '\0'; ++c)
-    if (*c == ',') *c = '.';  // of a locale
-  return text;
+  return std::string(text, end);
 }
 
 }  // namespace detail

@@ -13,7 +13,6 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
-#include <cstdio>
 #include <limits>
 #include <memory>
 #include <mutex>
@@ -25,6 +24,7 @@
 #include "adaptive_k/config.hpp"
 #include "adaptive_k/observability/ab_assignment.hpp"
 #include "adaptive_k/observability/ab_statistics.hpp"
+#include "adaptive_k/observability/text.hpp"
 #include "adaptive_k/status.hpp"
 
 ADAPTIVE_K_NAMESPACE_BEGIN
@@ -346,9 +346,9 @@ class ab_test {
   }
 
   static std::string percent(double share, const char* unit = "%") {
-    char text[48];
-    std::snprintf(text, sizeof text, "%+.1f%s", 100.0 * share, unit);
-    return text;
+    std::string text = std::signbit(share) ? "" : "+";
+    detail::append_decimals(text, 100.0 * share, 1);
+    return text + unit;
   }
 
   /// `decided`: whether a metric that was not found may be said to show no difference.

@@ -47,6 +47,13 @@ inline void append_number(std::string& out, double value) {
   if (text.find_first_of(".e") == std::string_view::npos) out += ".0";
 }
 
+/// With so many digits behind the point, 0 to 3; not printf, which follows the locale.
+inline void append_decimals(std::string& out, double value, int digits) {
+  char text[320];  // the largest number has 309 before the point
+  out.append(text,
+             std::to_chars(text, text + sizeof text, value, std::chars_format::fixed, digits).ptr);
+}
+
 /// Appends `text` as a JSON string, with its quotes.
 inline void append_json_string(std::string& out, std::string_view text) {
   constexpr char digits[] = "0123456789abcdef";

@@ -80,17 +80,13 @@ inline void append_bar(std::string& out, double value, double full, int width,
   out.append(static_cast<std::size_t>(width - filled), '.');
 }
 
-/// Two digits behind the point, right-aligned to `width`; "-" for what is not finite. Not printf:
-/// that follows the locale.
+/// Two digits behind the point, right-aligned to `width`; "-" for what is not finite.
 inline void append_fixed(std::string& out, double value, int width) {
-  std::string text = "-";
-  if (std::isfinite(value) && std::abs(value) < 1e15) {
-    const auto hundredths = std::int64_t{std::llround(std::abs(value) * 100)};
-    text = value < 0 && hundredths != 0 ? "-" : "";
-    append_number(text, hundredths / 100);
-    text += '.';
-    append_padded(text, hundredths % 100, 2);
-  }
+  std::string text;
+  if (std::isfinite(value) && std::abs(value) < 1e15)
+    append_decimals(text, std::abs(value) < 0.005 ? 0.0 : value, 2);
+  else
+    text = "-";
   if (text.size() < static_cast<std::size_t>(width))
     out.append(static_cast<std::size_t>(width) - text.size(), ' ');
   out += text;
@@ -205,10 +201,11 @@ class perfetto_trace {
 
   /// Adds a call: a slice with its means. With `tokens`, also the entropy and K of each token, as
   /// counters at equal steps over the call: which of its moments a token took is not measured.
-  /// Calls with times that are not finite, or a negative duration, are counted and left out.
+  /// Calls with a negative duration or with times that are none, or that lie 9e15 us (285 years)
+  /// and more from zero, where the viewer's clock ends, are counted and left out.
   void add(const trace_call& call, bool tokens = true) {
-    if (!std::isfinite(call.start_us) || !(call.duration_us >= 0) ||
-        !std::isfinite(call.duration_us)) {
+    if (!(call.start_us > -most_us) || !(call.duration_us >= 0) ||
+        !(call.start_us + call.duration_us < most_us)) {
       ++skipped_;
       return;
     }
@@ -252,6 +249,8 @@ class perfetto_trace {
     events_ += ",\"ts\":";
     detail::append_number(events_, in_ns(ts));
   }
+
+  static constexpr double most_us = 9e15;  // Perfetto keeps ns in 64 bits
 
   /// Clocks tell no more, and digits behind it would only be noise of the conversion.
   static double in_ns(double us) noexcept { return std::round(us * 1e3) / 1e3; }
