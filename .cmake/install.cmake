@@ -27,6 +27,5 @@ write_basic_package_version_file(
   "${PROJECT_BINARY_DIR}/adaptive_kConfigVersion.cmake"
   COMPATIBILITY SameMinorVersion)
 install(FILES "${PROJECT_BINARY_DIR}/adaptive_kConfig.cmake"
-              "${CMAKE_CURRENT_LIST_DIR}/httplib.cmake"
               "${PROJECT_BINARY_DIR}/adaptive_kConfigVersion.cmake"
         DESTINATION "${package_dir}")

@@ -17,6 +17,7 @@
 #if defined(ADAPTIVE_K_TEST_HTTP)
 #include "adaptive_k/observability/http_server.hpp"
 #include "observability/exposition.hpp"
+#include "observability/http_client.hpp"
 #endif
 
 namespace {
@@ -59,9 +60,8 @@ class running_benchmark {
   bool runs() const { return waitpid(process_, nullptr, WNOHANG) == 0; }
 
   std::string metrics() const {
-    httplib::Client client("127.0.0.1", port_);
-    const httplib::Result answer = client.Get("/metrics");
-    return answer && answer->status == 200 ? answer->body : "";
+    const std::string answer = http_client::get(port_);
+    return http_client::code(answer) == 200 ? http_client::body(answer) : "";
   }
 
  private:

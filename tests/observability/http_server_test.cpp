@@ -1,83 +1,33 @@
 // The endpoint against well-behaved, malformed, slow and many clients, by bare sockets.
 #include "adaptive_k/observability/http_server.hpp"
 
-#include <arpa/inet.h>
 #include <gtest/gtest.h>
-#include <netinet/in.h>
-#include <poll.h>
 #include <sys/resource.h>
-#include <sys/socket.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <atomic>
 #include <chrono>
 #include <csignal>
 #include <cstring>
+#include <memory>
 #include <string>
 #include <thread>
 #include <vector>
 
 #include "exposition.hpp"
+#include "http_client.hpp"
+#include "in_child.hpp"
+#include "no_more_threads.hpp"
 
 namespace {
 
 using namespace adaptive_k;  // NOLINT(google-build-using-namespace)
 
-class connection {
- public:
-  explicit connection(int port, const char* address = "127.0.0.1")
-      : socket_(::socket(AF_INET, SOCK_STREAM, 0)) {
-    sockaddr_in to = {};
-    to.sin_family = AF_INET;
-    to.sin_port = htons(static_cast<std::uint16_t>(port));
-    inet_pton(AF_INET, address, &to.sin_addr);
-    connected_ = connect(socket_, reinterpret_cast<const sockaddr*>(&to), sizeof to) == 0;
-  }
-  connection(connection&& other) noexcept : socket_(other.socket_), connected_(other.connected_) {
-    other.socket_ = -1;
-  }
-  connection(const connection&) = delete;
-  connection& operator=(const connection&) = delete;
-  ~connection() {
-    if (socket_ >= 0) close(socket_);
-  }
-  bool connected() const { return connected_; }
-  void send(const std::string& text) const {
-    static_cast<void>(!::send(socket_, text.data(), text.size(), MSG_NOSIGNAL));
-  }
-  /// All up to the end of the connection, at most `seconds` after the last byte.
-  std::string receive(int seconds = 60) const {
-    std::string all;
-    char part[4096];
-    for (;;) {
-      pollfd ready = {socket_, POLLIN, 0};
-      if (poll(&ready, 1, seconds * 1000) <= 0) return all + "<nothing more came>";
-      const ssize_t length = recv(socket_, part, sizeof part, 0);
-      if (length <= 0) return all;
-      all.append(part, static_cast<std::size_t>(length));
-    }
-  }
-
- private:
-  int socket_;
-  bool connected_ = false;
-};
-
-std::string get(int port, const std::string& path = "/metrics", const std::string& headers = "") {
-  const connection to(port);
-  if (!to.connected()) return "not connected";
-  to.send("GET " + path + " HTTP/1.1\r\nHost: localhost\r\n" + headers + "\r\n");
-  return to.receive();
-}
-
-int code(const std::string& response) {
-  return response.compare(0, 9, "HTTP/1.1 ") == 0 ? std::atoi(response.c_str() + 9) : -1;
-}
-
-std::string body(const std::string& response) {
-  const std::size_t at = response.find("\r\n\r\n");
-  return at == std::string::npos ? "" : response.substr(at + 4);
-}
+using http_client::body;
+using http_client::code;
+using http_client::connection;
+using http_client::get;
 
 class HttpServer : public ::testing::Test {
  protected:
@@ -140,6 +90,196 @@ TEST_F(HttpServer, ServesBothFormats) {
   EXPECT_FALSE(opens(",;q=,application/openmetrics-text;q=x,"));
   EXPECT_EQ(code(get(server_.port(), "/")), 302);
   EXPECT_EQ(code(get(server_.port(), "/other")), 404);
+}
+
+TEST_F(HttpServer, AnswersByTheRulesOfHttp) {
+  struct expectation {
+    const char* request;
+    int code;
+  };
+  const expectation table[] = {
+      {"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n", 200},
+      {"GET /metrics?a=b HTTP/1.1\r\nHost: x\r\n\r\n", 200},
+      {"GET http://x:1/metrics HTTP/1.1\r\nHost: x\r\n\r\n", 200},
+      {"GET HTTP://x/metrics?a HTTP/1.1\r\nHost: x\r\n\r\n", 200},
+      {"GET /metrics HTTP/1.0\r\n\r\n", 200},
+      {"HEAD /metrics HTTP/1.1\r\nHost: x\r\n\r\n", 200},
+      {"GET /metrics HTTP/1.1\r\nHost: x\r\nRange: bytes=0-1\r\n\r\n", 200},
+      {"GET /metrics HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n", 200},
+      {"GET /metrics HTTP/1.1\r\nHost: x\r\nExpect: 100-Continue\r\n\r\n", 200},
+      {"GET / HTTP/1.1\r\nHost: x\r\n\r\n", 302},
+      {"GET http://x HTTP/1.1\r\nHost: x\r\n\r\n", 302},
+      {"GET http://x?a=/metrics HTTP/1.1\r\nHost: x\r\n\r\n", 302},
+      {"GET /metrics HTTP/1.1\r\n\r\n", 400},
+      {"GET /metrics HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n", 400},
+      {"GET /metrics HTTP/1.1\r\nHost: x\r\nno colon\r\n\r\n", 400},
+      {"GET /metrics HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n", 400},
+      {"GET /metrics HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999999999999\r\n\r\n", 400},
+      {"GET /metrics HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\nContent-Length: 5\r\n\r\n", 400},
+      {"GET\r\n\r\n", 400},
+      {"GET /metrics\r\n\r\n", 400},
+      {"\r\n\r\n", 400},
+      {"GET /metrics/ HTTP/1.1\r\nHost: x\r\n\r\n", 404},
+      {"GET /metric HTTP/1.1\r\nHost: x\r\n\r\n", 404},
+      {"GET /METRICS HTTP/1.1\r\nHost: x\r\n\r\n", 404},
+      {"GET * HTTP/1.1\r\nHost: x\r\n\r\n", 404},
+      {"POST /metrics HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\nab", 405},
+      {"OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n", 405},
+      {"CONNECT x:1 HTTP/1.1\r\nHost: x\r\n\r\n", 405},
+      {"GET /metrics HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\nab", 413},
+      {"GET /metrics HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 413},
+      {"GET /metrics HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip\r\n\r\n", 413},
+      {"GET /metrics HTTP/1.1\r\nHost: x\r\nExpect: tea\r\n\r\n", 417},
+      {"BREW /metrics HTTP/1.1\r\nHost: x\r\n\r\n", 501},
+      {"get /metrics HTTP/1.1\r\nHost: x\r\n\r\n", 501},
+      {"GET /metrics HTTP/2.0\r\nHost: x\r\n\r\n", 505},
+  };
+  for (const expectation& e : table) {
+    const connection to(server_.port());
+    to.send(e.request);
+    const std::string answer = to.receive();
+    EXPECT_EQ(code(answer), e.code) << e.request << answer;
+    EXPECT_EQ(answer.find("HTTP/1.1 "), 0U) << answer;
+    EXPECT_NE(answer.find("Connection: close\r\n"), std::string::npos) << answer;
+    if (std::string(e.request).compare(0, 5, "HEAD ") == 0)
+      EXPECT_EQ(body(answer), "");
+    else
+      EXPECT_NE(answer.find("Content-Length: " + std::to_string(body(answer).size()) + "\r\n"),
+                std::string::npos)
+          << answer;
+  }
+  EXPECT_NE(get(server_.port(), "/").find("Location: /metrics\r\n"), std::string::npos);
+  EXPECT_NE(get(server_.port()).find("Vary: Accept\r\n"), std::string::npos);
+  const connection in_pieces(server_.port());
+  for (const char c : std::string("GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")) {
+    in_pieces.send(std::string(1, c));
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+  EXPECT_EQ(code(in_pieces.receive()), 200);
+  const std::string long_head =
+      get(server_.port(), "/metrics", "X: " + std::string(9000, 'a') + "\r\n");
+  EXPECT_EQ(code(long_head), 431) << long_head;
+  EXPECT_EQ(code(get(server_.port(), "/metrics", "X: " + std::string(8000, 'a') + "\r\n")), 200);
+  EXPECT_TRUE(exposition_text::parse(body(get(server_.port(), "/metrics",
+                                              "Accept: text/plain;q=0.5\r\naccept: "
+                                              "application/openmetrics-text;q=0.6\r\n")))
+                  .ended)
+      << "Accept in two lines";
+}
+
+// A client that keeps sending, or keeps not reading, is cut off all the same.
+TEST_F(HttpServer, ConnectionsEnd) {
+  http_server quick;
+  http_server_options options;
+  options.port = 0;
+  options.patience = std::chrono::milliseconds(100);
+  ASSERT_TRUE(quick.start(recorder_, options));
+  const auto start = std::chrono::steady_clock::now();
+  const connection dripping(quick.port());
+  int sent = 0;
+  while (dripping.send("a") &&
+         std::chrono::steady_clock::now() - start < std::chrono::seconds(30)) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    ++sent;
+  }
+  EXPECT_GT(sent, 2);
+  EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(20));
+  EXPECT_EQ(code(get(quick.port())), 200);
+}
+
+TEST_F(HttpServer, ServesAtMostSoManyAtATime) {
+  http_server narrow;
+  http_server_options options;
+  options.port = 0;
+  options.max_connections = 2;
+  options.patience = std::chrono::milliseconds(300);
+  ASSERT_TRUE(narrow.start(recorder_, options));
+  const connection first(narrow.port()), second(narrow.port());
+  const auto start = std::chrono::steady_clock::now();
+  EXPECT_EQ(code(get(narrow.port())), 200);
+  EXPECT_GE(std::chrono::steady_clock::now() - start, std::chrono::milliseconds(200))
+      << "once one of the two is given up";
+}
+
+// Under pressure a rendering serves all that wait, but never one that is older than their request.
+TEST_F(HttpServer, AnswersAreNeverOlderThanTheirRequests) {
+  std::atomic<bool> stop{false};
+  std::thread others([&] {
+    while (!stop) get(server_.port());
+  });
+  double last = tokens();
+  for (int i = 0; i < 100; ++i) {
+    count_one();
+    const double now = tokens();
+    EXPECT_EQ(now, last + 1);
+    last = now;
+  }
+  stop = true;
+  others.join();
+}
+
+TEST_F(HttpServer, SaysThatNoThreadCanBeStarted) {
+  http_server second;
+  http_server_options options;
+  options.port = 0;
+  {
+    const no_more_threads none;
+    const status refused = second.start(recorder_, options);
+    EXPECT_FALSE(refused.ok());
+    EXPECT_NE(std::string(refused.message()).find("start a thread"), std::string::npos)
+        << refused.message();
+    EXPECT_FALSE(second.running());
+    EXPECT_EQ(second.port(), 0);
+    EXPECT_FALSE(start_http_server(0).ok());
+  }
+  EXPECT_TRUE(second.start(recorder_, options));
+  EXPECT_EQ(code(get(second.port())), 200);
+}
+
+TEST_F(HttpServer, BelongsToTheProcessThatStartedIt) {
+  auto shared = std::make_unique<http_server>();
+  http_server_options options;
+  options.port = 0;
+  ASSERT_TRUE(shared->start(recorder_, options));
+  const int port = shared->port();
+  const connection asked(port);  // a connection that is open while children come and go
+  asked.send("GET /metrics HTTP/1.1\r\n");
+  for (int i = 0; i < 3; ++i)
+    EXPECT_EQ(in_child([&] {
+                EXPECT_FALSE(shared->running());
+                EXPECT_EQ(shared->port(), 0);
+                if (i == 0) shared.reset();
+                if (i == 1) shared->stop();
+                if (i == 2) {
+                  const status started = shared->start(recorder_, options);
+                  EXPECT_TRUE(started.ok()) << started.message();
+                  EXPECT_NE(shared->port(), port);
+                  EXPECT_EQ(code(get(shared->port())), 200);
+                  shared.reset();
+                }
+              }),
+              0);
+  EXPECT_TRUE(shared->running());
+  EXPECT_EQ(code(get(port)), 200);
+  asked.send("Host: x\r\n\r\n");
+  EXPECT_EQ(code(asked.receive()), 200);
+  // A child that gave up its copy does not keep the port.
+  int ready[2], done[2];
+  ASSERT_EQ(pipe(ready) + pipe(done), 0);
+  const pid_t child = fork();
+  if (child == 0) {
+    shared->stop();
+    char byte = 0;
+    static_cast<void>(!write(ready[1], &byte, 1));
+    static_cast<void>(!read(done[0], &byte, 1));
+    _exit(0);
+  }
+  char byte = 0;
+  ASSERT_EQ(read(ready[0], &byte, 1), 1);
+  shared->stop();
+  EXPECT_FALSE(connection(port).connected());
+  ASSERT_EQ(write(done[1], &byte, 1), 1);
+  waitpid(child, nullptr, 0);
 }
 
 TEST_F(HttpServer, TakesPathsAsTheyAre) {
@@ -236,10 +376,9 @@ TEST_F(HttpServer, AnswersAThousandConnections) {
     EXPECT_EQ(answered, 1000);
   }
   {
-    http_server wide;  // so that giving up 1000 silent clients takes seconds, not a minute
+    http_server wide;  // so that giving up 1000 silent clients takes no seconds
     http_server_options options;
     options.port = 0;
-    options.threads = 128;
     options.patience = std::chrono::milliseconds(100);
     ASSERT_TRUE(wide.start(recorder_, options).ok());
     std::vector<connection> silent;
@@ -268,11 +407,19 @@ TEST_F(HttpServer, RefusesATakenPortAndBadOptions) {
   EXPECT_NE(std::string(second.start(recorder_, options).message()).find("65536"),
             std::string::npos);
   options = {};
-  options.threads = 0;
+  options.max_connections = 0;
   EXPECT_FALSE(second.start(recorder_, options).ok());
   options = {};
-  options.path = "metrics";
-  EXPECT_FALSE(second.start(recorder_, options).ok());
+  options.patience = std::chrono::hours(2);
+  EXPECT_NE(std::string(second.start(recorder_, options).message()).find("7200000"),
+            std::string::npos);
+  options = {};
+  for (const char* path : {"metrics", "/", "", "/a b", "/a?b", "/a#b", "/\xC3\xA9", "/a\r\nX: y"}) {
+    options.path = path;
+    const status refused = second.start(recorder_, options);
+    EXPECT_NE(std::string(refused.message()).find("http_server_options.path"), std::string::npos)
+        << path;
+  }
   options = {};
   options.host = "203.0.113.1";  // kept for documentation, so nobody's
   EXPECT_FALSE(second.start(recorder_, options).ok());

@@ -5,6 +5,7 @@
 
 #include <chrono>
 #include <csignal>
+#include <cstdio>
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <set>
@@ -13,6 +14,7 @@
 
 #include "adaptive_k/observability/http_server.hpp"
 #include "cli/scratch.hpp"
+#include "http_client.hpp"
 
 namespace {
 
@@ -54,17 +56,23 @@ class prometheus_process {
   }
 
   /// data of the answer; null while there is none.
-  nlohmann::json ask(const std::string& path, const httplib::Params& with = {}) const {
-    httplib::Client client("127.0.0.1", port_);
-    const httplib::Result answer = client.Get(path, with, httplib::Headers{});
-    if (!answer || answer->status != 200) return nullptr;
-    const nlohmann::json all = nlohmann::json::parse(answer->body, nullptr, false);
+  nlohmann::json ask(const std::string& path, const std::string& name,
+                     const std::string& value) const {
+    std::string target = path + "?" + name + "=";
+    for (const char c : value) {
+      char encoded[4];
+      std::snprintf(encoded, sizeof encoded, "%%%02X", static_cast<unsigned char>(c));
+      target += encoded;
+    }
+    const std::string answer = http_client::get(port_, target, "", "1.0");  // never in chunks
+    if (http_client::code(answer) != 200) return nullptr;
+    const nlohmann::json all = nlohmann::json::parse(http_client::body(answer), nullptr, false);
     return all.is_object() ? all.value("data", nlohmann::json()) : nlohmann::json();
   }
 
   /// The first result's value of a query; -1 for none.
   double value(const std::string& query) const {
-    const nlohmann::json data = ask("/api/v1/query", {{"query", query}});
+    const nlohmann::json data = ask("/api/v1/query", "query", query);
     if (!data.is_object() || data["result"].empty()) return -1.0;
     return std::stod(data["result"][0]["value"][1].get<std::string>());
   }
@@ -104,6 +112,9 @@ TEST(PrometheusServer, KnowsWhatWasRecorded) {
   const float entropy = 1.3f;
   recorder.record(labels, batch, 3e-5);
   recorder.record_entropies(recorder.find(labels), &entropy, 1);
+  for (const std::string model :
+       {std::string("x\0", 2), std::string("x\xFF"), std::string("x\xFE")})
+    recorder.record({model, 0, "odd"}, batch, 3e-5);  // one bad line, and it takes none
 
   http_server endpoint;
   http_server_options options;
@@ -118,16 +129,18 @@ TEST(PrometheusServer, KnowsWhatWasRecorded) {
   EXPECT_EQ(server.value("adaptive_k_avg_k" + of), 5);
   EXPECT_EQ(server.value("adaptive_k_compute_saved_ratio" + of), 0.375);
   EXPECT_EQ(server.value("adaptive_k_distinct_experts" + of), 4);
-  EXPECT_EQ(server.value("adaptive_k_k_total{k=\"5\"}"), 10);
-  EXPECT_EQ(server.value("adaptive_k_expert_load_total{expert=\"1\"}"), 50);
+  EXPECT_EQ(server.value("adaptive_k_k_total{k=\"5\",policy=\"top_p\"}"), 10);
+  EXPECT_EQ(server.value("adaptive_k_expert_load_total{expert=\"1\",policy=\"top_p\"}"), 50);
+  EXPECT_EQ(server.value("count(adaptive_k_tokens_total{policy=\"odd\"})"), 3);
   EXPECT_EQ(server.value("adaptive_k_latency_seconds_count" + of), 1);
-  EXPECT_EQ(server.value("adaptive_k_entropy_nats_bucket{le=\"1.5\"}"), 1);
-  const double median = server.value("histogram_quantile(0.5, adaptive_k_latency_seconds_bucket)");
+  EXPECT_EQ(server.value("adaptive_k_entropy_nats_bucket{le=\"1.5\",policy=\"top_p\"}"), 1);
+  const double median =
+      server.value("histogram_quantile(0.5, adaptive_k_latency_seconds_bucket{policy=\"top_p\"})");
   EXPECT_GT(median, 2.5e-5);
   EXPECT_LE(median, 5e-5);
 
   // The formats' own words, as it understood them. Prometheus asks for OpenMetrics.
-  nlohmann::json metadata = server.ask("/api/v1/targets/metadata", {{"match_target", "{}"}});
+  nlohmann::json metadata = server.ask("/api/v1/targets/metadata", "match_target", "{}");
   std::set<std::string> kinds;
   for (const nlohmann::json& one : metadata)
     kinds.insert(one["metric"].get<std::string>() + " " + one["type"].get<std::string>() + " " +

@@ -1,11 +1,18 @@
-// An HTTP endpoint for Prometheus to scrape, by cpp-httplib. Link adaptive_k::observability.
+// An HTTP endpoint for Prometheus to scrape, by Boost.Asio and Boost.Beast's parser. Link
+// adaptive_k::observability.
 #pragma once
 
-#include <httplib.h>
-
+#include <array>
 #include <atomic>
+#include <boost/asio/buffer.hpp>
+#include <boost/asio/error.hpp>
+#include <boost/asio/io_context.hpp>
+#include <boost/asio/ip/tcp.hpp>
+#include <boost/asio/post.hpp>
+#include <boost/asio/steady_timer.hpp>
+#include <boost/asio/write.hpp>
+#include <boost/system/error_code.hpp>
 #include <chrono>
-#include <csignal>
 #include <cstddef>
 #include <exception>
 #include <memory>
@@ -16,7 +23,14 @@
 #include <utility>
 #include <vector>
 
+#if !defined(_WIN32)
+#include <fcntl.h>
+#include <unistd.h>
+#endif
+
 #include "adaptive_k/config.hpp"
+#include "adaptive_k/observability/fork.hpp"
+#include "adaptive_k/observability/http_request.hpp"
 #include "adaptive_k/observability/prometheus.hpp"
 #include "adaptive_k/status.hpp"
 
@@ -25,49 +39,330 @@ ADAPTIVE_K_NAMESPACE_BEGIN
 struct http_server_options {
   int port = 9090;                 ///< 0: any free one, see http_server::port
   std::string host = "127.0.0.1";  ///< loopback; "0.0.0.0" lets every machine read the metrics
-  std::string path = "/metrics";   ///< "/" redirects to it
-  /// Connections served at a time; the rest wait. Where the system cannot start them all, the
-  /// library's pool ends the process.
-  int threads = 16;
-  std::chrono::milliseconds patience{1000};  ///< for a client's next bytes, either way
+  /// Compared byte by byte; "/" redirects to it. Visible ASCII without ? and #.
+  std::string path = "/metrics";
+  int max_connections = 512;  ///< at a time, 9 kB each; the rest wait to be accepted. 1 to 65536
+  /// For a client's whole request, and for its hanging up at the end; ten times as long for its
+  /// taking the answer. 1 ms to an hour.
+  std::chrono::milliseconds patience{1000};
 };
 
 namespace detail {
 
-/// The greatest q, times 1000, that an Accept header gives a media type; 1000 where it gives none,
-/// 0 where it does not name the type.
-inline int accepted_thousandths(std::string_view accept, std::string_view type) noexcept {
-  int most = 0;
-  while (!accept.empty()) {
-    std::string_view range = accept.substr(0, accept.find(','));
-    accept.remove_prefix(range.size() + (range.size() < accept.size() ? 1 : 0));
-    while (!range.empty() && range.front() == ' ') range.remove_prefix(1);
-    const std::string_view after = range.substr(range.size() < type.size() ? 0 : type.size());
-    if (range.substr(0, type.size()) != type) continue;
-    if (!after.empty() && after.front() != ';' && after.front() != ' ') continue;
-    int q = 1000;
-    const std::size_t at = after.find("q=");
-    if (at != std::string_view::npos && (after[at - 1] == ';' || after[at - 1] == ' ')) {
-      q = 0;
-      int unit = 1000;
-      for (const char c : after.substr(at + 2, 5)) {
-        if (c == '.') continue;
-        if (c < '0' || c > '9') break;
-        q += unit * (c - '0');
-        unit /= 10;
+/// What a server's one thread works on; it and the handlers of its connections alone touch this.
+class http_service {
+ public:
+  using error_code = boost::system::error_code;
+  using tcp = boost::asio::ip::tcp;
+
+  /// Listens; throws boost::system::system_error where that cannot be.
+  http_service(const prometheus_recorder& recorder, const http_server_options& options)
+      : recorder_(recorder), options_(options), acceptor_(io_), retry_(io_), next_(io_), end_(io_) {
+    const auto found = tcp::resolver(io_).resolve(options.host, std::to_string(options.port),
+                                                  tcp::resolver::passive);
+    const tcp::endpoint at = found.begin()->endpoint();
+    acceptor_.open(at.protocol());
+    keep_from_children(acceptor_.native_handle());
+#if !defined(_WIN32)
+    acceptor_.set_option(tcp::acceptor::reuse_address(true));
+#endif
+    acceptor_.bind(at);
+    acceptor_.listen(1024);
+    port_ = acceptor_.local_endpoint().port();
+  }
+  http_service(const http_service&) = delete;
+  http_service& operator=(const http_service&) = delete;
+  ~http_service() {
+    ending_ = true;
+    ++connections_;  // those that are left end here or with the io_context: none is the last
+    waiting_.clear();
+  }
+
+  int port() const noexcept {
+    return port_;
+  }
+
+  void run() noexcept {
+    for (;;) {
+      try {
+        accept();
+        io_.run();
+      } catch (...) {  // no memory: the connection that needed it is gone, and those that wait go
+        waiting_.clear();
+      }
+      if (ending_) return;
+      std::this_thread::sleep_for(pause);
+      io_.restart();
+    }
+  }
+
+  /// From any thread. `run` returns once the answers under way are sent, or after `patience`.
+  void end() noexcept {
+    try {
+      boost::asio::post(io_, [this] {
+        ending_ = true;
+        error_code ignored;
+        acceptor_.close(ignored);
+        retry_.cancel();
+        if (connections_ == 0) return io_.stop();
+        end_.expires_after(options_.patience);
+        end_.async_wait([this](error_code) { io_.stop(); });
+      });
+    } catch (...) {  // no memory: without waiting
+      ending_ = true;
+      io_.stop();
+    }
+  }
+
+  /// In a child of fork(): gives up its copy of the port. All else belongs to the parent.
+  void leave_to_parent() noexcept {
+#if !defined(_WIN32)
+    ::close(
+        acceptor_.native_handle());  // not the acceptor's close(): its epoll set is the parent's
+#endif
+  }
+
+ private:
+  static constexpr std::chrono::milliseconds pause{50};
+  /// Of bodies that wait for their clients, all together.
+  static constexpr std::size_t max_bodies = std::size_t{24} << 20;
+
+  /// Metrics as text, shared by the connections that send it.
+  struct rendering {
+    explicit rendering(http_service& of, std::string rendered)
+        : text(std::move(rendered)), service(of) {
+      service.body_bytes_ += text.capacity();
+    }
+    rendering(const rendering&) = delete;
+    rendering& operator=(const rendering&) = delete;
+    ~rendering() { service.body_bytes_ -= text.capacity(); }
+    const std::string text;
+    http_service& service;
+  };
+
+  class connection : public std::enable_shared_from_this<connection> {
+   public:
+    connection(http_service& of, tcp::socket socket)
+        : service_(of), socket_(std::move(socket)), deadline_(socket_.get_executor()) {
+      ++service_.connections_;
+    }
+    connection(const connection&) = delete;
+    connection& operator=(const connection&) = delete;
+    ~connection() { service_.closed_one(); }
+
+    void start() {
+      limit(service_.options_.patience);
+      read();
+    }
+
+   private:
+    /// The connection is cut when this time is over, whatever goes on.
+    void limit(std::chrono::milliseconds time) {
+      deadline_.expires_after(time);
+      deadline_.async_wait([self = shared_from_this()](error_code error) {
+        if (error == boost::asio::error::operation_aborted) return;
+        error_code ignored;
+        self->socket_.close(ignored);
+      });
+    }
+
+    void read() {
+      socket_.async_read_some(boost::asio::buffer(head_.data() + size_, head_.size() - size_),
+                              [self = shared_from_this()](error_code error, std::size_t more) {
+                                self->take(error, more);
+                              });
+    }
+
+    void take(error_code error, std::size_t more) {
+      const std::size_t from = size_ < 3 ? 0 : size_ - 3;
+      size_ += more;
+      const std::string_view text(head_.data(), size_);
+      const std::size_t end = text.find("\r\n\r\n", from);
+      if (end != std::string_view::npos) {
+        answer(answer_to(text.substr(0, end + 4), service_.options_.path));
+      } else if (size_ == head_.size()) {
+        answer(refusal(431));
+      } else if (!error) {
+        read();
+      } else if (error == boost::asio::error::eof && size_ > 0) {
+        answer(refusal(400));
+      } else {
+        deadline_.cancel();
       }
     }
-    most = q > most ? q : most;
+
+    static http_answer refusal(unsigned status) {
+      http_answer answer;
+      answer.status = status;
+      return answer;
+    }
+
+    void answer(const http_answer& what) {
+      limit(10 * service_.options_.patience);
+      if (what.status == 200)
+        service_.want(what, shared_from_this());
+      else
+        send(what, nullptr);
+    }
+
+   public:
+    /// `body` of the metrics; null for what is no 200, and where there is none.
+    void send(http_answer what, std::shared_ptr<const rendering> body) {
+      std::string_view text;
+      body_ = std::move(body);
+      if (body_ != nullptr) {
+        text = body_->text;
+      } else {
+        if (what.status == 200) what.status = 503;
+        const auto reason =
+            boost::beast::http::obsolete_reason(boost::beast::http::int_to_status(what.status));
+        refused_.assign(reason.data(), reason.size()).append("\n");
+        text = refused_;
+      }
+      answer_head_ = answer_head(what, text.size(), service_.options_.path);
+      if (!what.with_body) text = {};
+      const std::array<boost::asio::const_buffer, 2> parts = {
+          boost::asio::buffer(answer_head_), boost::asio::buffer(text.data(), text.size())};
+      boost::asio::async_write(socket_, parts,
+                               [self = shared_from_this()](error_code error, std::size_t) {
+                                 self->body_.reset();
+                                 if (error) return self->give_up();
+                                 // Closing with bytes unread would take the answer from the client.
+                                 self->socket_.shutdown(tcp::socket::shutdown_send, error);
+                                 self->limit(self->service_.options_.patience);
+                                 self->drain();
+                               });
+    }
+
+   private:
+    void drain() {
+      socket_.async_read_some(boost::asio::buffer(head_),
+                              [self = shared_from_this()](error_code error, std::size_t more) {
+                                self->drained_ += more;
+                                if (error || self->drained_ > max_drained) return self->give_up();
+                                self->drain();
+                              });
+    }
+
+    void give_up() { deadline_.cancel(); }  // with the last handler the connection goes
+
+    static constexpr std::size_t max_drained = std::size_t{1} << 20;
+
+    http_service& service_;
+    tcp::socket socket_;
+    boost::asio::steady_timer deadline_;
+    std::array<char, max_request_head> head_;
+    std::size_t size_ = 0, drained_ = 0;
+    std::string answer_head_, refused_;
+    std::shared_ptr<const rendering> body_;
+  };
+
+  static void keep_from_children(tcp::socket::native_handle_type socket) noexcept {
+#if !defined(_WIN32)
+    fcntl(socket, F_SETFD, FD_CLOEXEC);  // programs that this process starts
+#else
+    static_cast<void>(socket);
+#endif
   }
-  return most;
-}
+
+  void accept() {
+    if (accepting_ || ending_ || connections_ >= options_.max_connections) return;
+    acceptor_.async_accept([this](error_code error, tcp::socket socket) {
+      accepting_ = false;
+      if (ending_) return;
+      if (error) {  // no descriptor or no memory is left
+        retry_.expires_after(pause);
+        retry_.async_wait([this](error_code) { accept(); });
+        return;
+      }
+      keep_from_children(socket.native_handle());
+      std::make_shared<connection>(*this, std::move(socket))->start();
+      accept();
+    });
+    accepting_ = true;
+  }
+
+  void closed_one() noexcept {
+    --connections_;
+    if (ending_) {
+      if (connections_ == 0) io_.stop();
+      return;
+    }
+    try {
+      accept();
+    } catch (...) {  // the next one tries again
+    }
+  }
+
+  struct request {
+    http_answer answer;
+    std::shared_ptr<connection> from;
+  };
+
+  /// Answers with metrics as they are from now on. Rendering takes half of the thread's time at
+  /// most: after each it rests as long as that took, and serves by one all that asked meanwhile.
+  void want(const http_answer& answer, std::shared_ptr<connection> from) {
+    waiting_.push_back({answer, std::move(from)});
+    if (waiting_.size() > 1) return;
+    next_.expires_at(rested_);
+    next_.async_wait([this](error_code) {
+      const std::vector<request> asked = std::move(waiting_);
+      waiting_.clear();
+      const auto start = std::chrono::steady_clock::now();
+      std::array<std::shared_ptr<const rendering>, 2> made;
+      for (const exposition format : {exposition::prometheus, exposition::openmetrics})
+        for (const request& one : asked)
+          if (one.answer.format == format) {
+            made[format == exposition::openmetrics ? 1 : 0] = body(format);
+            break;
+          }
+      const auto end = std::chrono::steady_clock::now();
+      rested_ = end + (end - start);
+      for (const request& one : asked)
+        one.from->send(one.answer, made[one.answer.format == exposition::openmetrics ? 1 : 0]);
+    });
+  }
+
+  /// A new rendering; where those that clients have yet to take are many bytes, the newest of
+  /// them; null where there is none.
+  std::shared_ptr<const rendering> body(exposition format) {
+    std::weak_ptr<const rendering>& newest = newest_[format == exposition::openmetrics ? 1 : 0];
+    if (body_bytes_ > 0 && body_bytes_ + last_size_ > max_bodies) return newest.lock();
+    auto made = std::make_shared<const rendering>(*this, recorder_.render(format));
+    last_size_ = made->text.capacity();
+    newest = made;
+    return made;
+  }
+
+  const prometheus_recorder& recorder_;
+  const http_server_options options_;
+  int port_ = 0;
+  int connections_ = 0;
+  bool accepting_ = false;
+  std::atomic<bool> ending_{false};
+  std::size_t body_bytes_ = 0, last_size_ = 0;
+  std::array<std::weak_ptr<const rendering>, 2> newest_;
+  std::vector<request> waiting_;
+  std::chrono::steady_clock::time_point rested_ = std::chrono::steady_clock::now();
+  boost::asio::io_context io_{1};  // ends the connections, which need what is above
+  tcp::acceptor acceptor_;
+  boost::asio::steady_timer retry_, next_, end_;
+};
 
 }  // namespace detail
 
-/// Serves a recorder's metrics from threads of its own until destroyed. Recording never waits for
-/// it. Clients that ask for application/openmetrics-text get OpenMetrics. One response a
-/// connection. A client that keeps sending a little holds one of the threads; against hostile
-/// clients put a proxy before it.
+/// Serves a recorder's metrics from a thread of its own until destroyed. Recording never waits for
+/// it. GET and HEAD, one answer a connection; clients that prefer application/openmetrics-text get
+/// OpenMetrics (see preferred_exposition).
+///
+/// Whatever clients send, and however slowly: a request has at most 8 kB and no body, a connection
+/// lasts at most twelve times `patience`, and the process grows by at most 64 MB with the default
+/// max_connections, as long as one rendering (7 kB a series) has at most 8 MB; by four times a
+/// larger one's size more. While clients leave 24 MB of answers untaken, others get the newest of
+/// these, or 503 where that is of the other format.
+///
+/// In a child of fork() the server belongs to the parent: there it does not run, and ending it, or
+/// the child, leaves the parent's alone.
 class http_server {
  public:
   http_server() = default;
@@ -76,65 +371,56 @@ class http_server {
   ~http_server() { stop(); }
 
   /// Listens, or says why it cannot. `recorder` must outlive this. Refused while running.
-  status start(const prometheus_recorder& recorder, const http_server_options& options = {}) {
-    if (running()) return refuse("this http_server already listens on port %d", port_);
+  status start(const prometheus_recorder& recorder,
+               const http_server_options& options = {}) noexcept {
+    if (running()) return refuse("this http_server already listens on port %d", port());
+    stop();
     if (options.port < 0 || options.port > 65535)
       return refuse("http_server_options.port is %d, expected 0 to 65535", options.port);
-    if (options.threads < 1 || options.threads > 1024)
-      return refuse("http_server_options.threads is %d, expected 1 to 1024", options.threads);
-    if (options.patience.count() < 1)
-      return refuse("http_server_options.patience is %d ms, expected at least 1",
-                    static_cast<int>(options.patience.count()));
+    if (options.max_connections < 1 || options.max_connections > 65536)
+      return refuse("http_server_options.max_connections is %d, expected 1 to 65536",
+                    options.max_connections);
+    if (options.patience.count() < 1 || options.patience > std::chrono::hours(1))
+      return refuse("http_server_options.patience is %lld ms, expected 1 to 3600000",
+                    static_cast<long long>(options.patience.count()));
     if (options.path.size() < 2 || options.path[0] != '/')
       return refuse("http_server_options.path is \"%s\", expected / and a name",
                     options.path.c_str());
-
-    make_server();
-    configure(recorder, options);
-    port_ = options.port == 0 ? server_->bind_to_any_port(options.host)
-            : server_->bind_to_port(options.host, options.port) ? options.port
-                                                                : -1;
-    if (port_ <= 0) {
-      server_.reset();
-      port_ = 0;
-      return refuse(
-          "cannot listen on %s port %d: the address is not of this machine, or the port "
-          "is taken or reserved",
-          options.host.c_str(), options.port);
+    for (const char c : options.path)
+      if (c <= ' ' || c > '~' || c == '?' || c == '#')
+        return refuse("http_server_options.path is \"%s\", expected visible ASCII without ? and #",
+                      options.path.c_str());
+    const char* step = "listen on";
+    try {
+      service_ = std::make_unique<detail::http_service>(recorder, options);
+      step = "start a thread to serve";
+      thread_ = std::make_unique<std::thread>([service = service_.get()] { service->run(); });
+    } catch (const std::exception& error) {
+      service_.reset();
+      return refuse("cannot %s %s port %d: %s", step, options.host.c_str(), options.port,
+                    error.what());
     }
-    // The library lets 5 connections wait to be accepted; a further one's client would wait 1 s.
-    ::listen(listening_, 1024);
-    ended_ = false;
-    thread_ = std::thread([this] {
-      ignore_broken_pipes();
-      try {
-        server_->listen_after_bind();
-      } catch (const std::exception&) {  // the library starts its threads in there
-      }
-      ended_ = true;
-    });
-    // The library's stop() does nothing before its loop runs, and then nobody would end the thread.
-    while (!server_->is_running() && !ended_)
-      std::this_thread::sleep_for(std::chrono::milliseconds(1));
-    if (ended_) {
-      stop();
-      return refuse("cannot serve by %d threads: the system gives no more", options.threads);
-    }
+    forks_ = detail::forks_so_far();
     return {};
   }
 
-  /// Ends serving and its threads; waits for requests that are under way: `patience` for a silent
-  /// client, as long as it goes on for one that keeps sending.
-  void stop() {
-    if (!running()) return;
-    server_->stop();
-    thread_.join();
-    server_.reset();
-    port_ = 0;
+  /// Ends serving and its thread; waits, at most `patience`, for answers that are under way.
+  void stop() noexcept {
+    if (service_ == nullptr) return;
+    if (running()) {
+      service_->end();
+      thread_->join();
+    } else {  // the thread and the sockets are the parent's; what it held when it forked stays held
+      service_->leave_to_parent();
+      static_cast<void>(service_.release());
+      static_cast<void>(thread_.release());
+    }
+    service_.reset();
+    thread_.reset();
   }
 
-  bool running() const noexcept { return thread_.joinable(); }
-  int port() const noexcept { return port_; }  ///< 0 when not running
+  bool running() const noexcept { return service_ != nullptr && forks_ == detail::forks_so_far(); }
+  int port() const noexcept { return running() ? service_->port() : 0; }  ///< 0 when not running
 
  private:
   template <class... Values>
@@ -142,94 +428,30 @@ class http_server {
     return status::error(status_code::invalid_argument, format, values...);
   }
 
-  /// The library's server changes what a broken pipe does to the whole process; that is put back,
-  /// and the server's own threads block the signal instead.
-  void make_server() {
-#if defined(_WIN32)
-    server_ = std::make_unique<httplib::Server>();
-#else
-    struct sigaction before;
-    const bool known = sigaction(SIGPIPE, nullptr, &before) == 0;
-    server_ = std::make_unique<httplib::Server>();
-    if (known) sigaction(SIGPIPE, &before, nullptr);
-#endif
-  }
-
-  /// The library takes paths for regular expressions.
-  static std::string literal(const std::string& path) {
-    std::string pattern;
-    for (const char c : path) {
-      if (std::string_view(".^$|()[]{}*+?\\").find(c) != std::string_view::npos) pattern += '\\';
-      pattern += c;
-    }
-    return pattern;
-  }
-
-  static void ignore_broken_pipes() noexcept {
-#if !defined(_WIN32)
-    sigset_t signals;
-    sigemptyset(&signals);
-    sigaddset(&signals, SIGPIPE);
-    pthread_sigmask(SIG_BLOCK, &signals, nullptr);
-#endif
-  }
-
-  void configure(const prometheus_recorder& recorder, const http_server_options& options) {
-    const int threads = options.threads;
-    server_->new_task_queue = [threads] {
-      return new httplib::ThreadPool(static_cast<std::size_t>(threads));
-    };
-    // Not SO_REUSEPORT, the library's choice: two programs would share a port and half the scrapes.
-    server_->set_socket_options([this](socket_t socket) {
-      listening_ = socket;
-#if !defined(_WIN32)
-      const int yes = 1;
-      setsockopt(socket, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof yes);
-#endif
-    });
-    const auto seconds = std::chrono::duration_cast<std::chrono::seconds>(options.patience);
-    server_->set_read_timeout(options.patience);
-    server_->set_write_timeout(options.patience);
-    server_->set_keep_alive_timeout(seconds.count() < 1 ? 1 : seconds.count());
-    server_->set_keep_alive_max_count(1);
-    server_->set_payload_max_length(1024);
-    server_->Get(literal(options.path), [&recorder](const httplib::Request& request,
-                                                    httplib::Response& response) {
-      const std::string accept = request.get_header_value("Accept");
-      const int open = detail::accepted_thousandths(accept, "application/openmetrics-text");
-      const bool wanted = open > 0 && open >= detail::accepted_thousandths(accept, "text/plain");
-      const exposition format = wanted ? exposition::openmetrics : exposition::prometheus;
-      response.set_content(recorder.render(format), content_type(format));
-    });
-    const std::string path = options.path;
-    server_->Get("/", [path](const httplib::Request&, httplib::Response& response) {
-      response.set_redirect(path);
-    });
-  }
-
-  std::unique_ptr<httplib::Server> server_;
-  socket_t listening_ = INVALID_SOCKET;
-  std::thread thread_;
-  std::atomic<bool> ended_{false};
-  int port_ = 0;
+  std::unique_ptr<detail::http_service> service_;
+  std::unique_ptr<std::thread> thread_;
+  unsigned forks_ = 0;
 };
 
 /// Serves `recorder` on 127.0.0.1 until the process ends; call it once for each port. For an end of
 /// your choice, or another address, use http_server.
 inline status start_http_server(int port,
-                                const prometheus_recorder& recorder = default_recorder()) {
-  static std::mutex mutex;
-  // Kept, never destroyed: its threads may serve while other statics go.
-  static auto* const servers = new std::vector<std::unique_ptr<http_server>>;
-  http_server_options options;
-  options.port = port;
-  auto server = std::make_unique<http_server>();
-  const status started = server->start(recorder, options);
-  if (started) {
+                                const prometheus_recorder& recorder = default_recorder()) noexcept {
+  try {
+    static std::mutex mutex;
+    // Kept, never destroyed: its thread may serve while other statics go.
+    static auto* const servers = new std::vector<std::unique_ptr<http_server>>;
+    http_server_options options;
+    options.port = port;
     const std::lock_guard<std::mutex> lock(mutex);
-    servers->push_back(std::move(server));
+    servers->push_back(std::make_unique<http_server>());
+    const status started = servers->back()->start(recorder, options);
+    if (!started) servers->pop_back();
+    return started;
+  } catch (const std::exception& error) {
+    return status::error(status_code::invalid_argument, "cannot listen on port %d: %s", port,
+                         error.what());
   }
-  return started;
 }
 
 ADAPTIVE_K_NAMESPACE_END
