@@ -303,9 +303,9 @@ class json_log_queue {
 
   static void shrink(std::string& text) noexcept {
     try {
-      std::string small;
-      small.reserve(reserved_text);
-      text.swap(small);
+      std::string fresh;
+      fresh.reserve(reserved_text);
+      text.swap(fresh);
     } catch (...) {  // no memory
       text = std::string();
     }
