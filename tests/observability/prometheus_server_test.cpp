@@ -112,7 +112,7 @@ TEST(PrometheusServer, KnowsWhatWasRecorded) {
   const float entropy = 1.3f;
   recorder.record(labels, batch, 3e-5);
   recorder.record_entropies(recorder.find(labels), &entropy, 1);
-  for (const std::string model :
+  for (const std::string& model :
        {std::string("x\0", 2), std::string("x\xFF"), std::string("x\xFE")})
     recorder.record({model, 0, "odd"}, batch, 3e-5);  // one bad line, and it takes none
 
