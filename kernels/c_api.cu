@@ -9,11 +9,18 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <exception>
+#include <memory>
 
 #include "adaptive_k/cuda/combine_launch.cuh"
+#include "adaptive_k/cuda/device_plans.cuh"
 #include "adaptive_k/cuda/launch.cuh"
 #include "adaptive_k/cuda/permute_launch.cuh"
 #include "c_api_arguments.hpp"
+
+struct adaptive_k_device_plans {
+  adaptive_k::cuda::device_plans impl;
+};
 
 namespace {
 
@@ -24,36 +31,71 @@ namespace device = adaptive_k::cuda;
 
 static_assert(ADAPTIVE_K_UINT16 == static_cast<int>(device::id_type::uint16), "");
 static_assert(ADAPTIVE_K_BFLOAT16 == static_cast<int>(device::float_type::bfloat16), "");
-static_assert(alignof(adaptive_k::detail::k_plan) <= 16, "the C interface promises no more");
 
 cudaStream_t stream_of(void* stream) noexcept {
   return static_cast<cudaStream_t>(stream);
 }
 
 status read_route(const adaptive_k_router* router, const adaptive_k_route_params* given,
-                  adaptive_k_route_params* call) noexcept {
+                  bool needs_plans, adaptive_k_route_params* call) noexcept {
   status result = read_struct("route_params", given, call);
   if (result && router == nullptr)
     result = status::error(status_code::invalid_argument, "router is null");
+  if (result && needs_plans && call->plans == nullptr)
+    result = status::error(status_code::invalid_argument,
+                           "plans is null, expected what adaptive_k_upload_plans made");
   if (result) result = check_fields(*call);
   return result;
 }
 
 device::device_router device_side(const adaptive_k_router& router,
                                   const adaptive_k_route_params& call) noexcept {
-  return device::device_router(
-      router.impl.model(), static_cast<const adaptive_k::detail::k_plan*>(call.plans),
-      router.impl.num_layers(), router.impl.options().fill, call.overlap_previous != 0);
+  const device::plans_ref plans =
+      call.plans != nullptr ? call.plans->impl.ref() : device::plans_ref{};
+  return device::device_router(router.impl.model(), plans, router.impl.options().fill,
+                               call.overlap_previous != 0);
+}
+
+status upload(const adaptive_k_upload_params* params, adaptive_k_device_plans** plans,
+              cudaStream_t stream) {
+  adaptive_k_upload_params call;
+  status result = read_struct("upload_params", params, &call);
+  if (result && call.router == nullptr)
+    result = status::error(status_code::invalid_argument, "router is null");
+  if (result && plans == nullptr)
+    result = status::error(status_code::invalid_argument, "plans is null");
+  if (result) result = check_choice("one_layer", call.one_layer, 1);
+  if (!result) return result;
+  std::unique_ptr<adaptive_k_device_plans> made;
+  if (*plans == nullptr) made = std::make_unique<adaptive_k_device_plans>();
+  device::device_plans& target = made != nullptr ? made->impl : (*plans)->impl;
+  result = call.one_layer != 0 ? target.upload(call.router->impl, call.layer, stream)
+                               : target.upload(call.router->impl, stream);
+  if (result && made != nullptr) *plans = made.release();
+  return result;
 }
 
 }  // namespace
 
 extern "C" {
 
+std::int32_t adaptive_k_upload_plans(const adaptive_k_upload_params* params,
+                                     adaptive_k_device_plans** plans, void* stream) {
+  try {
+    return report(params, upload(params, plans, stream_of(stream)));
+  } catch (const std::exception&) {  // only memory can be lacking
+    return ADAPTIVE_K_OUT_OF_MEMORY;
+  }
+}
+
+void adaptive_k_device_plans_destroy(adaptive_k_device_plans* plans) {
+  delete plans;
+}
+
 std::int32_t adaptive_k_route(const adaptive_k_router* router,
                               const adaptive_k_route_params* params, void* stream) {
   adaptive_k_route_params call;
-  status result = read_route(router, params, &call);
+  status result = read_route(router, params, true, &call);
   if (result)
     result =
         with_route_types(call, router->impl.model().num_experts,
@@ -103,7 +145,7 @@ std::int32_t adaptive_k_route_permute(const adaptive_k_router* router,
                                       std::size_t* workspace_bytes, void* stream) {
   adaptive_k_route_params call;
   adaptive_k_permute_params order;
-  status result = read_route(router, route, &call);
+  status result = read_route(router, route, workspace != nullptr, &call);
   if (result) result = read_struct("permute_params", permute, &order);
   if (result) result = check_order(order);
   if (result && workspace_bytes == nullptr)

@@ -5,12 +5,14 @@
 #include <cstdint>
 #include <cstring>
 #include <initializer_list>
+#include <memory>
 
 #include "adaptive_k/adaptive_k.hpp"
 #include "adaptive_k/c/adaptive_k.h"
 
 struct adaptive_k_router {
   adaptive_k::router impl;
+  std::shared_ptr<const void> tables;  ///< where impl does not hold them itself
 };
 
 namespace adaptive_k_c {
@@ -42,6 +44,16 @@ template <>
 struct known_sizes<adaptive_k_route_params> {
   static constexpr std::size_t all[] = {offsetof(adaptive_k_route_params, row_stride),
                                         sizeof(adaptive_k_route_params)};
+};
+template <>
+struct known_sizes<adaptive_k_preset_params> {
+  static constexpr std::size_t all[] = {offsetof(adaptive_k_preset_params, policy),
+                                        sizeof(adaptive_k_preset_params)};
+};
+template <>
+struct known_sizes<adaptive_k_upload_params> {
+  static constexpr std::size_t all[] = {offsetof(adaptive_k_upload_params, one_layer),
+                                        sizeof(adaptive_k_upload_params)};
 };
 template <>
 struct known_sizes<adaptive_k_permute_params> {
@@ -97,8 +109,8 @@ status read_struct(const char* name, const Struct* given, Struct* copy) noexcept
 
 /// Writes the reason where the struct says, if it is long enough to say so; returns the code.
 template <class Params>
-std::int32_t report(const Params* params, const status& result) noexcept {
-  if (!result && params != nullptr) {
+std::int32_t report(const Params* params, status_code code, const char* text) noexcept {
+  if (code != status_code::ok && params != nullptr) {
     // By bytes: the struct may be what is refused, for its address or its size.
     const auto* bytes = reinterpret_cast<const char*>(params);
     std::uint32_t size;
@@ -109,7 +121,6 @@ std::int32_t report(const Params* params, const status& result) noexcept {
       std::memcpy(&room, bytes + offsetof(Params, message_bytes), sizeof room);
       std::memcpy(&message, bytes + offsetof(Params, message), sizeof message);
       if (message != nullptr && room != 0) {
-        const char* text = result.message();
         const std::size_t length = adaptive_k::detail::whole_characters(
             text, std::strlen(text), static_cast<std::size_t>(room) - 1);
         std::memcpy(message, text, length);
@@ -117,7 +128,12 @@ std::int32_t report(const Params* params, const status& result) noexcept {
       }
     }
   }
-  return static_cast<std::int32_t>(result.code());
+  return static_cast<std::int32_t>(code);
+}
+
+template <class Params>
+std::int32_t report(const Params* params, const status& result) noexcept {
+  return report(params, result.code(), result.message());
 }
 
 inline status check_choice(const char* field, std::int32_t value, std::int32_t last) noexcept {

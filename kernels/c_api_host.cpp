@@ -2,6 +2,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <exception>
+#include <memory>
 #include <new>
 #include <utility>
 #include <vector>
@@ -91,6 +92,20 @@ status read_policy(const adaptive_k_policy* given, int top_k, k_policy* made) no
   return {};
 }
 
+/// Copies what a distortion policy points to, and points it there. Moved vectors keep their place.
+void keep_tables(k_policy& policy, const gating& model, std::vector<std::vector<float>>* kept) {
+  if (policy.rule != k_rule::distortion) return;
+  const auto rows = static_cast<std::size_t>(model.top_k - 1);
+  const auto keep = [&](const float*& table, int columns) {
+    if (table == nullptr) return;
+    kept->emplace_back(table, table + rows * static_cast<std::size_t>(columns));
+    if (rows != 0) table = kept->back().data();
+  };
+  keep(policy.distortion.coefficients, distortion_ref::num_features);
+  keep(policy.distortion.first_expert, model.num_experts);
+  keep(policy.distortion.next_expert, model.num_experts);
+}
+
 status create(const adaptive_k_router_params* given, adaptive_k_router** router) {
   if (router == nullptr) return status::error(status_code::invalid_argument, "router is null");
   *router = nullptr;
@@ -108,6 +123,7 @@ status create(const adaptive_k_router_params* given, adaptive_k_router** router)
   if (!result) return result;
   const char* at = reinterpret_cast<const char*>(params.policies);
   std::size_t stride = 0;  // the caller's, not this library's
+  auto tables = std::make_shared<std::vector<std::vector<float>>>();
   std::vector<k_policy> policies(
       static_cast<std::size_t>(params.num_layers == 0 ? 1 : params.num_layers));
   for (k_policy& policy : policies) {
@@ -122,6 +138,7 @@ status create(const adaptive_k_router_params* given, adaptive_k_router** router)
                            static_cast<int>(&policy - policies.data()), result.message());
     if (!result) return result;
     stride = from->struct_size;
+    keep_tables(policy, model, tables.get());
     at += stride;
   }
   const router_options options = {static_cast<fill_id>(params.fill)};
@@ -129,7 +146,7 @@ status create(const adaptive_k_router_params* given, adaptive_k_router** router)
                                 ? adaptive_k::router(model, policies[0], options)
                                 : adaptive_k::router(model, std::move(policies), options);
   if (!made.validity()) return made.validity();
-  *router = new adaptive_k_router{std::move(made)};
+  *router = new adaptive_k_router{std::move(made), std::move(tables)};
   return {};
 }
 
@@ -174,12 +191,29 @@ void adaptive_k_router_destroy(adaptive_k_router* router) {
   delete router;
 }
 
-std::size_t adaptive_k_router_plan_bytes(const adaptive_k_router* router) {
-  return router == nullptr ? 0 : router->impl.plans().size() * sizeof(detail::k_plan);
+std::int32_t adaptive_k_router_gating(const adaptive_k_router* router, adaptive_k_gating* gating) {
+  adaptive_k_gating made;
+  status result = read_struct("gating", gating, &made);
+  if (result && router == nullptr)
+    result = status::error(status_code::invalid_argument, "router is null");
+  if (!result) return static_cast<std::int32_t>(result.code());
+  const adaptive_k::gating& model = router->impl.model();
+  made.kind = static_cast<std::int32_t>(model.kind);
+  made.num_experts = model.num_experts;
+  made.top_k = model.top_k;
+  made.renormalize = model.renormalize ? 1 : 0;
+  made.selection_bias = model.selection_bias ? 1 : 0;
+  made.routed_scaling_factor = model.routed_scaling_factor;
+  made.n_group = model.n_group;
+  made.topk_group = model.topk_group;
+  made.group_rank = static_cast<std::int32_t>(model.group_rank);
+  made.jitter_epsilon = model.jitter_epsilon;
+  std::memcpy(gating, &made, made.struct_size);  // as the caller was compiled
+  return ADAPTIVE_K_OK;
 }
 
-const void* adaptive_k_router_plans(const adaptive_k_router* router) {
-  return router == nullptr ? nullptr : router->impl.plans().data();
+std::int32_t adaptive_k_router_num_layers(const adaptive_k_router* router) {
+  return router == nullptr ? -1 : router->impl.num_layers();
 }
 
 std::size_t adaptive_k_metrics_bytes(void) {

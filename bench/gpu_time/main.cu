@@ -99,7 +99,8 @@ timing time_as(int num_experts, int top_k, std::int64_t num_tokens, int repeats)
   const k_policy policy = k_policy::entropy({std::max(1, top_k / 2), top_k}, {middle});
   const router host(model, policy);
   require(host.validity());
-  const device_array<detail::k_plan> plans = copy_to_device(host.plans());
+  cuda::device_plans plans;
+  require(plans.upload(host, nullptr));
 
   inputs::sequence from(1);
   const auto cells = static_cast<std::size_t>(num_tokens) * static_cast<std::size_t>(num_experts);
@@ -130,7 +131,7 @@ timing time_as(int num_experts, int top_k, std::int64_t num_tokens, int repeats)
   order.output.row_of_slot = row_of_slot.get();
   order.block_size = 64;
 
-  const cuda::device_router device(model, plans.get());
+  const cuda::device_router device(model, plans.ref());
   const auto view = [&](int i) {
     return logits_view<Logit>{copies[static_cast<std::size_t>(i % num_inputs)].get(), num_tokens,
                               num_experts, 0};

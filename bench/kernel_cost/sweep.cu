@@ -24,7 +24,7 @@ void measure_candidate(const routing_case& which, const workload<Logit>& work,
   params.row_stride = which.num_experts;
   params.load_width = cuda::load_width(view.data, params.row_stride, which.num_experts);
   params.model = work.model();
-  params.plan = work.plans();
+  params.plan = work.plans().data();
   params.topk_ids = work.output().topk_ids;
   params.topk_weights = work.output().topk_weights;
   params.topk_counts = work.output().topk_counts;

@@ -62,10 +62,7 @@ class workload {
         from_(2),
         tables_(from_, which.num_experts, which.top_k),
         policy_(policy_of(which)),
-        coefficients_(table(policy_.distortion.coefficients, distortion_ref::num_features)),
-        first_(table(policy_.distortion.first_expert, which.num_experts)),
-        next_(table(policy_.distortion.next_expert, which.num_experts)),
-        plans_(make_plans()),
+        plans_(device::uploaded(router(model_, policy_))),
         logits_(host_logits_),
         ids_(slots()),
         counts_(tokens()),
@@ -73,7 +70,7 @@ class workload {
         signal_(tokens()) {}
 
   const gating& model() const { return model_; }
-  const detail::k_plan* plans() const { return plans_.get(); }
+  cuda::plans_ref plans() const { return plans_.ref(); }
   logits_view<Logit> view() const { return {logits_.get(), num_tokens_, model_.num_experts, 0}; }
   routing_output<> output() const {
     return {ids_.get(), weights_.get(), counts_.get(), signal_.get()};
@@ -154,31 +151,13 @@ class workload {
     return policy;
   }
 
-  std::vector<float> table(const float* values, int columns) const {
-    const auto count = static_cast<std::size_t>((model_.top_k - 1) * columns);
-    return std::vector<float>(values, values == nullptr ? values : values + count);
-  }
-
-  std::vector<detail::k_plan> make_plans() const {
-    const router host(model_, policy_);
-    require(host.validity());
-    std::vector<detail::k_plan> plans = host.plans();
-    if (policy_.distortion.coefficients != nullptr) {
-      plans[0].distortion.coefficients = coefficients_.get();
-      plans[0].distortion.first_expert = first_.get();
-      plans[0].distortion.next_expert = next_.get();
-    }
-    return plans;
-  }
-
   gating model_;
   std::int64_t num_tokens_;
   std::vector<Logit> host_logits_;
   inputs::sequence from_;
   inputs::distortion_tables tables_;
   k_policy policy_;
-  device::buffer<float> coefficients_, first_, next_;
-  device::buffer<detail::k_plan> plans_;
+  cuda::device_plans plans_;
   device::buffer<Logit> logits_;
   device::buffer<std::int32_t> ids_, counts_;
   device::buffer<float> weights_, signal_;

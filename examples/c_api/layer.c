@@ -1,6 +1,8 @@
-/* Routes a batch, groups it by expert, and combines the experts' outputs, on the host and on the
- * device, through the C interface alone; then says whether both gave the same numbers. The experts
- * themselves are stood in for by x -> (expert + 1) * x, so that there is something to combine. */
+/* Routes a batch by the calibrated policy of a preset, groups it by expert, and combines the
+ * experts' outputs, on the host and on the device, through the C interface alone; then says whether
+ * both gave the same numbers. The experts themselves are stood in for by x -> (expert + 1) * x, so
+ * that there is something to combine.
+ *   c_api_layer [PRESET [POLICY...]] */
 #include <cuda_runtime_api.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -9,7 +11,7 @@
 
 #include "adaptive_k/c/adaptive_k.h"
 
-enum { num_tokens = 100, num_experts = 64, top_k = 8, hidden_size = 32 };
+enum { num_tokens = 100, num_experts = 32, top_k = 8, hidden_size = 32, layer = 1 };
 enum { num_slots = num_tokens * top_k };
 
 /* What a layer's calls write, in host memory or, by the same layout, on the device. */
@@ -37,31 +39,33 @@ static void check_cuda(cudaError_t error, const char* what) {
   exit(1);
 }
 
-/* Published rule, as an example: 4 experts where the entropy of the router is below 3 nats. */
-static adaptive_k_router* make_router(void) {
+static adaptive_k_router* load_router(const char* preset, const char* policy) {
   adaptive_k_router* router = NULL;
   adaptive_k_gating gating = {0};
-  adaptive_k_policy policy = {0};
-  adaptive_k_router_params params = {0};
-  gating.struct_size = sizeof gating;
-  gating.kind = ADAPTIVE_K_SOFTMAX;
-  gating.num_experts = num_experts;
-  gating.top_k = top_k;
-  gating.renormalize = 1;
-  policy.struct_size = sizeof policy;
-  policy.rule = ADAPTIVE_K_THRESHOLDS;
-  policy.signal = ADAPTIVE_K_SOFTMAX_ENTROPY;
-  policy.num_k_values = 2;
-  policy.k_values[0] = 4;
-  policy.k_values[1] = 8;
-  policy.thresholds[0] = 3.0f;
+  adaptive_k_preset_params params = {0};
   params.struct_size = sizeof params;
   params.message = message;
   params.message_bytes = sizeof message;
-  params.gating = &gating;
-  params.policies = &policy;
-  check(adaptive_k_router_create(&params, &router), "router");
+  params.preset = preset;
+  params.policy = policy;
+  check(adaptive_k_router_from_preset(&params, &router), "preset");
+  gating.struct_size = sizeof gating;
+  check(adaptive_k_router_gating(router, &gating), "gating");
+  if (gating.num_experts != num_experts || gating.top_k != top_k || gating.selection_bias) {
+    fprintf(stderr, "%s has other experts than this program\n", preset);
+    exit(1);
+  }
   return router;
+}
+
+/* The first call allocates; later ones rewrite what is there, tables included. */
+static void upload(const adaptive_k_router* router, adaptive_k_device_plans** plans) {
+  adaptive_k_upload_params params = {0};
+  params.struct_size = sizeof params;
+  params.message = message;
+  params.message_bytes = sizeof message;
+  params.router = router;
+  check(adaptive_k_upload_plans(&params, plans, NULL), "upload_plans");
 }
 
 static adaptive_k_route_params route_params(layer_buffers* to, const float* logits) {
@@ -70,6 +74,7 @@ static adaptive_k_route_params route_params(layer_buffers* to, const float* logi
   params.message = message;
   params.message_bytes = sizeof message;
   params.logits = logits;
+  params.layer = layer;
   params.num_tokens = num_tokens;
   params.topk_ids = to->ids;
   params.topk_weights = to->weights;
@@ -125,19 +130,60 @@ static void* device_copy(const void* from, size_t bytes) {
   return copy;
 }
 
-int main(void) {
-  static float logits[num_tokens * num_experts], x[num_tokens * hidden_size];
-  static float rows[num_slots * hidden_size];
-  static layer_buffers host, from_device;
+static float logits[num_tokens * num_experts], x[num_tokens * hidden_size];
+static float rows[num_slots * hidden_size];
+
+static void run_on_host(const adaptive_k_router* router, layer_buffers* host) {
   static adaptive_k_metrics metrics;
-  adaptive_k_router* router = make_router();
-  adaptive_k_route_params route = route_params(&host, logits);
-  adaptive_k_permute_params permute = permute_params(&host);
-  adaptive_k_combine_params combine = combine_params(&host, rows);
-  layer_buffers* device;
-  float *device_logits, *device_rows;
-  void *plans, *workspace, *zeros;
+  adaptive_k_route_params route = route_params(host, logits);
+  adaptive_k_permute_params permute = permute_params(host);
+  adaptive_k_combine_params combine = combine_params(host, rows);
+  memset(&metrics, 0, sizeof metrics);
+  route.metrics = &metrics;
+  check(adaptive_k_route_host(router, &route), "route_host");
+  check(adaptive_k_permute_host(&permute), "permute_host");
+  run_experts(host, x, rows);
+  check(adaptive_k_combine_host(&combine), "combine_host");
+  printf("host: %llu of %llu expert calls, %.1f%% saved\n",
+         (unsigned long long)metrics.expert_calls, (unsigned long long)metrics.full_expert_calls,
+         100.0 - 100.0 * (double)metrics.expert_calls / (double)metrics.full_expert_calls);
+}
+
+static void run_on_device(const adaptive_k_router* router, const adaptive_k_device_plans* plans,
+                          layer_buffers* host) {
+  layer_buffers* device = device_copy(host, sizeof *host); /* the addresses; all is written over */
+  float* device_logits = device_copy(logits, sizeof logits);
+  float* device_rows = device_copy(rows, sizeof rows);
+  adaptive_k_route_params route = route_params(device, device_logits);
+  adaptive_k_permute_params permute = permute_params(device);
+  adaptive_k_combine_params combine = combine_params(device, device_rows);
   size_t workspace_bytes = 0;
+  void *workspace, *zeros;
+  route.plans = plans;
+  check(adaptive_k_overlap_supported(&route.overlap_previous), "overlap_supported");
+  check(adaptive_k_route_permute(router, &route, &permute, NULL, &workspace_bytes, NULL), "size");
+  zeros = calloc(1, workspace_bytes);
+  workspace = device_copy(zeros, workspace_bytes);
+  check_cuda(cudaMemset(device, 0, sizeof *device), "cudaMemset");
+  check(adaptive_k_route_permute(router, &route, &permute, workspace, &workspace_bytes, NULL),
+        "route_permute");
+  combine.overlap_previous = route.overlap_previous;
+  check(adaptive_k_combine(&combine, NULL), "combine");
+  check_cuda(cudaMemcpy(host, device, sizeof *host, cudaMemcpyDeviceToHost), "read");
+  cudaFree(device);
+  cudaFree(device_logits);
+  cudaFree(device_rows);
+  cudaFree(workspace);
+  free(zeros);
+}
+
+int main(int argc, char** argv) {
+  static layer_buffers on_host, on_device;
+  static const char* const usual[] = {"", "top_p:0.7", "full"}; /* "": the preset's default */
+  const char* preset = argc > 1 ? argv[1] : PRESET;
+  const char* const* policies = argc > 2 ? (const char* const*)argv + 2 : usual;
+  const int num_policies = argc > 2 ? argc - 2 : 3;
+  adaptive_k_device_plans* plans = NULL;
   uint32_t state = 1;
   int i, devices = 0;
 
@@ -146,50 +192,23 @@ int main(void) {
     logits[i] = (float)(state >> 20) / 4096.0f * (float)(i / num_experts % 16);
   }
   for (i = 0; i < num_tokens * hidden_size; ++i) x[i] = (float)(i % 17 - 8) / 8.0f;
+  if (cudaGetDeviceCount(&devices) != cudaSuccess) devices = 0;
+  if (devices == 0) printf("no CUDA device: host only\n");
 
-  route.metrics = &metrics;
-  check(adaptive_k_route_host(router, &route), "route_host");
-  check(adaptive_k_permute_host(&permute), "permute_host");
-  run_experts(&host, x, rows);
-  check(adaptive_k_combine_host(&combine), "combine_host");
-  printf("host: %llu of %llu expert calls, %.1f%% saved\n",
-         (unsigned long long)metrics.expert_calls, (unsigned long long)metrics.full_expert_calls,
-         100.0 - 100.0 * (double)metrics.expert_calls / (double)metrics.full_expert_calls);
-
-  if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) {
-    printf("no CUDA device: host only\n");
+  for (i = 0; i < num_policies; ++i) {
+    adaptive_k_router* router = load_router(preset, policies[i]);
+    run_on_host(router, &on_host);
+    if (devices != 0) {
+      upload(router, &plans);
+      run_on_device(router, plans, &on_device);
+      if (memcmp(&on_device, &on_host, sizeof on_host) != 0) {
+        printf("device: other numbers than the host\n");
+        return 1;
+      }
+      printf("device: the host's numbers, bit for bit\n");
+    }
     adaptive_k_router_destroy(router);
-    return 0;
   }
-  device = device_copy(&from_device, sizeof from_device);
-  device_logits = device_copy(logits, sizeof logits);
-  device_rows = device_copy(rows, sizeof rows);
-  plans = device_copy(adaptive_k_router_plans(router), adaptive_k_router_plan_bytes(router));
-  /* The addresses of a struct's members on the device, without reading any. */
-  route = route_params(device, device_logits);
-  route.plans = plans;
-  permute = permute_params(device);
-  check(adaptive_k_overlap_supported(&route.overlap_previous), "overlap_supported");
-  check(adaptive_k_route_permute(router, &route, &permute, NULL, &workspace_bytes, NULL), "size");
-  zeros = calloc(1, workspace_bytes);
-  workspace = device_copy(zeros, workspace_bytes);
-  check(adaptive_k_route_permute(router, &route, &permute, workspace, &workspace_bytes, NULL),
-        "route_permute");
-  combine = combine_params(device, device_rows);
-  combine.overlap_previous = route.overlap_previous;
-  check(adaptive_k_combine(&combine, NULL), "combine");
-  check_cuda(cudaMemcpy(&from_device, device, sizeof from_device, cudaMemcpyDeviceToHost), "read");
-  if (memcmp(&from_device, &host, sizeof host) != 0) {
-    printf("device: other numbers than the host\n");
-    return 1;
-  }
-  printf("device: the host's numbers, bit for bit\n");
-  cudaFree(device);
-  cudaFree(device_logits);
-  cudaFree(device_rows);
-  cudaFree(plans);
-  cudaFree(workspace);
-  free(zeros);
-  adaptive_k_router_destroy(router);
+  adaptive_k_device_plans_destroy(plans);
   return 0;
 }

@@ -9,6 +9,7 @@
 
 #include "adaptive_k/adaptive_k.hpp"
 #include "moe_layer.cuh"
+#include "policy.hpp"
 
 namespace {
 
@@ -75,9 +76,12 @@ layer_buffers make_buffers(const layer_shape& shape, std::int64_t num_tokens,
   return made;
 }
 
-/// Routes and runs `num_tokens` tokens both ways; returns whether every output has the same bits.
-bool compare(std::int64_t num_tokens) {
-  const layer_shape shape = {32, 4, 48, 40};
+/// Routes and runs `num_tokens` tokens by `router` and by what is uploaded of it; returns whether
+/// every output has the same bits.
+bool compare(const adaptive_k::router& router, adaptive_k::cuda::plans_ref plans,
+             std::int64_t num_tokens) {
+  const adaptive_k::gating& gating = router.model();
+  const layer_shape shape = {gating.num_experts, gating.top_k, 48, 40};
   const auto tokens = static_cast<std::size_t>(num_tokens);
   const auto hidden = static_cast<std::size_t>(shape.hidden_size);
   const auto expert_size = hidden * static_cast<std::size_t>(shape.intermediate_size);
@@ -88,11 +92,6 @@ bool compare(std::int64_t num_tokens) {
   const std::vector<float> up = numbers(experts * expert_size, 0.25f, 4);
   const std::vector<float> down = numbers(experts * expert_size, 0.25f, 5);
 
-  adaptive_k::gating gating;
-  gating.num_experts = shape.num_experts;
-  gating.top_k = shape.top_k;
-  const adaptive_k::router router(gating, adaptive_k::k_policy::top_p(0.7f, shape.top_k));
-  check(router.validity());
   adaptive_k::routing_metrics metrics;
   const adaptive_k::routed_batch batch = router.route(
       0, adaptive_k::logits_view<float>{logits.data(), num_tokens, shape.num_experts, 0}, &metrics);
@@ -104,8 +103,9 @@ bool compare(std::int64_t num_tokens) {
 
   bool overlaps = false;
   check(adaptive_k::cuda::overlap_supported(&overlaps));
-  const adaptive_k::cuda::device_router device_router(gating, on_device(router.plans()), 0,
-                                                      adaptive_k::fill_id::minus_one, overlaps);
+  const adaptive_k::cuda::device_router device_router(gating, plans, adaptive_k::fill_id::minus_one,
+                                                      overlaps);
+  check(device_router.validity());
   const layer_buffers buffers = make_buffers(shape, num_tokens, device_router);
   float* output = on_device<float>(tokens * hidden);
   check(forward(shape, {on_device(gate), on_device(up), on_device(down)}, device_router,
@@ -127,7 +127,16 @@ int main() {
     std::printf("no CUDA device\n");
     return 0;
   }
-  const bool small = compare(50);
-  const bool large = compare(700);  // two launches of adaptive_k's where the first takes one
-  return small && large ? 0 : 1;
+  const adaptive_k::router calibrated = load_router("");
+  adaptive_k::cuda::device_plans plans;
+  check(plans.upload(calibrated, nullptr));
+  bool same = compare(calibrated, plans.ref(), 50);
+  same &= compare(calibrated, plans.ref(), 700);  // two launches where the first takes one
+  // Other policies, in the same memory: a captured graph would follow them too.
+  for (const char* policy : {"calibrated,lambda=0.02", "top_p:0.7"}) {
+    const adaptive_k::router next = load_router(policy);
+    check(plans.upload(next, nullptr));
+    same &= compare(next, plans.ref(), 50);
+  }
+  return same ? 0 : 1;
 }

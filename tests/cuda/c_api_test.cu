@@ -59,10 +59,27 @@ router_handle create(int k) {
   return router_handle(made);
 }
 
-device::buffer<unsigned char> copy_of_plans(const adaptive_k_router* router) {
-  const auto* bytes = static_cast<const unsigned char*>(adaptive_k_router_plans(router));
-  return device::buffer<unsigned char>(
-      std::vector<unsigned char>(bytes, bytes + adaptive_k_router_plan_bytes(router)));
+struct destroy_plans {
+  void operator()(adaptive_k_device_plans* plans) const { adaptive_k_device_plans_destroy(plans); }
+};
+using plans_handle = std::unique_ptr<adaptive_k_device_plans, destroy_plans>;
+
+/// Enqueues `router`'s policies; a null `plans` is allocated.
+void upload(const adaptive_k_router* router, plans_handle& plans) {
+  auto params = sized<adaptive_k_upload_params>();
+  char message[200] = "";
+  params.message = message;
+  params.message_bytes = sizeof message;
+  params.router = router;
+  adaptive_k_device_plans* target = plans.release();
+  EXPECT_EQ(adaptive_k_upload_plans(&params, &target, nullptr), ADAPTIVE_K_OK) << message;
+  plans.reset(target);
+}
+
+plans_handle uploaded(const adaptive_k_router* router) {
+  plans_handle plans;
+  upload(router, plans);
+  return plans;
 }
 
 /// Everything that a layer's call reads and writes, in one kind of memory.
@@ -179,7 +196,7 @@ void run_layer(std::int64_t tokens, bool fused) {
   blank.sorted.resize(capacity);
   device_memory made(blank);
   const device::buffer<float> device_logits(logits), device_outputs(expert_outputs);
-  const device::buffer<unsigned char> plans = copy_of_plans(router.get());
+  const plans_handle plans = uploaded(router.get());
   const device::buffer<unsigned char> counters(
       std::vector<unsigned char>(adaptive_k_device_metrics_bytes(), 0));
   char message[200] = "";
@@ -241,18 +258,96 @@ TEST(c_api_device, plans_are_replaced_between_launches) {
   const router_handle first = create(1), second = create(3);
   const device::buffer<float> logits(std::vector<float>(num_experts, 0.25f));
   device_memory made{host_memory(1)};
-  device::buffer<unsigned char> plans = copy_of_plans(first.get());
+  plans_handle plans = uploaded(first.get());
   adaptive_k_route_params route = route_params(made, logits.get(), 1);
   route.plans = plans.get();
   ASSERT_EQ(adaptive_k_route(first.get(), &route, nullptr), ADAPTIVE_K_OK);
   EXPECT_EQ(made.counts.read()[0], 1);
-  ASSERT_EQ(
-      cudaMemcpyAsync(plans.get(), adaptive_k_router_plans(second.get()),
-                      adaptive_k_router_plan_bytes(second.get()), cudaMemcpyHostToDevice, nullptr),
-      cudaSuccess);
+  upload(second.get(), plans);
+  ASSERT_EQ(route.plans, plans.get());
   ASSERT_EQ(adaptive_k_route(first.get(), &route, nullptr), ADAPTIVE_K_OK);  // the call is the same
   EXPECT_EQ(made.counts.read()[0], 3);
 }
+
+#if defined(REFERENCE_PRESET)
+/// The calibrated policy of each layer, by the C interface alone.
+TEST(c_api_device, a_calibrated_preset_equals_the_host) {
+  auto params = sized<adaptive_k_preset_params>();
+  char message[400] = "";
+  params.message = message;
+  params.message_bytes = sizeof message;
+  params.preset = REFERENCE_PRESET;
+  adaptive_k_router* made = nullptr;
+  ASSERT_EQ(adaptive_k_router_from_preset(&params, &made), ADAPTIVE_K_OK) << message;
+  const router_handle router(made);
+  params.policy = "fixed:1";
+  ASSERT_EQ(adaptive_k_router_from_preset(&params, &made), ADAPTIVE_K_OK) << message;
+  const router_handle one(made);  // one policy for all layers
+  auto gating = sized<adaptive_k_gating>();
+  ASSERT_EQ(adaptive_k_router_gating(router.get(), &gating), ADAPTIVE_K_OK);
+  const int layers = adaptive_k_router_num_layers(router.get());
+  ASSERT_GT(layers, 1);
+
+  constexpr std::int64_t tokens = 300;
+  inputs::sequence from(9);
+  std::vector<float> logits(static_cast<std::size_t>(tokens * gating.num_experts));
+  for (float& logit : logits) logit = inputs::fine_logit(from);
+  const device::buffer<float> device_logits(logits);
+  const auto slots = static_cast<std::size_t>(tokens * gating.top_k);
+  std::vector<std::int32_t> ids(slots), counts(tokens);
+  std::vector<float> weights(slots);
+  device::buffer<std::int32_t> device_ids(slots), device_counts(tokens);
+  device::buffer<float> device_weights(slots);
+  plans_handle plans = uploaded(router.get());
+  for (int layer = 0; layer < layers; ++layer) {
+    auto route = sized<adaptive_k_route_params>();
+    route.message = message;
+    route.message_bytes = sizeof message;
+    route.layer = layer;
+    route.num_tokens = tokens;
+    route.logits = logits.data();
+    route.topk_ids = ids.data();
+    route.topk_weights = weights.data();
+    route.topk_counts = counts.data();
+    ASSERT_EQ(adaptive_k_route_host(router.get(), &route), ADAPTIVE_K_OK) << message;
+    int fewer = 0;
+    for (const std::int32_t k : counts) fewer += k < gating.top_k ? 1 : 0;
+    EXPECT_GT(fewer, 30) << layer;
+    route.logits = device_logits.get();
+    route.topk_ids = device_ids.get();
+    route.topk_weights = device_weights.get();
+    route.topk_counts = device_counts.get();
+    route.plans = plans.get();
+    ASSERT_EQ(adaptive_k_route(router.get(), &route, nullptr), ADAPTIVE_K_OK)
+        << message << schedules::last_fault();
+    expect_same(device_ids, ids);
+    expect_same(device_weights, weights);
+    expect_same(device_counts, counts);
+  }
+  // One policy takes the place of every layer's, by the same plans; not the reverse.
+  upload(one.get(), plans);
+  auto route = sized<adaptive_k_route_params>();
+  route.num_tokens = tokens;
+  route.logits = device_logits.get();
+  route.topk_ids = device_ids.get();
+  route.topk_weights = device_weights.get();
+  route.topk_counts = device_counts.get();
+  route.plans = plans.get();
+  route.layer = layers - 1;
+  ASSERT_EQ(adaptive_k_route(router.get(), &route, nullptr), ADAPTIVE_K_OK);
+  expect_same(device_counts, std::vector<std::int32_t>(tokens, 1));
+  const plans_handle of_one = uploaded(one.get());
+  auto upload_params = sized<adaptive_k_upload_params>();
+  upload_params.message = message;
+  upload_params.message_bytes = sizeof message;
+  upload_params.router = router.get();
+  adaptive_k_device_plans* target = of_one.get();
+  EXPECT_EQ(adaptive_k_upload_plans(&upload_params, &target, nullptr), ADAPTIVE_K_SHAPE_MISMATCH);
+  EXPECT_STREQ(message,
+               "the router has num_experts = 32, top_k = 8, num_layers = 4, these plans 32, 8, 0");
+  EXPECT_EQ(target, of_one.get());
+}
+#endif
 
 TEST(c_api_device, refusals_have_a_message) {
   const router_handle router = create(0);
@@ -263,7 +358,9 @@ TEST(c_api_device, refusals_have_a_message) {
   route.message = message;
   route.message_bytes = sizeof message;
   EXPECT_EQ(adaptive_k_route(router.get(), &route, nullptr), ADAPTIVE_K_INVALID_ARGUMENT);
-  EXPECT_STREQ(message, "plans is null");
+  EXPECT_STREQ(message, "plans is null, expected what adaptive_k_upload_plans made");
+  const plans_handle plans = uploaded(router.get());
+  route.plans = plans.get();
   route.struct_size = 20000;
   EXPECT_EQ(adaptive_k_route(router.get(), &route, nullptr), ADAPTIVE_K_INVALID_ARGUMENT);
   EXPECT_EQ(std::string(message).substr(0, 34), "route_params: struct_size is 20000");

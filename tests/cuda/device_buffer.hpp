@@ -7,6 +7,8 @@
 #include <cstddef>
 #include <vector>
 
+#include "adaptive_k/cuda/device_plans.cuh"
+
 namespace device {
 
 template <class T>
@@ -40,6 +42,15 @@ class buffer {
   std::size_t count_;
   T* data_ = nullptr;
 };
+
+/// A router's policies, on the device.
+template <class Router>
+adaptive_k::cuda::device_plans uploaded(const Router& from) {
+  adaptive_k::cuda::device_plans plans;
+  const adaptive_k::status result = plans.upload(from, nullptr);
+  EXPECT_TRUE(result) << result.message();
+  return plans;
+}
 
 /// A copy of a host vector, or null where that is empty.
 template <class T>

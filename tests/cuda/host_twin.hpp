@@ -83,29 +83,6 @@ class optional_buffer {
   device::buffer<T> buffer_;
 };
 
-/// Distortion tables of `policy` in device memory; null pointers stay null.
-struct device_tables {
-  device_tables(const k_policy& policy, const gating& g)
-      : coefficients(copy(policy.distortion.coefficients,
-                          static_cast<std::size_t>(g.top_k - 1) * distortion_ref::num_features)),
-        first_expert(
-            copy(policy.distortion.first_expert,
-                 static_cast<std::size_t>(g.top_k - 1) * static_cast<std::size_t>(g.num_experts))),
-        next_expert(
-            copy(policy.distortion.next_expert,
-                 static_cast<std::size_t>(g.top_k - 1) * static_cast<std::size_t>(g.num_experts))),
-        device_coefficients(coefficients),
-        device_first(first_expert),
-        device_next(next_expert) {}
-
-  static std::vector<float> copy(const float* from, std::size_t count) {
-    return from == nullptr ? std::vector<float>() : std::vector<float>(from, from + count);
-  }
-
-  std::vector<float> coefficients, first_expert, next_expert;
-  optional_buffer<float> device_coefficients, device_first, device_next;
-};
-
 /// Routes `input` both ways with ids of type Id and weights of type Weight.
 template <class Id, class Weight, class Logit>
 void expect_equal(const batch<Logit>& input) {
@@ -133,12 +110,9 @@ void expect_equal(const batch<Logit>& input) {
               : host.route(0, host_logits, host_output, &metrics, host_extras);
   ASSERT_TRUE(host_result) << host_result.message();
 
-  const device_tables tables(input.policy, input.model);
-  std::vector<detail::k_plan> plans = host.plans();
-  plans[0].distortion.coefficients = tables.device_coefficients.get();
-  plans[0].distortion.first_expert = tables.device_first.get();
-  plans[0].distortion.next_expert = tables.device_next.get();
-  const device::buffer<detail::k_plan> device_plans(plans);
+  cuda::device_plans plans;
+  const status uploaded = plans.upload(host, nullptr);
+  ASSERT_TRUE(uploaded) << uploaded.message();
   const device::buffer<Logit> logits(input.logits);
   const optional_buffer<float> bias(input.bias);
   const optional_buffer<std::uint8_t> padding_mask(input.padding_mask), k_min(input.k_min),
@@ -153,7 +127,7 @@ void expect_equal(const batch<Logit>& input) {
   device::buffer<float> device_signal(tokens);
   device::buffer<cuda::device_metrics> device_metrics(1);
   device_metrics.clear();
-  const cuda::device_router device_router(input.model, device_plans.get(), 0, input.fill);
+  const cuda::device_router device_router(input.model, plans.ref(), input.fill);
   const logits_view<Logit> device_logits = {logits.get(), input.num_tokens, input.model.num_experts,
                                             input.row_stride};
   const routing_output<Id, Weight> device_output = {ids_out, weights_out, device_counts.get(),

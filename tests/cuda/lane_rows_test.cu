@@ -78,12 +78,21 @@ class both_sides {
  public:
   explicit both_sides(const twin::batch<Logit>& input)
       : input_(input),
-        plans_(router(input.model, input.policy).plans()),
+        plans_(device::uploaded(router(input.model, input.policy))),
         logits_(input.logits),
-        router_(input.model, plans_.get()) {}
+        router_(input.model, plans_.ref()) {}
 
-  detail::k_plan plan() const { return plans_.read()[0]; }
-  void write(const detail::k_plan& plan) { plans_.write({plan}); }
+  detail::k_plan plan() const {
+    detail::k_plan plan;
+    EXPECT_EQ(cudaMemcpy(&plan, plans_.ref().data(), sizeof plan, cudaMemcpyDeviceToHost),
+              cudaSuccess);
+    return plan;
+  }
+  void write(const detail::k_plan& plan) {
+    EXPECT_EQ(cudaMemcpy(const_cast<detail::k_plan*>(plans_.ref().data()), &plan, sizeof plan,
+                         cudaMemcpyHostToDevice),
+              cudaSuccess);
+  }
 
   /// `tokens` rows from the `skipped`-th logit on give what `policy` does.
   void expect_equal(const k_policy& policy, std::int64_t tokens, std::int64_t skipped = 0) {
@@ -105,7 +114,7 @@ class both_sides {
 
  private:
   const twin::batch<Logit>& input_;
-  device::buffer<detail::k_plan> plans_;
+  cuda::device_plans plans_;
   device::buffer<Logit> logits_;
   cuda::device_router router_;
 };

@@ -132,8 +132,8 @@ TEST(route_call, rows_at_any_address) {
 TEST(route_call, layers_have_their_own_plans) {
   const gating g = softmax_model(16, 4);
   const router host(g, {k_policy::fixed(1), k_policy::fixed(3)});
-  const device::buffer<detail::k_plan> plans(host.plans());
-  const cuda::device_router router(g, plans.get(), 2);
+  const cuda::device_plans plans = device::uploaded(host);
+  const cuda::device_router router(g, plans.ref());
   const std::vector<float> rows(16, 1.0f);
   const device::buffer<float> logits(rows);
   device::buffer<std::int32_t> ids(4), counts(1);
@@ -145,20 +145,13 @@ TEST(route_call, layers_have_their_own_plans) {
   ASSERT_TRUE(router.route(0, view, output, nullptr, {}, nullptr));
   EXPECT_EQ(counts.read()[0], 1);
   EXPECT_FALSE(router.route(2, view, output, nullptr, {}, nullptr));
-  // Rewritten plans count at the next launch, without another router.
-  device::buffer<detail::k_plan>& writable = const_cast<device::buffer<detail::k_plan>&>(plans);
-  std::vector<detail::k_plan> swapped = host.plans();
-  std::swap(swapped[0], swapped[1]);
-  writable.write(swapped);
-  ASSERT_TRUE(router.route(0, view, output, nullptr, {}, nullptr));
-  EXPECT_EQ(counts.read()[0], 3);
 }
 
 TEST(route_call, metrics_add_up_over_launches) {
   const gating g = softmax_model(24, 4);
   const twin::batch<bfloat16> input = plain_batch<bfloat16>(27, g, 50);
   const router host(g, input.policy);
-  const device::buffer<detail::k_plan> plans(host.plans());
+  const cuda::device_plans plans = device::uploaded(host);
   const device::buffer<bfloat16> logits(input.logits);
   device::buffer<std::int32_t> ids(200);
   device::buffer<float> weights(200);
@@ -167,7 +160,7 @@ TEST(route_call, metrics_add_up_over_launches) {
   routing_metrics expected;
   std::vector<std::int32_t> host_ids(200);
   std::vector<float> host_weights(200);
-  const cuda::device_router router(g, plans.get());
+  const cuda::device_router router(g, plans.ref());
   for (const std::int64_t tokens : {50, 7, 1}) {
     const logits_view<bfloat16> view = {logits.get(), tokens, 24, 0};
     ASSERT_TRUE(router.route(0, view, routing_output<>{ids.get(), weights.get()}, metrics.get(), {},
@@ -195,16 +188,18 @@ TEST(route_call, supported_tells_what_the_tiers_hold) {
 TEST(route_call, refuses_before_it_launches) {
   const gating g = softmax_model(8, 2);
   const router host(g, k_policy::full());
-  const device::buffer<detail::k_plan> plans(host.plans());
+  const cuda::device_plans plans = device::uploaded(host);
   const device::buffer<float> logits(std::vector<float>(8, 0.0f));
   device::buffer<std::int32_t> ids(2);
   device::buffer<float> weights(2);
   const logits_view<float> view = {logits.get(), 1, 8, 0};
   const routing_output<> output = {ids.get(), weights.get()};
-  const cuda::device_router router(g, plans.get());
+  const cuda::device_router router(g, plans.ref());
   const auto message = [](const status& s) { return std::string(s.message()); };
-  EXPECT_EQ(message(cuda::device_router(g, nullptr).route(0, view, output, nullptr, {}, nullptr)),
-            "plans is null");
+  EXPECT_EQ(message(cuda::device_router(g, {}).route(0, view, output, nullptr, {}, nullptr)),
+            "plans is empty: nothing uploaded");
+  EXPECT_EQ(message(cuda::device_router(softmax_model(9, 2), plans.ref()).validity()),
+            "plans are for num_experts = 8, top_k = 2, the gating has 9, 2");
   EXPECT_EQ(message(router.replay(0, view, routing_replay<>{}, output, nullptr, {}, nullptr)),
             "given.topk_ids is null");
   EXPECT_FALSE(
@@ -216,15 +211,21 @@ TEST(route_call, refuses_before_it_launches) {
                            nullptr));
 }
 
+TEST(route_call, a_device_that_the_kernels_were_not_compiled_for_is_told_apart) {
+  const std::string said = cuda::to_status(cudaErrorNoKernelImageForDevice).message();
+  EXPECT_NE(said.find("CMAKE_CUDA_ARCHITECTURES"), std::string::npos) << said;
+  EXPECT_NE(said.find("cudaErrorNoKernelImageForDevice"), std::string::npos) << said;
+}
+
 #if defined(ON_INTERPRETER)
 TEST(route_call, errors_of_the_runtime_become_a_status) {
   const gating g = softmax_model(8, 2);
   const router host(g, k_policy::full());
-  const device::buffer<detail::k_plan> plans(host.plans());
+  const cuda::device_plans plans = device::uploaded(host);
   const device::buffer<float> logits(std::vector<float>(8, 0.0f));
   device::buffer<std::int32_t> ids(2);
   device::buffer<float> weights(2);
-  const status result = cuda::device_router(g, plans.get())
+  const status result = cuda::device_router(g, plans.ref())
                             .route(0, logits_view<float>{logits.get(), 3, 8, 0},
                                    routing_output<>{ids.get(), weights.get()}, nullptr, {},
                                    nullptr);  // three rows where there is one
@@ -251,12 +252,12 @@ TEST(route_call, no_order_of_execution_shows) {
 TEST(route_call, one_launch_and_nothing_that_waits) {
   const twin::batch<bfloat16> input = plain_batch<bfloat16>(28, softmax_model(64, 8), 9);
   const router host(input.model, input.policy);
-  const device::buffer<detail::k_plan> plans(host.plans());
+  const cuda::device_plans plans = device::uploaded(host);
   const device::buffer<bfloat16> logits(input.logits);
   device::buffer<std::int32_t> ids(72);
   device::buffer<float> weights(72);
   ptx::clear_call_log();
-  ASSERT_TRUE(cuda::device_router(input.model, plans.get())
+  ASSERT_TRUE(cuda::device_router(input.model, plans.ref())
                   .route(0, logits_view<bfloat16>{logits.get(), 9, 64, 0},
                          routing_output<>{ids.get(), weights.get()}, nullptr, {}, nullptr));
   EXPECT_TRUE(ptx::synchronous_calls().empty());

@@ -31,7 +31,7 @@ class both_sides {
         slots_(static_cast<std::size_t>(shape.num_tokens * shape.top_k)),
         tokens_(static_cast<std::size_t>(shape.num_tokens)),
         host_(input.model, input.policy, {input.fill}),
-        plans_(host_.plans()),
+        plans_(device::uploaded(host_)),
         logits_(input.logits),
         bias_(input.bias),
         padding_(input.padding_mask),
@@ -40,7 +40,7 @@ class both_sides {
         weights_(slots_),
         counts_(tokens_),
         metrics_(1),
-        router_(input.model, plans_.get(), 0, input.fill, overlaps()) {
+        router_(input.model, plans_.ref(), input.fill, overlaps()) {
     metrics_.clear();
     EXPECT_TRUE(call(nullptr, permutation_output{}, nullptr));
     workspace_ = std::make_unique<device::buffer<unsigned char>>(bytes_);
@@ -93,7 +93,7 @@ class both_sides {
   }
 
   void* workspace() { return workspace_->get(); }
-  device::buffer<detail::k_plan>& plans() { return plans_; }
+  cuda::device_plans& plans() { return plans_; }
   std::vector<std::int32_t> counts() { return counts_.read(); }
 
  private:
@@ -108,7 +108,7 @@ class both_sides {
   std::vector<std::int32_t> map_;
   std::size_t slots_, tokens_;
   router host_;
-  device::buffer<detail::k_plan> plans_;
+  cuda::device_plans plans_;
   device::buffer<Logit> logits_;
   device::optional_copy<float> bias_;
   device::optional_copy<std::uint8_t> padding_;
@@ -209,11 +209,11 @@ TEST(route_permute, refuses_what_it_cannot_permute) {
   const permutation_shape shape = {20, 4, 16, 0, 1};
   both_sides<std::int32_t, bfloat16> sides(input, shape, {});
   const router host(g, input.policy);
-  const device::buffer<detail::k_plan> plans(host.plans());
+  const cuda::device_plans plans = device::uploaded(host);
   const device::buffer<bfloat16> logits(input.logits);
   const device::buffer<std::int32_t> ids(80);
   const device::buffer<float> weights(80);
-  const cuda::device_router device(g, plans.get(), 0, fill_id::first_expert);
+  const cuda::device_router device(g, plans.ref(), fill_id::first_expert);
   std::size_t bytes = 16;
   const status result =
       device.route_permute(0, logits_view<bfloat16>{logits.get(), 20, 16, input.row_stride},
@@ -222,7 +222,7 @@ TEST(route_permute, refuses_what_it_cannot_permute) {
   EXPECT_STREQ(result.message(),
                "output.topk_counts is null: the permutation needs it with the fill first_expert");
   bytes = 15;
-  EXPECT_STREQ(cuda::device_router(g, plans.get())
+  EXPECT_STREQ(cuda::device_router(g, plans.ref())
                    .route_permute(0, logits_view<bfloat16>{logits.get(), 20, 16, input.row_stride},
                                   routing_replay<>{}, routing_output<>{ids.get(), weights.get()},
                                   {}, nullptr, {}, sides.workspace(), &bytes, nullptr)
@@ -277,7 +277,7 @@ TEST(route_permute, is_captured_and_replayed_with_other_thresholds) {
     cudaGraphExec_t executable = nullptr;
     ASSERT_EQ(cudaGraphInstantiate(&executable, graph, 0), cudaSuccess);
     for (const int k : {1, 5, 8}) {
-      sides.plans().write(router(g, k_policy::fixed(k)).plans());
+      ASSERT_TRUE(sides.plans().upload(router(g, k_policy::fixed(k)), stream));
       ASSERT_EQ(cudaGraphLaunch(executable, stream), cudaSuccess);
       ASSERT_EQ(cudaStreamSynchronize(stream), cudaSuccess);
       const std::vector<std::int32_t> counts = sides.counts();

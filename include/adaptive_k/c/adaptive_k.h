@@ -16,9 +16,9 @@
 // an address that is not is refused by name. Functions return an adaptive_k_status, throw nothing,
 // keep no global state, and write nothing when they refuse. Those that take a stream (a
 // cudaStream_t, NULL for the default one) only enqueue: no allocation, no synchronisation, safe
-// under the capture of a graph. Their pointers are to device memory unless said otherwise; those of
-// the _host functions to host memory. T is num_tokens, E num_experts, K0 top_k, L
-// num_local_experts, H hidden_size.
+// under the capture of a graph; adaptive_k_upload_plans alone may allocate. Their pointers are to
+// device memory unless said otherwise; those of the _host functions to host memory. T is
+// num_tokens, E num_experts, K0 top_k, L num_local_experts, H hidden_size.
 #pragma once
 
 #include <stddef.h>
@@ -40,7 +40,7 @@ enum adaptive_k_status {
   ADAPTIVE_K_SHAPE_MISMATCH = 2,   /* sizes that do not fit one another */
   ADAPTIVE_K_UNSUPPORTED = 3,      /* well formed, but this build cannot do it */
   ADAPTIVE_K_CUDA_ERROR = 4,       /* reported by the CUDA runtime */
-  ADAPTIVE_K_OUT_OF_MEMORY = 5     /* adaptive_k_router_create alone */
+  ADAPTIVE_K_OUT_OF_MEMORY = 5     /* of the functions that allocate alone */
 };
 
 /* What a status means, in general. Static text. */
@@ -128,7 +128,7 @@ typedef struct adaptive_k_policy {
   float mass_exponent; /* 0..1: kept weights are multiplied by (kept share)^-mass_exponent */
   float sensitivity;   /* distortion: > 0; 0 means 1 */
   float lambda;        /* distortion: price of one expert, >= 0 */
-  /* Distortion tables. Read by whoever routes: device memory for the plans of a device. */
+  /* Distortion tables in host memory, copied by adaptive_k_router_create. */
   const float* coefficients; /* [K0 - 1, 5] */
   const float* first_expert; /* [K0 - 1, E] or NULL */
   const float* next_expert;  /* [K0 - 1, E] or NULL */
@@ -149,18 +149,59 @@ typedef struct adaptive_k_router_params {
   int32_t fill; /* adaptive_k_fill */
 } adaptive_k_router_params;
 
-/* The one function that allocates. `*router` is NULL after a refusal. */
+/* Allocates. `*router` is NULL after a refusal. */
 ADAPTIVE_K_API int32_t adaptive_k_router_create(const adaptive_k_router_params* params,
                                                 adaptive_k_router** router);
 ADAPTIVE_K_API void adaptive_k_router_destroy(adaptive_k_router* router); /* NULL is fine */
 
-/* Bytes of the router's prepared policies ("plans"), and the plans themselves, in host memory, as
- * long as the router lives. A routing call on a device reads a copy in device memory, aligned to
- * 16 bytes. That copy may be rewritten between launches, also those of a captured graph, with the
- * plans of another router of the same gating and number of layers: so thresholds and bounds of k
- * change without a new capture. */
-ADAPTIVE_K_API size_t adaptive_k_router_plan_bytes(const adaptive_k_router* router);
-ADAPTIVE_K_API const void* adaptive_k_router_plans(const adaptive_k_router* router);
+typedef struct adaptive_k_preset_params {
+  uint32_t struct_size;
+  uint32_t message_bytes;
+  char* message;
+  const char* preset; /* name or alias of a model, or the path of a .json file. Names are looked for
+                         in the folders of the environment variable ADAPTIVE_K_CALIBRATIONS, then
+                         in the library's own */
+  /* optional */
+  const char* policy; /* one of the preset's, or one in words such as "top_p:0.9", or the path of a
+                         .json file; NULL or "": the preset's default */
+  int32_t fill;       /* adaptive_k_fill */
+  int32_t reserved;   /* 0 */
+} adaptive_k_preset_params;
+
+/* A router for a model that has a calibration file: its gating, and the policy of each of its
+ * layers. Allocates and reads files. ADAPTIVE_K_UNSUPPORTED where the library was built without
+ * nlohmann/json. */
+ADAPTIVE_K_API int32_t adaptive_k_router_from_preset(const adaptive_k_preset_params* params,
+                                                     adaptive_k_router** router);
+
+/* What a router was made for. `gating`, whose struct_size the caller sets, is written; the number
+ * of layers is 0 where one policy serves all, and -1 where router is NULL. */
+ADAPTIVE_K_API int32_t adaptive_k_router_gating(const adaptive_k_router* router,
+                                                adaptive_k_gating* gating);
+ADAPTIVE_K_API int32_t adaptive_k_router_num_layers(const adaptive_k_router* router);
+
+/* A router's policies and their tables in the memory of a device. */
+typedef struct adaptive_k_device_plans adaptive_k_device_plans;
+
+typedef struct adaptive_k_upload_params {
+  uint32_t struct_size;
+  uint32_t message_bytes;
+  char* message;
+  const adaptive_k_router* router; /* may be destroyed when the call returns */
+  /* optional */
+  int32_t one_layer; /* 1: only `layer` is rewritten */
+  int32_t layer;
+} adaptive_k_upload_params;
+
+/* Where `*plans` is NULL: allocates on the current device, for any policy of the router's gating
+ * and number of layers. Then, in any case, enqueues a copy to it. So launches behind a later upload
+ * on the stream, also those of a graph captured before, follow the new policies, by the same
+ * `*plans`. Later routers have as many layers, or one policy for all. Refuses other shapes, and a
+ * stream that is being captured. */
+ADAPTIVE_K_API int32_t adaptive_k_upload_plans(const adaptive_k_upload_params* params,
+                                               adaptive_k_device_plans** plans, void* stream);
+/* NULL is fine. Waits for the device, as cudaFree does. */
+ADAPTIVE_K_API void adaptive_k_device_plans_destroy(adaptive_k_device_plans* plans);
 
 /* What routing did: integers that add up over calls, layers, threads and ranks. Later versions add
  * members at the end alone. */
@@ -192,10 +233,11 @@ typedef struct adaptive_k_route_params {
   int32_t weights_type; /* adaptive_k_float_type */
   int32_t layer;        /* 0.. */
   /* optional */
-  int64_t row_stride;          /* elements from row to row; 0 means E */
-  const void* plans;           /* device: the router's plans in device memory; host: not read */
-  int32_t* topk_counts;        /* [T], k_t: out */
-  float* signal;               /* [T]: out */
+  int64_t row_stride;                   /* elements from row to row; 0 means E */
+  const adaptive_k_device_plans* plans; /* device: what adaptive_k_upload_plans made; its policies
+                                           count, not the router's. Host: not read */
+  int32_t* topk_counts;                 /* [T], k_t: out */
+  float* signal;                        /* [T]: out */
   int32_t* chosen_counts;      /* [T]: shadow mode, routes full K and records the policy's k here */
   const float* routing_bias;   /* [E], required with selection_bias: selects, never weighs */
   const uint8_t* padding_mask; /* [T], non-zero: skip this token, k_t = 0 */

@@ -32,6 +32,11 @@ __device__ ADAPTIVE_K_INLINE void allow_next_kernel() noexcept {
 
 inline status to_status(cudaError_t error) noexcept {
   if (error == cudaSuccess) return {};
+  if (error == cudaErrorNoKernelImageForDevice)
+    return status::error(status_code::cuda_error,
+                         "%s: adaptive_k's kernels were not compiled for this device; build them "
+                         "with its number in CMAKE_CUDA_ARCHITECTURES",
+                         cudaGetErrorName(error));
   return status::error(status_code::cuda_error, "%s: %s", cudaGetErrorName(error),
                        cudaGetErrorString(error));
 }

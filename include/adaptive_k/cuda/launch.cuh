@@ -11,6 +11,7 @@
 #include "adaptive_k/core/gating.hpp"
 #include "adaptive_k/cuda/dependent_launch.cuh"
 #include "adaptive_k/cuda/device_metrics.cuh"
+#include "adaptive_k/cuda/device_plans.cuh"
 #include "adaptive_k/cuda/lane_kernel.cuh"
 #include "adaptive_k/cuda/permute_launch.cuh"
 #include "adaptive_k/cuda/plain_kernel.cuh"
@@ -222,19 +223,24 @@ int load_width(const Logit* data, std::int64_t row_stride, int num_experts) noex
 /// in device memory. Trivially copyable; owns nothing.
 class device_router {
  public:
-  /// `plans`: device memory, [num_layers], or one for every layer where `num_layers` is 0: a copy
-  /// of a host router's plans(). It may be rewritten between launches, also under a captured graph.
+  /// `plans`: of a device_plans with a router of this gating, which must outlive the launches; it
+  /// may be rewritten between them, also under a captured graph.
   /// `overlaps`: launches may overlap the kernel before them (see overlap_supported).
-  device_router(const gating& model, const detail::k_plan* plans, int num_layers = 0,
-                fill_id fill = fill_id::minus_one, bool overlaps = false) noexcept
-      : validity_(validate(model)),
-        model_(model),
-        fill_(fill),
-        overlaps_(overlaps),
-        plans_(plans),
-        num_layers_(num_layers) {
+  device_router(const gating& model, plans_ref plans, fill_id fill = fill_id::minus_one,
+                bool overlaps = false) noexcept
+      : validity_(validate(model)), model_(model), fill_(fill), overlaps_(overlaps), plans_(plans) {
     model_.renormalize = detail::renormalizes(model_);
+    if (validity_ && plans.empty())
+      validity_ = status::error(status_code::invalid_argument, "plans is empty: nothing uploaded");
+    else if (validity_ &&
+             (plans.num_experts() != model.num_experts || plans.top_k() != model.top_k))
+      validity_ = status::error(status_code::shape_mismatch,
+                                "plans are for num_experts = %d, top_k = %d, the gating has %d, %d",
+                                plans.num_experts(), plans.top_k(), model.num_experts, model.top_k);
   }
+
+  /// Why this router refuses to launch; ok when it does not.
+  const status& validity() const noexcept { return validity_; }
 
   /// Enqueues one kernel on `stream`. No allocation, no synchronisation; per-token k limits are not
   /// read here, so the caller vouches for 1 <= k_min <= k_max <= K0.
@@ -268,7 +274,7 @@ class device_router {
                        std::size_t* workspace_bytes, cudaStream_t stream) const noexcept {
     const permutation_shape shape = {logits.num_tokens, model_.top_k, model_.num_experts,
                                      order.num_local_experts, order.block_size};
-    status result = validity_;
+    status result = workspace == nullptr ? status() : validity_;
     if (result) result = validate(shape);
     if (!result) return result;
     const std::size_t needed = permute_detail::workspace_bytes(shape);
@@ -316,20 +322,16 @@ class device_router {
                  const routing_output<Id, Weight>& output, device_metrics* metrics,
                  const routing_extras& extras, route_params* made) const noexcept {
     const status refusal =
-        detail::check_call(validity_, model_, num_layers_, layer, logits,
+        detail::check_call(validity_, model_, plans_.num_layers(), layer, logits,
                            output.topk_ids != nullptr, output.topk_weights != nullptr, extras);
     if (!refusal) return refusal;
-    if (plans_ == nullptr) return status::error(status_code::invalid_argument, "plans is null");
-    if (reinterpret_cast<std::uintptr_t>(plans_) % alignof(detail::k_plan) != 0)
-      return status::error(status_code::invalid_argument, "plans is not aligned to %zu bytes",
-                           alignof(detail::k_plan));
     route_params& params = *made;
     params.logits = logits.data;
     params.num_tokens = logits.num_tokens;
     params.row_stride = logits.row_stride != 0 ? logits.row_stride : logits.num_experts;
     params.load_width = load_width(logits.data, params.row_stride, logits.num_experts);
     params.model = model_;
-    params.plan = plans_ + (num_layers_ == 0 ? 0 : layer);
+    params.plan = plans_.data() + (plans_.num_layers() == 0 ? 0 : layer);
     params.routing_bias = extras.routing_bias;
     params.padding_mask = extras.padding_mask;
     params.k_min = extras.k_min;
@@ -353,8 +355,7 @@ class device_router {
   gating model_;
   fill_id fill_;
   bool overlaps_;
-  const detail::k_plan* plans_;
-  int num_layers_;
+  plans_ref plans_;
 };
 
 }  // namespace cuda

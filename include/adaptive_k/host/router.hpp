@@ -58,7 +58,7 @@ class router {
   const router_options& options() const noexcept { return options_; }
   /// The policy of a layer in 0..num_layers()-1; `layer` is ignored where one policy serves all.
   const k_policy& policy(int layer) const noexcept { return (*policies_)[index(layer)]; }
-  /// The prepared policies, [num_layers] or one for all: what a device_router reads.
+  /// The prepared policies, [num_layers] or one for all: what cuda::device_plans uploads.
   const std::vector<detail::k_plan>& plans() const noexcept { return *plans_; }
   /// Layers with a policy of their own; 0 where one policy serves all.
   int num_layers() const noexcept { return one_policy_ ? 0 : static_cast<int>(policies_->size()); }
