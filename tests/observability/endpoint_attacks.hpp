@@ -93,7 +93,7 @@ inline std::vector<attack> all() {
   const std::string filler(65536, 'a');
   return {
       {"a thousand byte ranges in 3 kB",
-       [=](int port) { ask(port, {get + "Range: bytes=0-" + times(",0-", 999) + end + end}, 20); }},
+       [=](int port) { ask(port, {get + "Range: bytes=0-" + times(",0-", 999) + end + end}, 10); }},
       {"a body of gzip that unpacks to 700 MB",
        [=](int port) {
          const std::string zeros = gzip_of_zeros(700);
@@ -145,14 +145,14 @@ inline std::vector<attack> all() {
        [=](int port) {
          hold(port, 1000, post + "Expect: 100-continue\r\nContent-Length: 1000000000\r\n\r\n",
               milliseconds(1000));
-         ask(port, {get + "Expect: 100-continue\r\n\r\n", get + "Expect: miracles\r\n\r\n"}, 50);
+         ask(port, {get + "Expect: 100-continue\r\n\r\n", get + "Expect: miracles\r\n\r\n"}, 20);
        }},
       {"HTTP/1.0 and HEAD",
        [=](int port) {
          ask(port,
              {"GET /metrics HTTP/1.0\r\nConnection: keep-alive\r\n\r\n",
               "HEAD /metrics HTTP/1.1\r\nHost: x\r\n\r\n", "HEAD / HTTP/1.0\r\n\r\n"},
-             50);
+             20);
        }},
       {"methods, paths and versions that are not served",
        [=](int port) {
@@ -164,7 +164,7 @@ inline std::vector<attack> all() {
            requests.push_back(std::string("GET ") + path + " HTTP/1.1\r\nHost: x\r\n\r\n");
          for (const char* version : {"HTTP/2.0", "HTTP/0.9", "HTTP/1.2", "HTTP/9.9", "FTP/1.1", ""})
            requests.push_back(std::string("GET /metrics ") + version + "\r\nHost: x\r\n\r\n");
-         ask(port, requests, 10);
+         ask(port, requests, 5);
        }},
       {"an Accept header of 7 kB",
        [=](int port) {
@@ -172,7 +172,7 @@ inline std::vector<attack> all() {
              {get + "Accept: " + times("a/b;q=0.1;x=\"\\\",\",", 400) + end + end,
               get + "Accept: " + times(",", 7000) + end + end,
               get + "Accept: \"" + times("\\", 7000) + end + end},
-             20);
+             10);
        }},
       {"5000 silent connections", [=](int port) { hold(port, 5000, "", milliseconds(500)); }},
       {"1000 connections that send a byte now and then",

@@ -9,6 +9,19 @@
 #include <csignal>
 #include <thread>
 
+/// Whether a child of a process with threads may start its own: TSan ends it instead.
+#if defined(__SANITIZE_THREAD__)
+constexpr bool child_may_start_threads = false;
+#elif defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+constexpr bool child_may_start_threads = false;
+#else
+constexpr bool child_may_start_threads = true;
+#endif
+#else
+constexpr bool child_may_start_threads = true;
+#endif
+
 /// 0 where the child did `what` without a failed expectation, -1 where it hangs for 60 s.
 template <class What>
 int in_child(What what) {

@@ -362,7 +362,8 @@ class http_service {
 /// these, or 503 where that is of the other format.
 ///
 /// In a child of fork() the server belongs to the parent: there it does not run, and ending it, or
-/// the child, leaves the parent's alone.
+/// the child, leaves the parent's alone. A child that lives on keeps the port until it ends its
+/// copy.
 class http_server {
  public:
   http_server() = default;
