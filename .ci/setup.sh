@@ -16,7 +16,9 @@ library_packages=(libgtest-dev libbenchmark-dev nlohmann-json3-dev libcli11-dev 
 # Without these parts are left out: the endpoint for Prometheus, its test by Prometheus
 # itself, and A/B tests.
 optional_packages=(libboost-dev prometheus)
-check_packages=(clang clang-format clang-tidy git ninja-build locales)
+# The last three build for ARM, run what they built, and build for Windows.
+check_packages=(clang clang-format clang-tidy git ninja-build locales
+                g++-aarch64-linux-gnu qemu-user g++-mingw-w64-x86-64-posix)
 
 # need_packages name...: installs those that are missing, where that is allowed.
 need_packages() {

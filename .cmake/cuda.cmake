@@ -20,10 +20,11 @@ endfunction()
 
 # Each name is an architecture of nvcc; the last one is also kept as PTX for what comes after it.
 set(ADAPTIVE_K_CUDA_ARCHITECTURES "75;80;86;89;90;100;120" CACHE STRING
-    "Architectures of the compiled kernels; CMAKE_CUDA_ARCHITECTURES, where set, goes before")
+    "Architectures of the compiled kernels; CMAKE_CUDA_ARCHITECTURES, or CUDAARCHS in the environment, goes before")
 
 macro(adaptive_k_enable_cuda)
-  if(NOT CMAKE_CUDA_ARCHITECTURES)
+  # Whatever the user said, OFF too, is theirs; CMake itself reads CUDAARCHS.
+  if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES AND "$ENV{CUDAARCHS}" STREQUAL "")
     # Older compilers do not know the newest of them.
     set(CMAKE_CUDA_ARCHITECTURES ${ADAPTIVE_K_CUDA_ARCHITECTURES})
     execute_process(COMMAND "${CMAKE_CUDA_COMPILER}" --list-gpu-arch

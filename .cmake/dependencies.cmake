@@ -8,13 +8,15 @@ option(ADAPTIVE_K_FETCH "Download a missing dependency (else: stop and name it)"
        ${ADAPTIVE_K_IS_TOP_LEVEL})
 
 # Finds package NAME. Imported targets are visible only in the folder that found them unless
-# made global, and tests, bench and examples share theirs.
+# made global, and tests, bench and examples share theirs. Not among a parent's targets.
 macro(_adaptive_k_find NAME)
   find_package(${NAME} ${ARGN} QUIET)
-  get_directory_property(_adaptive_k_imported IMPORTED_TARGETS)
-  foreach(_adaptive_k_target IN LISTS _adaptive_k_imported)
-    set_property(TARGET ${_adaptive_k_target} PROPERTY IMPORTED_GLOBAL TRUE)
-  endforeach()
+  if(ADAPTIVE_K_IS_TOP_LEVEL)
+    get_directory_property(_adaptive_k_imported IMPORTED_TARGETS)
+    foreach(_adaptive_k_target IN LISTS _adaptive_k_imported)
+      set_property(TARGET ${_adaptive_k_target} PROPERTY IMPORTED_GLOBAL TRUE)
+    endforeach()
+  endif()
 endmacro()
 
 # Downloads NAME, adds it to the build, and marks the headers of TARGET as a system's, so that
@@ -69,13 +71,13 @@ function(adaptive_k_need_benchmark)
   endif()
 endfunction()
 
-# nlohmann_json::nlohmann_json. With OPTIONAL the target may be missing afterwards.
+# nlohmann_json::nlohmann_json
 function(adaptive_k_need_nlohmann_json)
   if(TARGET nlohmann_json::nlohmann_json)
     return()
   endif()
   _adaptive_k_find(nlohmann_json 3.9)
-  if(NOT TARGET nlohmann_json::nlohmann_json AND (ADAPTIVE_K_FETCH OR NOT "OPTIONAL" IN_LIST ARGV))
+  if(NOT TARGET nlohmann_json::nlohmann_json)
     set(JSON_BuildTests OFF)
     set(JSON_Install OFF)
     _adaptive_k_fetch(nlohmann_json nlohmann_json::nlohmann_json

@@ -1,5 +1,6 @@
-# Install rules and the CMake package. The calibration target is not exported but made by the
-# package file: its definition holds a path that must follow the prefix when that is moved.
+# Install rules and the CMake package. Each optional part is an export set of its own, which the
+# package file reads where the part's needs are there. The definition with the calibrations' folder
+# is made by that file: its path must follow the prefix when that is moved.
 
 include(CMakePackageConfigHelpers)
 
@@ -13,9 +14,19 @@ install(DIRECTORY "${PROJECT_SOURCE_DIR}/calibrations/" DESTINATION "${calibrati
         FILES_MATCHING PATTERN "*.json" PATTERN "README.md")
 install(FILES "${PROJECT_SOURCE_DIR}/LICENSE"
         DESTINATION "${CMAKE_INSTALL_DATADIR}/adaptive_k")
-install(TARGETS adaptive_k adaptive_k_host adaptive_k_c_host EXPORT adaptive_kTargets
-        ARCHIVE DESTINATION "${CMAKE_INSTALL_LIBDIR}")
+install(TARGETS adaptive_k adaptive_k_host adaptive_k_c_host adaptive_k_shared
+        EXPORT adaptive_kTargets
+        ARCHIVE DESTINATION "${CMAKE_INSTALL_LIBDIR}"
+        LIBRARY DESTINATION "${CMAKE_INSTALL_LIBDIR}"
+        RUNTIME DESTINATION "${CMAKE_INSTALL_BINDIR}")
 install(EXPORT adaptive_kTargets NAMESPACE adaptive_k:: DESTINATION "${package_dir}")
+foreach(part IN LISTS ADAPTIVE_K_OPTIONAL_PARTS)
+  if(TARGET adaptive_k_${part})
+    install(TARGETS adaptive_k_${part} EXPORT adaptive_k_${part})
+    install(EXPORT adaptive_k_${part} NAMESPACE adaptive_k:: DESTINATION "${package_dir}"
+            FILE adaptive_k_${part}.cmake)
+  endif()
+endforeach()
 
 configure_package_config_file(
   "${CMAKE_CURRENT_LIST_DIR}/adaptive_kConfig.cmake.in"
@@ -27,5 +38,6 @@ write_basic_package_version_file(
   "${PROJECT_BINARY_DIR}/adaptive_kConfigVersion.cmake"
   COMPATIBILITY SameMinorVersion)
 install(FILES "${PROJECT_BINARY_DIR}/adaptive_kConfig.cmake"
+              "${CMAKE_CURRENT_LIST_DIR}/parts.cmake"
               "${PROJECT_BINARY_DIR}/adaptive_kConfigVersion.cmake"
         DESTINATION "${package_dir}")

@@ -191,6 +191,10 @@ void adaptive_k_router_destroy(adaptive_k_router* router) {
   delete router;
 }
 
+const char* adaptive_k_router_instruction_set(const adaptive_k_router* router) {
+  return router == nullptr ? nullptr : name_of(router->impl.instructions());
+}
+
 std::int32_t adaptive_k_router_gating(const adaptive_k_router* router, adaptive_k_gating* gating) {
   adaptive_k_gating made;
   status result = read_struct("gating", gating, &made);

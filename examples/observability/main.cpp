@@ -121,9 +121,10 @@ int main(int argc, char** argv) {
       return 1;
     }
   }
-  std::printf("saved %.1f%% of %llu expert calls; %llu log lines, %llu dropped\n",
+  std::printf("saved %.1f%% of %llu expert calls, by %s; %llu log lines, %llu dropped\n",
               100 * all.total.expert_savings(),
               static_cast<unsigned long long>(all.total.full_expert_calls),
+              adaptive_k::name_of(adaptive_k::best_instruction_set()),
               static_cast<unsigned long long>(logger.written()),
               static_cast<unsigned long long>(logger.dropped()));
   return 0;

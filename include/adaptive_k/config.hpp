@@ -34,15 +34,28 @@
 #define ADAPTIVE_K_PRECISE_END
 #endif
 
+// g++ takes the length of every array that depends on a template's int for a conversion to
+// unsigned; clang, which looks at the value, keeps the headers honest.
+#if defined(__GNUC__) && !defined(__clang__) && !defined(__CUDACC__)
+#define ADAPTIVE_K_WARNINGS_BEGIN \
+  _Pragma("GCC diagnostic push") _Pragma("GCC diagnostic ignored \"-Wsign-conversion\"")
+#define ADAPTIVE_K_WARNINGS_END _Pragma("GCC diagnostic pop")
+#else
+#define ADAPTIVE_K_WARNINGS_BEGIN
+#define ADAPTIVE_K_WARNINGS_END
+#endif
+
 // Launcher templates are weak symbols: two versions in one process must not be merged.
 #define ADAPTIVE_K_NAMESPACE_BEGIN \
+  ADAPTIVE_K_WARNINGS_BEGIN        \
   ADAPTIVE_K_PRECISE_BEGIN         \
   namespace adaptive_k {           \
   inline namespace v0_1 {
 #define ADAPTIVE_K_NAMESPACE_END \
   }                              \
   }                              \
-  ADAPTIVE_K_PRECISE_END
+  ADAPTIVE_K_PRECISE_END         \
+  ADAPTIVE_K_WARNINGS_END
 
 #if defined(__GNUC__)
 #define ADAPTIVE_K_PRINTF(text, arguments) __attribute__((format(printf, text, arguments)))

@@ -143,6 +143,16 @@ TEST(c_api_host, gives_the_numbers_of_the_cpp_interface) {
                                                ADAPTIVE_K_FLOAT32);
 }
 
+TEST(c_api_host, routes_by_the_best_instructions_and_says_which) {
+  const router_handle router = create(c_gating(), c_policy());
+  EXPECT_STREQ(adaptive_k_router_instruction_set(router.get()), name_of(best_instruction_set()));
+  EXPECT_EQ(adaptive_k_router_instruction_set(nullptr), nullptr);
+#if defined(__x86_64__)
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+    EXPECT_STRNE(adaptive_k_router_instruction_set(router.get()), "scalar");
+#endif
+}
+
 TEST(c_api_host, layers_have_their_own_policies) {
   const adaptive_k_gating gating = c_gating();
   std::vector<adaptive_k_policy> policies(2, sized<adaptive_k_policy>());

@@ -376,4 +376,14 @@ TEST(InstructionSets, SingleTokensAreCountedAmongOthers) {
   }
 }
 
+TEST(InstructionSets, RouterSaysWhatItRunsOn) {
+  gating g;
+  g.num_experts = 8;
+  g.top_k = 2;
+  EXPECT_EQ(router(g, k_policy::full()).instructions(), best_instruction_set());
+  router_options options;
+  options.instructions = instruction_set::scalar;
+  EXPECT_EQ(router(g, k_policy::full(), options).instructions(), instruction_set::scalar);
+}
+
 }  // namespace

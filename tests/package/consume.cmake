@@ -1,9 +1,18 @@
-# Builds and runs the project CONSUMER the way a user would, in a folder outside the source tree.
-#   cmake -DSOURCE=... -DBUILD=... -DGENERATOR=... -DCOMPILER=... -DCONSUMER=... -DINSTALLED=ON|OFF
+# Configures, builds and runs the project CONSUMER the way a user would, in a folder outside the
+# source tree.
+#   cmake -DSOURCE=... -DGENERATOR=... -DCXX=... -DCONSUMER=... [-DPREFIX=<installed package>]
 #         [-DPRINTS=regex] [-DREFUSED=regex] [-DOPTIONS=option;...] [-DPROGRAM=name]
+#         [-DSTEPS=configure|build|run|install] [-DSECOND=folder] [-DBUILT=file;...]
+#         [-DEMULATOR=command;...]
 #         [-DKERNEL_OBJECTS=object;... -DARCHIVER=...] -P consume.cmake
+# STEPS: how far to go; run if not given. "install" installs CONSUMER, then builds and runs the
+# project in its subfolder SECOND against what was installed; of CONSUMER nothing is compiled: BUILT are
+# the libraries that it would compile, from this project's own build.
+# REFUSED: the configuration must fail with these words. PRINTS: what the last step must print.
 # KERNEL_OBJECTS take the place of the machine code in the installed adaptive_k::kernels: the same
 # kernels as the interpreter reads them, where there is no GPU to run the package's own.
+
+cmake_minimum_required(VERSION 3.22)
 
 set(temporary "$ENV{TMPDIR}")
 if(NOT temporary)
@@ -31,33 +40,46 @@ macro(run_step WHAT)
   endif()
 endmacro()
 
+macro(check_prints WHAT)
+  if(PRINTS AND NOT output MATCHES "${PRINTS}")
+    finish("${WHAT} printed '${output}', not '${PRINTS}'")
+    return()
+  endif()
+endmacro()
+
 if(NOT PROGRAM)
   set(PROGRAM consumer)
+endif()
+if(NOT STEPS)
+  set(STEPS run)
 endif()
 
 file(COPY "${CONSUMER}/" DESTINATION "${work}/source")
 
-if(INSTALLED)
-  run_step("install" "${CMAKE_COMMAND}" --install "${BUILD}" --prefix "${work}/staged")
-  # A package that is moved after its installation must still find its own files.
-  file(RENAME "${work}/staged" "${work}/moved")
-  list(APPEND OPTIONS "-DCMAKE_PREFIX_PATH=${work}/moved")
+if(PREFIX)
+  set(prefix "${PREFIX}")
   if(KERNEL_OBJECTS)
-    file(GLOB_RECURSE archive "${work}/moved/libadaptive_k_kernels.a")
+    set(prefix "${work}/package")
+    file(COPY "${PREFIX}/" DESTINATION "${prefix}")
+    file(GLOB_RECURSE archive "${prefix}/libadaptive_k_kernels.a")
     run_step("list members" "${ARCHIVER}" t "${archive}")
     string(REGEX MATCHALL "[^\n]+\\.cu\\.o" members "${output}")
     run_step("drop machine code" "${ARCHIVER}" d "${archive}" ${members})
     run_step("put PTX" "${ARCHIVER}" qs "${archive}" ${KERNEL_OBJECTS})
   endif()
+  list(APPEND OPTIONS "-DCMAKE_PREFIX_PATH=${prefix}")
+endif()
+if(NOT OPTIONS MATCHES "CMAKE_TOOLCHAIN_FILE")
+  list(APPEND OPTIONS "-DCMAKE_CXX_COMPILER=${CXX}")
 endif()
 
-set(configure "${CMAKE_COMMAND}" -S "${work}/source" -B "${work}/build" -G "${GENERATOR}"
-    "-DCMAKE_CXX_COMPILER=${COMPILER}" -DCMAKE_BUILD_TYPE=Release
-    -DCMAKE_EXPORT_COMPILE_COMMANDS=ON ${OPTIONS})
+set(configure "${CMAKE_COMMAND}" -G "${GENERATOR}" -DCMAKE_EXPORT_COMPILE_COMMANDS=ON
+    -DCMAKE_BUILD_TYPE=Release --no-warn-unused-cli)
 
 if(REFUSED)
-  execute_process(COMMAND ${configure} RESULT_VARIABLE result OUTPUT_VARIABLE output
-                  ERROR_VARIABLE output)
+  execute_process(COMMAND ${configure} ${OPTIONS} -S "${work}/source" -B "${work}/build"
+                  RESULT_VARIABLE result OUTPUT_VARIABLE output ERROR_VARIABLE output)
+  string(REGEX REPLACE "[ \n]+" " " output "${output}")  # CMake breaks its lines
   if(result EQUAL 0)
     finish("the configuration succeeded, but should be refused")
   elseif(NOT output MATCHES "${REFUSED}")
@@ -68,10 +90,8 @@ if(REFUSED)
   return()
 endif()
 
-run_step("configure" ${configure})
-run_step("build" "${CMAKE_COMMAND}" --build "${work}/build")
-
-if(INSTALLED)
+run_step("configure" ${configure} ${OPTIONS} -S "${work}/source" -B "${work}/build")
+if(PREFIX)
   # What was installed must stand without the source tree.
   file(READ "${work}/build/compile_commands.json" commands)
   string(FIND "${commands}" "${SOURCE}" position)
@@ -79,18 +99,42 @@ if(INSTALLED)
     finish("the installed package points back to the source tree:\n${commands}")
     return()
   endif()
-else()
-  # As a subdirectory, we add none of our tests, programs or install rules to the parent.
-  if(EXISTS "${work}/build/bin/adaptive-k")
-    finish("the subdirectory built the bench")
-    return()
-  endif()
 endif()
-
-run_step("the program" "${work}/build/${PROGRAM}")
-if(NOT output MATCHES "${PRINTS}")
-  finish("the program printed '${output}', not '${PRINTS}'")
+if(STEPS STREQUAL "configure")
+  check_prints("the configuration")
+  finish()
   return()
 endif()
+
+if(STEPS STREQUAL "install")
+  foreach(file IN LISTS BUILT)  # with the links that lead to a shared library
+    get_filename_component(name "${file}" NAME_WE)
+    get_filename_component(folder "${file}" DIRECTORY)
+    file(GLOB files "${folder}/${name}.*")
+    file(COPY ${files} DESTINATION "${work}/build/adaptive_k")
+  endforeach()
+else()
+  run_step("build" "${CMAKE_COMMAND}" --build "${work}/build")
+endif()
+if(NOT PREFIX AND EXISTS "${work}/build/bin/adaptive-k")
+  finish("the subdirectory built the bench")
+  return()
+endif()
+if(STEPS STREQUAL "build")
+  check_prints("the build")
+  finish()
+  return()
+endif()
+
+set(program "${work}/build/${PROGRAM}")
+if(STEPS STREQUAL "install")
+  run_step("install" "${CMAKE_COMMAND}" --install "${work}/build" --prefix "${work}/prefix")
+  run_step("configure against it" ${configure} "-DCMAKE_CXX_COMPILER=${CXX}"
+           "-DCMAKE_PREFIX_PATH=${work}/prefix" -S "${work}/source/${SECOND}" -B "${work}/second")
+  run_step("build against it" "${CMAKE_COMMAND}" --build "${work}/second")
+  set(program "${work}/second/${PROGRAM}")
+endif()
+run_step("the program" ${EMULATOR} "${program}")
+check_prints("the program")
 finish()
 message("${output}")

@@ -250,6 +250,7 @@ int main() {
   // What a process gets that links code built with -ffast-math: subnormals read and give zero.
   _mm_setcsr(_mm_getcsr() | 0x8040u);
 #endif
+  std::fprintf(stderr, "%s\n", name_of(best_instruction_set()));
   output_hash hash;
   generator random(20240607);
   std::int64_t calls = 0;

@@ -2,7 +2,8 @@
 // expert-major permutation, and the combine step of a MoE layer. C99.
 //
 // Link adaptive_k::kernels for everything, or adaptive_k::c_host for the host's part alone, which
-// needs no CUDA: the functions whose names end in _host, and all that take no stream.
+// needs no CUDA: the functions whose names end in _host, and all that take no stream. Or load the
+// shared library, adaptive_k::shared, which has the device's part where it was built with CUDA.
 //
 // Every struct of parameters starts with
 //   struct_size    sizeof(the struct), as the caller was compiled. Accepted are exactly: sizeof(the
@@ -24,7 +25,9 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#if defined(_WIN32)
+#if defined(_WIN32) && defined(ADAPTIVE_K_EXPORTS)
+#define ADAPTIVE_K_API __declspec(dllexport)
+#elif defined(_WIN32)
 #define ADAPTIVE_K_API
 #else
 #define ADAPTIVE_K_API __attribute__((visibility("default")))
@@ -153,6 +156,10 @@ typedef struct adaptive_k_router_params {
 ADAPTIVE_K_API int32_t adaptive_k_router_create(const adaptive_k_router_params* params,
                                                 adaptive_k_router** router);
 ADAPTIVE_K_API void adaptive_k_router_destroy(adaptive_k_router* router); /* NULL is fine */
+
+/* The instructions that the router's host calls run on: "scalar", "generic", "avx2" or "avx512",
+ * the widest that this build of the library and this machine have. Static text; NULL for NULL. */
+ADAPTIVE_K_API const char* adaptive_k_router_instruction_set(const adaptive_k_router* router);
 
 typedef struct adaptive_k_preset_params {
   uint32_t struct_size;

@@ -51,6 +51,8 @@ class vector_rows {
 #if ADAPTIVE_K_HAS_GENERIC
     if (set == instruction_set::generic) return generic::run<vector_loop>(this, first, last);
 #endif
+    // Another file of this program has more sets than this one: see simd/target.hpp.
+    for (std::int64_t token = first; token < last; ++token) rows_.route_alone(token);
   }
 
  private:

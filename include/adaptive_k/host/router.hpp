@@ -56,6 +56,9 @@ class router {
   const status& validity() const noexcept { return validity_; }
   const gating& model() const noexcept { return model_; }
   const router_options& options() const noexcept { return options_; }
+  /// What it runs on, never `best`: what the options say, or else the widest set that this build
+  /// and this machine have. `name_of` names it.
+  instruction_set instructions() const noexcept { return instructions_; }
   /// The policy of a layer in 0..num_layers()-1; `layer` is ignored where one policy serves all.
   const k_policy& policy(int layer) const noexcept { return (*policies_)[index(layer)]; }
   /// The prepared policies, [num_layers] or one for all: what cuda::device_plans uploads.

@@ -265,8 +265,8 @@ struct avx512_reals {
   /// Halves of eight floats, from rows 0 and 4.
   static ADAPTIVE_K_AVX512_INLINE reals load_halves(const float* from,
                                                     std::int64_t stride) noexcept {
-    const __m512 a = _mm512_zextps256_ps512(_mm256_loadu_ps(from));
-    return _mm512_insertf32x8(a, _mm256_loadu_ps(from + 4 * stride), 1);
+    const __m512 a = _mm512_castps256_ps512(_mm256_loadu_ps(from));
+    return _mm512_maskz_insertf32x8(0xFFFF, a, _mm256_loadu_ps(from + 4 * stride), 1);
   }
   /// The low halves of both in a, the high ones in b.
   static ADAPTIVE_K_AVX512_INLINE void part_halves(reals& a, reals& b) noexcept {

@@ -231,7 +231,7 @@ struct avx512_row {
       reals::store(score + g * group + i * lanes, s.score);
       return s;
     };
-    words best[4];
+    words best[4] = {0u, 0u, 0u, 0u};  // set by the first group, which g++ does not see
     words lost = 0u;
     words least;
     nan_ = 0;
@@ -241,7 +241,7 @@ struct avx512_row {
       words list[4] = {key_of(da, g, first_), key_of(db, g, second_), key_of(dc, g, third_),
                        key_of(dd, g, fourth_)};
       if constexpr (Logits != logits_are::close)  // whose scores hide them
-        nan_ |= unordered(da, db) | unordered(dc, dd);
+        nan_ = static_cast<__mmask16>(nan_ | unordered(da, db) | unordered(dc, dd));
       const auto a = score_of(da, g, first_), b = score_of(db, g, second_);
       const auto c = score_of(dc, g, third_), d = score_of(dd, g, fourth_);
       scores_[0] = (g == 0 ? a.score : scores_[0] + a.score) + c.score;

@@ -55,3 +55,15 @@
 #define ADAPTIVE_K_LINKS_EVERY_SET 0
 #endif
 #define ADAPTIVE_K_VECTORS (ADAPTIVE_K_SIMD || ADAPTIVE_K_LINKS_EVERY_SET)
+
+// Whoever compiles the slow path unasked learns it. A message, so that no -Werror stumbles over it.
+#if !ADAPTIVE_K_VECTORS && !defined(ADAPTIVE_K_VECTORISE) && !defined(__CUDACC__) && \
+    !defined(ADAPTIVE_K_NO_SCALAR_NOTE)
+#if defined(__GNUC__)
+#pragma message( \
+    "adaptive_k routes without vectors here, 25 to 130 times slower: link adaptive_k::host, or compile for AVX2 (-march=x86-64-v3). ADAPTIVE_K_NO_SCALAR_NOTE silences this.")
+#else
+#pragma message( \
+    "adaptive_k routes without vectors under this compiler. ADAPTIVE_K_NO_SCALAR_NOTE silences this.")
+#endif
+#endif
