@@ -30,6 +30,13 @@ function(adaptive_k_compile_as_own)
       list(APPEND options ${sanitize} -fno-omit-frame-pointer -fno-sanitize-recover=all)
     endif()
   endif()
+  # What the tests link and users get compiled is watched too.
+  foreach(library adaptive_k_host adaptive_k_c_host)
+    if(sanitize AND TARGET ${library})
+      target_compile_options(${library} PRIVATE
+        ${sanitize} -fno-omit-frame-pointer -fno-sanitize-recover=all)
+    endif()
+  endforeach()
   foreach(folder IN LISTS ARGN)
     _adaptive_k_targets_below("${PROJECT_SOURCE_DIR}/${folder}" targets)
     foreach(target IN LISTS targets)
