@@ -7,6 +7,8 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <cerrno>
+
 #include "fuzz.hpp"
 #include "observability/exposition.hpp"
 
@@ -49,7 +51,11 @@ std::string exchange(int port, const std::vector<std::string>& parts, bool waits
     char buffer[4096];
     for (;;) {
       pollfd ready = {to, POLLIN, 0};
-      fuzz::require(::poll(&ready, 1, 20000) > 0, "an end of the connection within 20 s");
+      int polled = 0;
+      do {
+        polled = ::poll(&ready, 1, 20000);
+      } while (polled < 0 && errno == EINTR);  // libFuzzer's clock is a signal
+      fuzz::require(polled > 0, "an end of the connection within 20 s");
       const ssize_t length = ::recv(to, buffer, sizeof buffer, 0);
       if (length <= 0) break;
       answer.append(buffer, static_cast<std::size_t>(length));
