@@ -26,7 +26,7 @@ inline bool is_available(instruction_set set) noexcept {
     case instruction_set::generic:
       return ADAPTIVE_K_HAS_GENERIC || ADAPTIVE_K_LINKS_EVERY_SET;
     case instruction_set::avx2:  // NOLINT(bugprone-branch-clone): a build may lack both
-#if defined(__x86_64__) && (ADAPTIVE_K_HAS_AVX2 || ADAPTIVE_K_LINKS_EVERY_SET)
+#if ADAPTIVE_K_X86_SETS && (ADAPTIVE_K_HAS_AVX2 || ADAPTIVE_K_LINKS_EVERY_SET)
       return ADAPTIVE_K_BUILT_FOR_AVX2 != 0 ||
              (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
               __builtin_cpu_supports("bmi") &&
@@ -35,7 +35,7 @@ inline bool is_available(instruction_set set) noexcept {
       return false;
 #endif
     case instruction_set::avx512:
-#if defined(__x86_64__) && (ADAPTIVE_K_HAS_AVX512 || ADAPTIVE_K_LINKS_EVERY_SET)
+#if ADAPTIVE_K_X86_SETS && (ADAPTIVE_K_HAS_AVX512 || ADAPTIVE_K_LINKS_EVERY_SET)
       return ADAPTIVE_K_BUILT_FOR_AVX512 != 0 ||
              (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
               __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2") &&

@@ -35,7 +35,15 @@
 #define ADAPTIVE_K_BUILT_SET 1
 #endif
 
-#if defined(__x86_64__)
+// g++ for Windows keeps vectors wider than 16 bytes at stack addresses where they trap (GCC bug
+// 54412).
+#if defined(__x86_64__) && (!defined(__MINGW32__) || defined(__clang__))
+#define ADAPTIVE_K_X86_SETS 1
+#else
+#define ADAPTIVE_K_X86_SETS 0
+#endif
+
+#if ADAPTIVE_K_X86_SETS
 #define ADAPTIVE_K_HAS_AVX512 \
   (ADAPTIVE_K_EVERY_SET || (ADAPTIVE_K_BUILT_SET && ADAPTIVE_K_BUILT_FOR_AVX512))
 #define ADAPTIVE_K_HAS_AVX2 \
@@ -45,7 +53,11 @@
 #else
 #define ADAPTIVE_K_HAS_AVX512 0
 #define ADAPTIVE_K_HAS_AVX2 0
+#if defined(__x86_64__) && !defined(__FMA__)
+#define ADAPTIVE_K_HAS_GENERIC ADAPTIVE_K_EVERY_SET
+#else
 #define ADAPTIVE_K_HAS_GENERIC (ADAPTIVE_K_EVERY_SET || ADAPTIVE_K_BUILT_SET)
+#endif
 #endif
 #define ADAPTIVE_K_SIMD (ADAPTIVE_K_HAS_AVX512 || ADAPTIVE_K_HAS_AVX2 || ADAPTIVE_K_HAS_GENERIC)
 
