@@ -5,7 +5,6 @@
 
 #include <cuda_runtime_api.h>
 
-#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -115,11 +114,15 @@ std::size_t adaptive_k_device_metrics_bytes(void) {
   return sizeof(device::device_metrics);
 }
 
-void adaptive_k_metrics_from_device(const void* copied, adaptive_k_metrics* metrics,
-                                    std::size_t metrics_bytes) {
-  const auto converted =
-      device::to_metrics<routing_metrics>(*static_cast<const device::device_metrics*>(copied));
-  std::memcpy(metrics, &converted, std::min(metrics_bytes, sizeof converted));
+std::int32_t adaptive_k_metrics_from_device(const void* copied, adaptive_k_metrics* metrics,
+                                            std::size_t metrics_bytes) {
+  if (copied == nullptr || metrics == nullptr || metrics_bytes != sizeof *metrics)
+    return ADAPTIVE_K_INVALID_ARGUMENT;
+  device::device_metrics counted;  // by bytes: the copy may lie anywhere
+  std::memcpy(&counted, copied, sizeof counted);
+  const auto converted = device::to_metrics<routing_metrics>(counted);
+  std::memcpy(metrics, &converted, sizeof converted);
+  return ADAPTIVE_K_OK;
 }
 
 std::int32_t adaptive_k_permute(const adaptive_k_permute_params* params, void* workspace,

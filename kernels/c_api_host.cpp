@@ -38,6 +38,9 @@ static_assert(offsetof(adaptive_k_metrics, k_histogram) == offsetof(routing_metr
 static_assert(offsetof(adaptive_k_metrics, expert_counts) ==
                   offsetof(routing_metrics, expert_counts),
               "");
+static_assert(offsetof(adaptive_k_metrics, shadow_full_expert_calls) ==
+                  offsetof(routing_metrics, shadow_full_expert_calls),
+              "");
 
 status read_gating(const adaptive_k_gating* given, gating* made) noexcept {
   adaptive_k_gating from;

@@ -63,6 +63,15 @@
 #define ADAPTIVE_K_PRINTF(text, arguments)
 #endif
 
+// Headers also serve builds without exceptions: there what follows ADAPTIVE_K_TRY runs, no more.
+#if defined(__cpp_exceptions)
+#define ADAPTIVE_K_TRY try
+#define ADAPTIVE_K_CATCH_ALL catch (...)
+#else
+#define ADAPTIVE_K_TRY if constexpr (true)
+#define ADAPTIVE_K_CATCH_ALL else
+#endif
+
 #if defined(__CUDACC__)
 #define ADAPTIVE_K_HD __host__ __device__
 #else
@@ -90,7 +99,8 @@
 
 ADAPTIVE_K_NAMESPACE_BEGIN
 
-inline constexpr int max_experts = 1024;  ///< largest E
-inline constexpr int max_top_k = 32;      ///< largest K0
+inline constexpr int max_experts = 1024;       ///< largest E
+inline constexpr int max_top_k = 32;           ///< largest K0
+inline constexpr int max_tokens = 0x7FFFFFFF;  ///< largest T of one call
 
 ADAPTIVE_K_NAMESPACE_END

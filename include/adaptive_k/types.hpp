@@ -107,7 +107,7 @@ template <class T = float>
 struct logits_view {
   static_assert(is_float_storage<T>, "adaptive_k: logits must be float, float16 or bfloat16");
   const T* data = nullptr;      ///< [num_tokens, num_experts], row stride `row_stride`
-  std::int64_t num_tokens = 0;  ///< T >= 0
+  std::int64_t num_tokens = 0;  ///< T in 0..2^31 - 1
   int num_experts = 0;          ///< E in 1..1024
   std::int64_t row_stride = 0;  ///< elements from row to row; 0 means num_experts
 };
@@ -122,7 +122,8 @@ struct routing_output {
   std::int32_t* topk_counts = nullptr;  ///< [num_tokens], k_t
   float* signal = nullptr;              ///< [num_tokens], unit of the policy's signal
   /// [num_tokens]. Given, the call is in shadow mode: it routes full K, as the model would, and
-  /// records here the k that the policy would have chosen.
+  /// records here the k that the policy would have chosen; what that would have saved is
+  /// routing_metrics::shadow_expert_savings().
   std::int32_t* chosen_counts = nullptr;
 };
 

@@ -103,7 +103,7 @@ TEST(FromPreset, RefusesLogitsOfAnotherModel) {
   const std::vector<float> logits(60, 0.0f);
   const auto routed = router.route(0, adaptive_k::logits_view<>{logits.data(), 1, 60});
   EXPECT_EQ(routed.result.code(), adaptive_k::status_code::shape_mismatch);
-  EXPECT_STREQ(routed.result.message(), "logits have num_experts = 60, the gating has 8");
+  EXPECT_STREQ(routed.result.message(), "logits have num_experts = 60, expected the gating's 8");
 }
 
 TEST(FromPreset, TakesOptionsAndNamesOfPolicies) {

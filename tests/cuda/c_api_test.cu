@@ -241,8 +241,20 @@ void run_layer(std::int64_t tokens, bool fused) {
   expect_same(made.rows, host.rows);
   expect_same(made.output, host.output);
   auto device_counts = std::make_unique<adaptive_k_metrics>();
-  adaptive_k_metrics_from_device(counters.read().data(), device_counts.get(),
-                                 sizeof *device_counts);
+  const auto copied = counters.read();
+  // Of a size that no header had: refused, and nothing written.
+  for (std::size_t size = 0; size <= 2 * sizeof *device_counts; ++size)
+    if (size != sizeof *device_counts)
+      ASSERT_EQ(adaptive_k_metrics_from_device(copied.data(), device_counts.get(), size),
+                ADAPTIVE_K_INVALID_ARGUMENT);
+  EXPECT_EQ(device_counts->tokens, 0u);
+  EXPECT_EQ(adaptive_k_metrics_from_device(nullptr, device_counts.get(), sizeof *device_counts),
+            ADAPTIVE_K_INVALID_ARGUMENT);
+  EXPECT_EQ(adaptive_k_metrics_from_device(copied.data(), nullptr, sizeof *device_counts),
+            ADAPTIVE_K_INVALID_ARGUMENT);
+  EXPECT_EQ(
+      adaptive_k_metrics_from_device(copied.data(), device_counts.get(), sizeof *device_counts),
+      ADAPTIVE_K_OK);
   EXPECT_EQ(std::memcmp(device_counts.get(), metrics.get(), sizeof *metrics), 0);
 }
 

@@ -63,12 +63,15 @@ inline void expect_same_metrics(const routing_metrics& device, const routing_met
   EXPECT_EQ(device.nonfinite_rows, host.nonfinite_rows);
   EXPECT_EQ(device.distinct_experts, host.distinct_experts);
   EXPECT_EQ(device.signal_sum_fixed, host.signal_sum_fixed);
+  EXPECT_EQ(device.signal_sum_high, host.signal_sum_high);
+  EXPECT_EQ(device.shadow_expert_calls, host.shadow_expert_calls);
+  EXPECT_EQ(device.shadow_full_expert_calls, host.shadow_full_expert_calls);
   EXPECT_EQ(device.signal_lowest, host.signal_lowest);
   EXPECT_EQ(device.signal_highest, host.signal_highest);
   for (int k = 0; k <= max_top_k; ++k) ASSERT_EQ(device.k_histogram[k], host.k_histogram[k]) << k;
   for (int e = 0; e < max_experts; ++e)
     ASSERT_EQ(device.expert_counts[e], host.expert_counts[e]) << e;
-  report::comparisons() += 10 + max_top_k + 1 + max_experts;
+  report::comparisons() += 13 + max_top_k + 1 + max_experts;
 }
 
 /// Optional device copy of a host vector: null where the vector is empty.
@@ -98,7 +101,10 @@ void expect_equal(const batch<Logit>& input) {
   std::vector<Weight> weights(slots);
   std::vector<std::int32_t> counts(tokens), chosen(tokens);
   std::vector<float> signal(tokens);
+  // Just below what one word holds: every call, of many blocks or few, must carry.
+  constexpr std::uint64_t sum_before = ~std::uint64_t{0} - (1u << 22);
   routing_metrics metrics;
+  metrics.signal_sum_fixed = static_cast<std::int64_t>(sum_before);
   routing_output<Id, Weight> host_output = {ids.data(), weights.data(), counts.data(),
                                             signal.data(), input.shadow ? chosen.data() : nullptr};
   const std::vector<Id> replay_ids(input.replay_ids.begin(), input.replay_ids.end());
@@ -126,7 +132,9 @@ void expect_equal(const batch<Logit>& input) {
   device::buffer<std::int32_t> device_counts(tokens), device_chosen(tokens);
   device::buffer<float> device_signal(tokens);
   device::buffer<cuda::device_metrics> device_metrics(1);
-  device_metrics.clear();
+  std::vector<cuda::device_metrics> counted_before(1);
+  counted_before[0].signal_sum_fixed = sum_before;
+  device_metrics.write(counted_before);
   const cuda::device_router device_router(input.model, plans.ref(), input.fill);
   const logits_view<Logit> device_logits = {logits.get(), input.num_tokens, input.model.num_experts,
                                             input.row_stride};

@@ -226,13 +226,15 @@ TEST(Shadow, RoutesFullKAndRecordsTheChoice) {
   }();
   routing_extras extras;
   extras.padding_mask = padding.data();
+  bool some_saved = false;
   for (named_policy named : all_policies(from, g, tables)) {
     SCOPED_TRACE(named.name);
     k_policy full = k_policy::full();
     full.signal = named.policy.signal;
-    routing_metrics own_metrics, shadow_metrics;
+    routing_metrics own_metrics, shadow_metrics, applied_metrics;
     const routed_batch own = router(g, full).route(0, input.view(), &own_metrics, extras);
-    const routed_batch applied = router(g, named.policy).route(0, input.view(), nullptr, extras);
+    const routed_batch applied =
+        router(g, named.policy).route(0, input.view(), &applied_metrics, extras);
     std::vector<std::int32_t> ids(480), counts(80), chosen(81, -9);
     std::vector<float> weights(480), signal(80);
     routing_output<> output = {ids.data(), weights.data(), counts.data(), signal.data()};
@@ -245,8 +247,42 @@ TEST(Shadow, RoutesFullKAndRecordsTheChoice) {
     EXPECT_EQ(chosen.back(), -9);
     chosen.pop_back();
     EXPECT_EQ(chosen, applied.topk_counts);
+    // The metrics are those of full K, and beside them what the policy would have run.
+    EXPECT_EQ(shadow_metrics.expert_savings(), 0.0);
+    EXPECT_EQ(own_metrics.shadow_expert_savings(), 0.0);
+    EXPECT_EQ(shadow_metrics.shadow_expert_calls, applied_metrics.expert_calls);
+    EXPECT_EQ(shadow_metrics.shadow_full_expert_calls, applied_metrics.full_expert_calls);
+    EXPECT_EQ(shadow_metrics.shadow_expert_savings(), applied_metrics.expert_savings());
+    some_saved = some_saved || shadow_metrics.shadow_expert_savings() > 0.1;
+    shadow_metrics.shadow_expert_calls = shadow_metrics.shadow_full_expert_calls = 0;
     EXPECT_EQ(std::memcmp(&own_metrics, &shadow_metrics, sizeof own_metrics), 0);
   }
+  EXPECT_TRUE(some_saved);
+}
+
+TEST(Shadow, SavingsAreOfTheCallsInShadowModeAlone) {
+  inputs::sequence from(212);
+  const gating g = make_gating(gating_kind::softmax, 16, 4);
+  const router halves(g, k_policy::fixed(2));
+  routing_metrics metrics;
+  std::vector<std::int32_t> ids(12), chosen(3);
+  std::vector<float> weights(12);
+  routing_output<> output = {ids.data(), weights.data()};
+  const auto input = grid_batch(from, 3, 16);
+  ASSERT_TRUE(halves.route(0, input.view(), output, &metrics));
+  EXPECT_EQ(metrics.shadow_full_expert_calls, 0u);
+  output.chosen_counts = chosen.data();
+  ASSERT_TRUE(halves.route(0, input.view(), output, &metrics));
+  ASSERT_TRUE(halves.route_range(0, input.view(), output, 1, 2, &metrics));  // a single token
+  EXPECT_EQ(metrics.full_expert_calls, 28u);
+  EXPECT_EQ(metrics.expert_calls, 22u);
+  EXPECT_EQ(metrics.shadow_full_expert_calls, 16u);
+  EXPECT_EQ(metrics.shadow_expert_calls, 8u);
+  EXPECT_EQ(metrics.shadow_expert_savings(), 0.5);
+  routing_metrics twice = metrics;
+  twice += metrics;
+  EXPECT_EQ(twice.shadow_full_expert_calls, 32u);
+  EXPECT_EQ(twice.shadow_expert_calls, 16u);
 }
 
 TEST(Layers, HaveTheirOwnPolicies) {

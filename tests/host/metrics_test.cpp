@@ -16,6 +16,9 @@ void expect_same(const routing_metrics& a, const routing_metrics& b) {
   EXPECT_EQ(a.nonfinite_rows, b.nonfinite_rows);
   EXPECT_EQ(a.distinct_experts, b.distinct_experts);
   EXPECT_EQ(a.signal_sum_fixed, b.signal_sum_fixed);
+  EXPECT_EQ(a.signal_sum_high, b.signal_sum_high);
+  EXPECT_EQ(a.shadow_expert_calls, b.shadow_expert_calls);
+  EXPECT_EQ(a.shadow_full_expert_calls, b.shadow_full_expert_calls);
   EXPECT_EQ(a.signal_lowest, b.signal_lowest);
   EXPECT_EQ(a.signal_highest, b.signal_highest);
   for (int k = 0; k <= max_top_k; ++k) EXPECT_EQ(a.k_histogram[k], b.k_histogram[k]) << k;
@@ -127,6 +130,99 @@ TEST(Metrics, AddUpOverAnySplitAndOrder) {
     forwards.calls = once.calls;  // these two count calls; all else is the same
     forwards.distinct_experts = once.distinct_experts;
     expect_same(forwards, once);
+  }
+}
+
+__extension__ using wide = __int128;
+
+wide sum_of(const routing_metrics& m) {
+  return static_cast<wide>(m.signal_sum_high) * (static_cast<wide>(1) << 64) +
+         static_cast<wide>(static_cast<std::uint64_t>(m.signal_sum_fixed));
+}
+
+routing_metrics with_sum(wide sum) {
+  routing_metrics m;
+  m.signal_sum_fixed = static_cast<std::int64_t>(static_cast<std::uint64_t>(sum));
+  m.signal_sum_high = static_cast<std::int64_t>(sum >> 64);
+  return m;
+}
+
+/// Years at a million token-layers a second: the sum goes on where one word of it is full.
+TEST(Metrics, SumsOfSignalsGoOnPastOneWord) {
+  inputs::sequence from(305);
+  const wide word = static_cast<wide>(1) << 64;
+  const wide starts[] = {0,        5,    -5,    word / 2 - 5,  word / 2,
+                         word - 5, word, -word, -word / 2 - 5, 7 * word - 3};
+  // Entropies of one token and of many, by the usual call's code and by the general one; margins
+  // below zero, where a bias chooses other experts than the scores would.
+  gating biased = make_gating(gating_kind::sigmoid, 16, 4);
+  biased.selection_bias = true;
+  k_policy margin = k_policy::fixed(2);
+  margin.signal = signal_kind::margin;
+  std::vector<float> bias(16, 0.0f);
+  std::vector<float> odd_ones(16 * 40);
+  for (std::size_t i = 0; i < odd_ones.size(); ++i) odd_ones[i] = i % 16 == 3 ? 0.5f : 2.0f;
+  bias[3] = 1.0f;  // expert 3 comes first, with the lowest score
+  routing_extras extras;
+  extras.routing_bias = bias.data();
+  const auto usual = grid_batch(from, 40, 16);
+  bool some_negative = false;
+  for (const std::int64_t tokens : {1, 40}) {
+    const auto count = [&](routing_metrics& metrics, bool by_margin) {
+      const float* logits = by_margin ? odd_ones.data() : usual.logits.data();
+      const logits_view<float> view = {logits, tokens, 16};
+      std::vector<std::int32_t> ids(160);
+      std::vector<float> weights(160);
+      const routing_output<> output = {ids.data(), weights.data()};
+      const status result = by_margin
+                                ? router(biased, margin).route(0, view, output, &metrics, extras)
+                                : router(make_gating(gating_kind::softmax, 16, 4), k_policy::full())
+                                      .route(0, view, output, &metrics);
+      ASSERT_TRUE(result) << result.message();
+    };
+    for (const bool by_margin : {false, true}) {
+      routing_metrics one;
+      count(one, by_margin);
+      const wide added = sum_of(one);
+      EXPECT_NE(added, 0);
+      some_negative = some_negative || added < 0;
+      for (const wide start : starts) {
+        routing_metrics metrics = with_sum(start);
+        count(metrics, by_margin);
+        EXPECT_TRUE(sum_of(metrics) == start + added);
+        routing_metrics added_up = with_sum(start);
+        added_up += one;
+        EXPECT_TRUE(sum_of(added_up) == start + added);
+        routing_metrics parts[] = {one, with_sum(3), one};
+        routing_metrics of_parts = with_sum(start);
+        add_parts_of_call(parts, 3, &of_parts);
+        EXPECT_TRUE(sum_of(of_parts) == start + added + 3 + added);
+      }
+    }
+  }
+  EXPECT_TRUE(some_negative);
+  for (const wide start : starts)
+    EXPECT_DOUBLE_EQ(with_sum(start).signal_sum(), static_cast<double>(start) / 16777216.0);
+}
+
+TEST(Metrics, WordsAddAsOneNumber) {
+  inputs::sequence from(306);
+  for (int i = 0; i < 100000; ++i) {
+    const auto random_wide = [&] {
+      wide value = 0;
+      for (int part = 0; part < 4; ++part)
+        value = value << 31 | static_cast<wide>(from.below(0x7FFFFFFF));
+      return value >> from.below(120);
+    };
+    const wide a = from.chance(2) ? random_wide() : -random_wide();
+    const wide b = from.chance(2) ? random_wide() : -random_wide();
+    routing_metrics sum = with_sum(a);
+    sum += with_sum(b);
+    ASSERT_TRUE(sum_of(sum) == a + b);
+    const auto one_word = static_cast<std::int64_t>(b);
+    routing_metrics small = with_sum(a);
+    detail::add_wide(small.signal_sum_fixed, small.signal_sum_high, one_word);
+    ASSERT_TRUE(sum_of(small) == a + one_word);
   }
 }
 

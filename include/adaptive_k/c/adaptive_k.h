@@ -210,8 +210,8 @@ ADAPTIVE_K_API int32_t adaptive_k_upload_plans(const adaptive_k_upload_params* p
 /* NULL is fine. Waits for the device, as cudaFree does. */
 ADAPTIVE_K_API void adaptive_k_device_plans_destroy(adaptive_k_device_plans* plans);
 
-/* What routing did: integers that add up over calls, layers, threads and ranks. Later versions add
- * members at the end alone. */
+/* What routing did: integers that add up over calls, layers, threads and ranks, and do not wrap.
+ * Later versions add members at the end alone. */
 typedef struct adaptive_k_metrics {
   uint64_t calls;
   uint64_t tokens; /* routed, padding left out */
@@ -220,11 +220,15 @@ typedef struct adaptive_k_metrics {
   uint64_t full_expert_calls; /* sum of K0; savings are 1 - expert_calls / full_expert_calls */
   uint64_t nonfinite_rows;
   uint64_t distinct_experts; /* sum over calls of experts that any token touched */
-  int64_t signal_sum_fixed;  /* in units of 2^-24 */
+  int64_t signal_sum_fixed;  /* low word of the sum of signals, in units of 2^-24; two's complement
+                                with signal_sum_high: sums add with a carry from word to word */
   float signal_lowest;
   float signal_highest;
   uint64_t k_histogram[33];     /* tokens by k_t */
   uint64_t expert_counts[1024]; /* tokens by expert */
+  int64_t signal_sum_high;
+  uint64_t shadow_expert_calls;      /* calls with chosen_counts: sum of the k the policy chose, */
+  uint64_t shadow_full_expert_calls; /* and of K0: what it would have saved is 1 - their ratio */
 } adaptive_k_metrics;
 
 typedef struct adaptive_k_route_params {
@@ -232,7 +236,7 @@ typedef struct adaptive_k_route_params {
   uint32_t message_bytes;
   char* message;
   const void* logits;   /* [T, E] of logits_type, row stride row_stride */
-  int64_t num_tokens;   /* >= 0 */
+  int64_t num_tokens;   /* T in 0..2^31 - 1 */
   void* topk_ids;       /* [T, K0] of ids_type: out, score descending */
   void* topk_weights;   /* [T, K0] of weights_type: out */
   int32_t logits_type;  /* adaptive_k_float_type */
@@ -267,10 +271,11 @@ ADAPTIVE_K_API int32_t adaptive_k_route(const adaptive_k_router* router,
 
 ADAPTIVE_K_API size_t adaptive_k_metrics_bytes(void);
 ADAPTIVE_K_API size_t adaptive_k_device_metrics_bytes(void);
-/* Converts a copy, in host memory, of what a device counted; writes metrics_bytes, as the caller
- * was compiled, at most. */
-ADAPTIVE_K_API void adaptive_k_metrics_from_device(const void* copied, adaptive_k_metrics* metrics,
-                                                   size_t metrics_bytes);
+/* Converts a copy, in host memory, of what a device counted. metrics_bytes is sizeof *metrics as
+ * the caller was compiled: of this or an earlier released version, else nothing is written. */
+ADAPTIVE_K_API int32_t adaptive_k_metrics_from_device(const void* copied,
+                                                      adaptive_k_metrics* metrics,
+                                                      size_t metrics_bytes);
 
 /* Rows in order of expert, of an expert in order of token. A slot, token * K0 + j, counts when j <
  * topk_counts[token] and its id is an expert of this rank; of slots of one token with the same

@@ -22,11 +22,11 @@ status check_call(const status& validity, const gating& model, int num_layers, i
     return status::error(invalid, "layer is %d, expected 0..%d", layer, num_layers - 1);
   if (logits.num_experts != model.num_experts)
     return status::error(status_code::shape_mismatch,
-                         "logits have num_experts = %d, the gating has %d", logits.num_experts,
-                         model.num_experts);
-  if (logits.num_tokens < 0)
-    return status::error(invalid, "logits have num_tokens = %lld, expected 0 or more",
-                         static_cast<long long>(logits.num_tokens));
+                         "logits have num_experts = %d, expected the gating's %d",
+                         logits.num_experts, model.num_experts);
+  if (logits.num_tokens < 0 || logits.num_tokens > max_tokens)
+    return status::error(invalid, "logits have num_tokens = %lld, expected 0..%d",
+                         static_cast<long long>(logits.num_tokens), max_tokens);
   if (logits.row_stride != 0 && logits.row_stride < logits.num_experts)
     return status::error(status_code::shape_mismatch,
                          "logits have row_stride = %lld, expected 0 or at least num_experts = %d",

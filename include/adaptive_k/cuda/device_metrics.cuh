@@ -20,7 +20,7 @@ struct device_metrics {
   unsigned long long full_expert_calls;
   unsigned long long nonfinite_rows;
   unsigned long long distinct_experts;
-  unsigned long long signal_sum_fixed;     ///< two's complement
+  unsigned long long signal_sum_fixed;     ///< two's complement, with signal_sum_high above it
   unsigned int lowest_inverted;            ///< ~order key of the lowest signal
   unsigned int highest;                    ///< order key of the highest signal
   unsigned int touched[max_experts / 32];  ///< this launch's experts; zero between launches
@@ -28,6 +28,9 @@ struct device_metrics {
   unsigned int tokens_in_launch;           ///< likewise
   unsigned long long k_histogram[max_top_k + 1];
   unsigned long long expert_counts[max_experts];
+  unsigned long long signal_sum_high;
+  unsigned long long shadow_expert_calls;
+  unsigned long long shadow_full_expert_calls;
 };
 
 /// As the host's routing_metrics (host/metrics.hpp); `counters` was copied back from the device.
@@ -42,6 +45,9 @@ Metrics to_metrics(const device_metrics& counters) noexcept {
   metrics.nonfinite_rows = counters.nonfinite_rows;
   metrics.distinct_experts = counters.distinct_experts;
   metrics.signal_sum_fixed = static_cast<std::int64_t>(counters.signal_sum_fixed);
+  metrics.signal_sum_high = static_cast<std::int64_t>(counters.signal_sum_high);
+  metrics.shadow_expert_calls = counters.shadow_expert_calls;
+  metrics.shadow_full_expert_calls = counters.shadow_full_expert_calls;
   if (counters.tokens != 0) {
     metrics.signal_lowest = detail::key_value(~counters.lowest_inverted);
     metrics.signal_highest = detail::key_value(counters.highest);
@@ -57,11 +63,12 @@ class block_metrics {
     unsigned int tokens;
     unsigned int padding_tokens;
     unsigned int expert_calls;
+    unsigned int shadow_expert_calls;
     unsigned int nonfinite_rows;
     unsigned int lowest_inverted;
     unsigned int highest;
     unsigned int is_last;
-    unsigned long long signal_sum_fixed;
+    unsigned long long signal_sum_fixed;  ///< a block has too few tokens for more than a word
     unsigned int k_histogram[max_top_k + 1];
     unsigned int expert_counts[max_experts];
   };
@@ -109,8 +116,13 @@ class block_metrics {
     atomicMax(&block.highest, detail::order_key(signal));
   }
 
+  /// The k that the policy chose for a token that is counted, in shadow mode.
+  __device__ void add_chosen(int k) noexcept {
+    if (target_ != nullptr) atomicAdd(&state().shadow_expert_calls, static_cast<unsigned>(k));
+  }
+
   /// Adds the block's counts to the target; the last block of the launch counts distinct experts.
-  __device__ void finish(int top_k) noexcept {
+  __device__ void finish(int top_k, bool shadow) noexcept {
     if (target_ == nullptr) return;
     __syncthreads();
     shared_state& block = state();
@@ -124,7 +136,7 @@ class block_metrics {
     for (int k = static_cast<int>(threadIdx.x); k <= max_top_k; k += static_cast<int>(blockDim.x))
       if (block.k_histogram[k] != 0)
         atomicAdd(&target_->k_histogram[k], static_cast<unsigned long long>(block.k_histogram[k]));
-    if (threadIdx.x == 0) flush_totals(top_k);
+    if (threadIdx.x == 0) flush_totals(top_k, shadow);
     __syncthreads();
     if (threadIdx.x == 0) {
       __threadfence();  // after the barrier, so that it covers what the whole block added
@@ -140,7 +152,7 @@ class block_metrics {
     return shared;
   }
 
-  __device__ void flush_totals(int top_k) noexcept {
+  __device__ void flush_totals(int top_k, bool shadow) noexcept {
     const shared_state& block = state();
     atomicAdd(&target_->padding_tokens, static_cast<unsigned long long>(block.padding_tokens));
     if (block.tokens == 0) return;
@@ -150,9 +162,23 @@ class block_metrics {
     atomicAdd(&target_->expert_calls, static_cast<unsigned long long>(block.expert_calls));
     atomicAdd(&target_->full_expert_calls, tokens * static_cast<unsigned long long>(top_k));
     atomicAdd(&target_->nonfinite_rows, static_cast<unsigned long long>(block.nonfinite_rows));
-    atomicAdd(&target_->signal_sum_fixed, block.signal_sum_fixed);
+    add_signals(block.signal_sum_fixed);
+    if (shadow) {
+      atomicAdd(&target_->shadow_expert_calls,
+                static_cast<unsigned long long>(block.shadow_expert_calls));
+      atomicAdd(&target_->shadow_full_expert_calls,
+                tokens * static_cast<unsigned long long>(top_k));
+    }
     atomicMax(&target_->lowest_inverted, block.lowest_inverted);
     atomicMax(&target_->highest, block.highest);
+  }
+
+  /// Each addition hands its own carry on, so that the two words are right in any order.
+  __device__ void add_signals(unsigned long long sum) noexcept {
+    const unsigned long long before = atomicAdd(&target_->signal_sum_fixed, sum);
+    unsigned long long high = static_cast<long long>(sum) < 0 ? ~0ull : 0ull;
+    if (before + sum < before) high += 1;
+    if (high != 0) atomicAdd(&target_->signal_sum_high, high);
   }
 
   __device__ void close_launch() noexcept {

@@ -120,6 +120,7 @@ __device__ ADAPTIVE_K_INLINE void store_token(const route_params& params, std::i
   if (params.chosen_counts != nullptr) params.chosen_counts[token] = padding ? 0 : route.chosen;
   if (params.signal != nullptr) params.signal[token] = padding ? 0.0f : route.signal;
   metrics.add_token(padding, count, route.signal, route.has_nonfinite);
+  if (params.chosen_counts != nullptr && !padding) metrics.add_chosen(route.chosen);
 }
 
 /// The token's bounds win over the plan's where they do not overlap.
@@ -133,7 +134,7 @@ __device__ ADAPTIVE_K_INLINE detail::k_limits limits_of(const route_params& para
 /// How every routing kernel ends, each block once all its tokens are routed.
 __device__ ADAPTIVE_K_INLINE void finish_block(const route_params& params,
                                                block_metrics& metrics) noexcept {
-  metrics.finish(params.model.top_k);
+  metrics.finish(params.model.top_k, params.chosen_counts != nullptr);
   if (params.permutation.topk_ids == nullptr) return;
   extern __shared__ uint4 adaptive_k_shared[];
   permute_after_routing(params.permutation, adaptive_k_shared);

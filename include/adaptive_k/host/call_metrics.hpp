@@ -20,8 +20,10 @@ namespace detail {
 /// it.
 class call_metrics {
  public:
-  call_metrics(routing_metrics* target, int num_experts, std::int64_t num_tokens) noexcept
-      : target_(target), num_experts_(num_experts), single_(num_tokens == 1) {
+  /// `shadow`: the policy's choices are counted too, by `add_chosen`.
+  call_metrics(routing_metrics* target, int num_experts, std::int64_t num_tokens,
+               bool shadow) noexcept
+      : target_(target), num_experts_(num_experts), single_(num_tokens == 1), shadow_(shadow) {
     blocks_.blocks = 0;
     if (target == nullptr || single_) return;
     for (int e = 0; e < num_experts; ++e) expert_counts_[e] = 0;
@@ -30,6 +32,9 @@ class call_metrics {
 
   void add_padding() noexcept { ++padding_tokens_; }
   void add_nonfinite_row() noexcept { ++nonfinite_rows_; }
+  /// The k that the policy chose for a token that is counted, whatever was routed.
+  void add_chosen(std::uint32_t k) noexcept { chosen_ += k; }
+  bool shadow() const noexcept { return shadow_; }
 
   void add_token(const int* experts, int count, float signal) noexcept {
     if (target_ == nullptr) return;
@@ -42,7 +47,7 @@ class call_metrics {
       for (int j = 0; j < count; ++j) ++expert_counts_[experts[j]];
       ++k_histogram_[count];
     }
-    signal_sum_ += signal_to_fixed(signal);
+    add_signals(signal_to_fixed(signal));
     note_signals(signal, signal);
     ++tokens_;
   }
@@ -68,7 +73,7 @@ class call_metrics {
       k_histogram_[j + 1] += static_cast<std::uint32_t>(__builtin_popcount(of_k));
     }
     const Reals signal = Reals::load(signals);
-    signal_sum_ += Reals::sum_truncated(signal * Reals(static_cast<float>(signal_scale)));
+    add_signals(Reals::sum_truncated(signal * Reals(static_cast<float>(signal_scale))));
     note_signals(-Reals::first(largest_of_lanes(-signal)), Reals::first(largest_of_lanes(signal)));
     tokens_ += Reals::lanes;
   }
@@ -102,7 +107,11 @@ class call_metrics {
     target_->tokens += tokens_;
     target_->full_expert_calls += tokens_ * static_cast<std::uint64_t>(top_k);
     target_->nonfinite_rows += nonfinite_rows_;
-    target_->signal_sum_fixed += signal_sum_;
+    add_wide(target_->signal_sum_fixed, target_->signal_sum_high, signal_sum_, signal_sum_high_);
+    if (shadow_) {
+      target_->shadow_expert_calls += chosen_;
+      target_->shadow_full_expert_calls += tokens_ * static_cast<std::uint64_t>(top_k);
+    }
     if (single_) return;
     for (int k = 0; k <= top_k; ++k) {
       target_->k_histogram[k] += k_histogram_[k];
@@ -117,6 +126,10 @@ class call_metrics {
   }
 
  private:
+  ADAPTIVE_K_INLINE void add_signals(std::int64_t sum) noexcept {
+    add_wide(signal_sum_, signal_sum_high_, sum);
+  }
+
   ADAPTIVE_K_INLINE void note_signals(float lowest, float highest) noexcept {
     lowest_ = tokens_ == 0 || lowest < lowest_ ? lowest : lowest_;
     highest_ = tokens_ == 0 || highest > highest_ ? highest : highest_;
@@ -137,7 +150,7 @@ class call_metrics {
     float lowest = math::infinity;
     float highest = 0.0f;
     for (int lane = 0; lane < block_lanes_; ++lane) {
-      signal_sum_ += blocks_.signal[lane];
+      add_signals(blocks_.signal[lane]);
       lowest = math::smaller(lowest, blocks_.lowest[lane]);
       highest = math::larger(highest, blocks_.highest[lane]);
     }
@@ -150,13 +163,17 @@ class call_metrics {
   routing_metrics* target_;
   int num_experts_;
   bool single_;
+  bool shadow_;
   std::uint64_t tokens_ = 0;
+  std::uint64_t chosen_ = 0;
   std::uint64_t padding_tokens_ = 0;
   std::uint64_t nonfinite_rows_ = 0;
   std::int64_t signal_sum_ = 0;
+  std::int64_t signal_sum_high_ = 0;
   float lowest_ = 0.0f;
   float highest_ = 0.0f;
   int block_lanes_ = 0;
+  // A call has max_tokens tokens at most: none of these can wrap.
   std::uint32_t k_histogram_[max_top_k + 1];
   std::uint32_t expert_counts_[max_experts + 16];  ///< the last: see add_lanes
   block_counts blocks_;                            ///< counted, but not added yet

@@ -23,13 +23,29 @@ struct expert_sizes {
   }
 };
 
+namespace detail {
+/// Adds to an integer of 128 bits in two words, two's complement.
+inline void add_wide(std::int64_t& low, std::int64_t& high, std::int64_t added,
+                     std::int64_t added_high) noexcept {
+  const std::uint64_t sum = static_cast<std::uint64_t>(low) + static_cast<std::uint64_t>(added);
+  const std::uint64_t carry = sum < static_cast<std::uint64_t>(added) ? 1 : 0;
+  low = static_cast<std::int64_t>(sum);
+  high = static_cast<std::int64_t>(static_cast<std::uint64_t>(high) +
+                                   static_cast<std::uint64_t>(added_high) + carry);
+}
+inline void add_wide(std::int64_t& low, std::int64_t& high, std::int64_t added) noexcept {
+  add_wide(low, high, added, added < 0 ? -1 : 0);
+}
+}  // namespace detail
+
 struct routing_metrics;
 void add_parts_of_call(const routing_metrics* parts, int num_parts,
                        routing_metrics* total) noexcept;
 
 /// Counters of routing calls. Plain data: zero it, pass it, add it up with += over batches,
-/// layers, threads and ranks; no result depends on the order. Expert counts of different layers
-/// fall on the same index, so keep one struct per layer where that matters.
+/// layers, threads and ranks; no result depends on the order, and nothing wraps: at a million
+/// token-layers a second the first counter would be full after 18,000 years. Expert counts of
+/// different layers fall on the same index, so keep one struct per layer where that matters.
 struct routing_metrics {
   std::uint64_t calls = 0;              ///< routing calls with at least one token
   std::uint64_t tokens = 0;             ///< routed tokens, padding left out
@@ -38,11 +54,14 @@ struct routing_metrics {
   std::uint64_t full_expert_calls = 0;  ///< sum of K0: what the model's own routing would run
   std::uint64_t nonfinite_rows = 0;     ///< routed tokens with a NaN or infinite logit
   std::uint64_t distinct_experts = 0;   ///< sum over calls of experts that any token touched
-  std::int64_t signal_sum_fixed = 0;    ///< sum of signals in 2^-24 units, exact in any order
+  std::int64_t signal_sum_fixed = 0;    ///< low word of the sum of signals: see signal_sum()
   float signal_lowest = 0.0f;           ///< over `tokens`; 0 when there are none
   float signal_highest = 0.0f;
   std::uint64_t k_histogram[max_top_k + 1] = {};  ///< tokens by k_t
   std::uint64_t expert_counts[max_experts] = {};  ///< tokens by expert
+  std::int64_t signal_sum_high = 0;               ///< high word
+  std::uint64_t shadow_expert_calls = 0;          ///< in shadow mode: sum of the k the policy chose
+  std::uint64_t shadow_full_expert_calls = 0;     ///< and of K0, over the same tokens
 
   routing_metrics& operator+=(const routing_metrics& other) noexcept {
     add_all_but_experts(other);
@@ -55,13 +74,30 @@ struct routing_metrics {
   double expert_savings() const noexcept {
     return full_expert_calls == 0 ? 0.0 : 1.0 - ratio(expert_calls, full_expert_calls);
   }
+  /// What the policy would have saved of the calls in shadow mode (those that gave
+  /// routing_output::chosen_counts), counted likewise; 0 when there was none. `expert_savings` of
+  /// the same calls is 0: they ran full K.
+  double shadow_expert_savings() const noexcept {
+    return shadow_full_expert_calls == 0
+               ? 0.0
+               : 1.0 - ratio(shadow_expert_calls, shadow_full_expert_calls);
+  }
   /// Mean k_t; 0 when nothing was routed.
   double mean_k() const noexcept { return ratio(expert_calls, tokens); }
+  /// Sum of signals, in their own unit: signal_sum_high * 2^64 + signal_sum_fixed (its bits) is the
+  /// sum in units of 2^-24, exact and so the same in any order.
+  double signal_sum() const noexcept {
+    constexpr double word = 18446744073709551616.0;
+    const bool one_word = signal_sum_high == (signal_sum_fixed < 0 ? -1 : 0);
+    const double fixed =
+        one_word ? static_cast<double>(signal_sum_fixed)
+                 : static_cast<double>(signal_sum_high) * word +
+                       static_cast<double>(static_cast<std::uint64_t>(signal_sum_fixed));
+    return fixed / detail::signal_scale;
+  }
   /// Mean signal, in its own unit; 0 when nothing was routed.
   double mean_signal() const noexcept {
-    return tokens == 0 ? 0.0
-                       : static_cast<double>(signal_sum_fixed) / detail::signal_scale /
-                             static_cast<double>(tokens);
+    return tokens == 0 ? 0.0 : signal_sum() / static_cast<double>(tokens);
   }
   /// Mean distinct experts of a call; 0 when nothing was routed.
   double mean_distinct_experts() const noexcept { return ratio(distinct_experts, calls); }
@@ -91,7 +127,10 @@ struct routing_metrics {
     full_expert_calls += other.full_expert_calls;
     nonfinite_rows += other.nonfinite_rows;
     distinct_experts += other.distinct_experts;
-    signal_sum_fixed += other.signal_sum_fixed;
+    detail::add_wide(signal_sum_fixed, signal_sum_high, other.signal_sum_fixed,
+                     other.signal_sum_high);
+    shadow_expert_calls += other.shadow_expert_calls;
+    shadow_full_expert_calls += other.shadow_full_expert_calls;
     for (int k = 0; k <= max_top_k; ++k) k_histogram[k] += other.k_histogram[k];
   }
 

@@ -183,6 +183,7 @@ class row_router {
   void count_and_write(std::int64_t token, const token_route<max_top_k>& route) noexcept {
     counts_.add_token(route.expert, route.count, route.signal);
     if (route.has_nonfinite) counts_.add_nonfinite_row();
+    if (counts_.shadow()) counts_.add_chosen(static_cast<std::uint32_t>(route.chosen));
     write(token, route);
   }
 

@@ -226,6 +226,8 @@ class vector_rows {
       put_lane(route, top_k, lane, routes);
     }
     rows_.counts_.template add_lanes<reals>(routes.expert, top_k, routes.count, routes.signal);
+    if (rows_.counts_.shadow())
+      for (const std::uint32_t k : routes.chosen) rows_.counts_.add_chosen(k);
     const stored_routes<reals> decided = {routes};
     write_block<reals>(decided, top_k, usual_.fill_first, usual_.fixed_filler, token,
                        rows_.call_.output);

@@ -273,7 +273,8 @@ class router {
     detail::routing_call<Logit, Id, Weight> call = {
         &model_, &(*plans_)[index(layer)], options_.fill, logits, given, output, extras};
     if (call.logits.row_stride == 0) call.logits.row_stride = model_.num_experts;
-    detail::call_metrics counts(metrics, model_.num_experts, last - first);
+    detail::call_metrics counts(metrics, model_.num_experts, last - first,
+                                output.chosen_counts != nullptr);
     detail::row_router<Logit, Id, Weight>(call, counts).run(instructions_, first, last);
     counts.finish(model_.top_k);
   }

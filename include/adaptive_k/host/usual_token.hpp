@@ -54,7 +54,10 @@ ADAPTIVE_K_INLINE void count_single_token(std::uint64_t k, int top_k, float sign
   metrics.expert_calls += k;
   metrics.full_expert_calls += static_cast<std::uint64_t>(top_k);
   metrics.distinct_experts += k;
-  metrics.signal_sum_fixed += signal_to_fixed(signal);
+  const auto before = static_cast<std::uint64_t>(metrics.signal_sum_fixed);
+  const auto sum = before + static_cast<std::uint64_t>(signal_to_fixed(signal));
+  metrics.signal_sum_fixed = static_cast<std::int64_t>(sum);
+  if (sum < before) ++metrics.signal_sum_high;  // a branch: that word lies far behind the others
 }
 template <class Reals>
 ADAPTIVE_K_INLINE void count_single_token(const decided_pair<Reals>& made,

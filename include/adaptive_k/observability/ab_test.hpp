@@ -38,8 +38,9 @@ struct ab_observation {
 };
 
 /// What a shadow records as `expert_savings`: the share of expert calls that its policy would have
-/// saved, by `routing_output::chosen_counts` of the call. (The call's own metrics count full K,
-/// which was run.) Padding tokens, whose count is 0, do not count; 0 where there is no other token.
+/// saved, by `routing_output::chosen_counts` of the call;
+/// `routing_metrics::shadow_expert_savings()` is the same of all the calls that a struct counted.
+/// Padding tokens, whose count is 0, do not count; 0 where there is no other token.
 inline double shadow_savings(const std::int32_t* chosen_counts, std::int64_t num_tokens,
                              int top_k) noexcept {
   std::int64_t calls = 0, tokens = 0;
