@@ -3,6 +3,8 @@
 
 #include <gtest/gtest.h>
 
+#include <atomic>
+#include <cstdint>
 #include <limits>
 #include <set>
 #include <string>
@@ -26,6 +28,8 @@ routing_metrics three_tokens() {
   m.full_expert_calls = 12;
   m.nonfinite_rows = 1;
   m.distinct_experts = 4;
+  m.shadow_expert_calls = 6;
+  m.shadow_full_expert_calls = 8;
   m.k_histogram[1] = 2;
   m.k_histogram[3] = 1;
   m.expert_counts[0] = 2;
@@ -59,6 +63,9 @@ TEST(Prometheus, ShowsWhatWasRecorded) {
     EXPECT_EQ(value("adaptive_k_distinct_experts" + l + "}"), 4);
     EXPECT_DOUBLE_EQ(value("adaptive_k_avg_k" + l + "}"), 10.0 / 6.0);
     EXPECT_DOUBLE_EQ(value("adaptive_k_compute_saved_ratio" + l + "}"), 1 - 10.0 / 24.0);
+    EXPECT_EQ(value("adaptive_k_shadow_expert_calls_total" + l + "}"), 12);
+    EXPECT_EQ(value("adaptive_k_shadow_full_expert_calls_total" + l + "}"), 16);
+    EXPECT_DOUBLE_EQ(value("adaptive_k_shadow_saved_ratio" + l + "}"), 0.25);
     EXPECT_EQ(value("adaptive_k_k_total" + l + ",k=\"1\"}"), 4);
     EXPECT_EQ(value("adaptive_k_k_total" + l + ",k=\"2\"}"), 0);
     EXPECT_EQ(value("adaptive_k_k_total" + l + ",k=\"3\"}"), 2);
@@ -77,6 +84,39 @@ TEST(Prometheus, ShowsWhatWasRecorded) {
     const std::string all = "{model=\"olmoe\",layer=\"all\",policy=\"full\"";
     EXPECT_EQ(value("adaptive_k_latency_seconds_bucket" + all + ",le=\"1.0\"}"), 0);
     EXPECT_EQ(value("adaptive_k_latency_seconds_bucket" + all + ",le=\"+Inf\"}"), 1);
+  }
+}
+
+/// 64 bits of nanoseconds are 18 billion seconds: of one thread centuries, of many servers' years.
+TEST(Prometheus, SumsGoOnPastOneWord) {
+  prometheus_options options;
+  options.shards = 1;
+  prometheus_recorder recorder(options);
+  for (int i = 1; i <= 100; ++i) {
+    recorder.record({"m", 0, "p"}, three_tokens(), 9e8);
+    const auto shown = parse(recorder.render());
+    EXPECT_DOUBLE_EQ(
+        shown.samples.at("adaptive_k_latency_seconds_sum{model=\"m\",layer=\"0\",policy=\"p\"}"),
+        9e8 * i);
+  }
+}
+
+TEST(Prometheus, SumsNeverFallWhileTheyTurn) {
+  constexpr std::uint64_t half = std::uint64_t{1} << 63;
+  std::atomic<std::uint64_t> cells[2] = {};
+  double expected = 0.0;
+  for (const std::uint64_t value : {half - 5, std::uint64_t{4}, std::uint64_t{1}, half - 1,
+                                    half - 1, std::uint64_t{2}, half - 1, half - 1, half - 1}) {
+    detail::add_to_sum(cells, value);
+    expected += static_cast<double>(value);
+    EXPECT_DOUBLE_EQ(detail::value_of_sum(cells), expected);
+  }
+  // Between the two additions of one thread another reads: the turn is seen already.
+  for (std::uint64_t turns = 0; turns < 4; ++turns) {
+    cells[0] = turns % 2 == 0 ? half + 7 : 7;  // has turned once more
+    cells[1] = turns;
+    EXPECT_DOUBLE_EQ(detail::value_of_sum(cells),
+                     static_cast<double>(turns + 1) * static_cast<double>(half) + 7.0);
   }
 }
 

@@ -19,53 +19,15 @@
 #include "adaptive_k/config.hpp"
 #include "adaptive_k/core/signal.hpp"
 #include "adaptive_k/host/metrics.hpp"
+#include "adaptive_k/observability/lasting_sum.hpp"
+#include "adaptive_k/observability/prometheus_options.hpp"
 #include "adaptive_k/observability/text.hpp"
 
 ADAPTIVE_K_NAMESPACE_BEGIN
 
-/// What a time series is of. Any bytes: one that is zero or of no UTF-8 is exposed as U+FFFD and
-/// its two hexadecimal digits, U+FFFD itself twice, so that different labels stay different.
-struct metric_labels {
-  std::string_view model;
-  int layer = -1;  ///< negative: all layers together, exposed as layer="all"
-  std::string_view policy;
-};
-
-struct prometheus_options {
-  /// Upper bounds in seconds, finite and ascending, 1 to 64 of them; +Inf is added.
-  std::vector<double> latency_buckets = {1e-6, 2.5e-6, 5e-6, 1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4,
-                                         1e-3, 2.5e-3, 5e-3, 0.01, 0.025,  0.05, 0.1,  0.25,   1.0};
-  /// Upper bounds in nats, likewise. ln 1024 is 6.93.
-  std::vector<double> entropy_buckets = {0.1, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75,
-                                         2.0, 2.5,  3.0, 3.5,  4.0, 5.0,  6.0};
-  /// Above 0: expose adaptive_k_expert_load_total of experts 0 to expert_load - 1 (and of later
-  /// ones that had load): that many series for each model, layer and policy. At most max_experts.
-  int expert_load = 0;
-  /// Distinct labels that are followed; batches of further ones are counted as dropped. At most
-  /// 2^20. Each takes 0.7 kB a shard, 9 kB with expert_load.
-  std::size_t max_series = 4096;
-  /// Of a model's and of a policy's name; batches of longer ones are counted as dropped. 1 to
-  /// 65536.
-  std::size_t max_label_bytes = 256;
-  /// Copies of each counter, so that as many threads record without sharing a cache line. 1 to 256.
-  int shards = 8;
-};
-
-enum class exposition {
-  prometheus,   ///< text format 0.0.4, which every Prometheus reads
-  openmetrics,  ///< OpenMetrics 1.0.0
-};
-
-/// The value of Content-Type.
-inline const char* content_type(exposition format) noexcept {
-  return format == exposition::openmetrics
-             ? "application/openmetrics-text; version=1.0.0; charset=utf-8"
-             : "text/plain; version=0.0.4; charset=utf-8";
-}
-
 /// Counters that any number of threads feed and any number render. Recording into a known series
-/// takes no lock and allocates nothing: atomic additions of what is not zero. No count is lost, and
-/// a rendering holds every batch whose recording ended before it began.
+/// takes no lock and allocates nothing: atomic additions of what is not zero. No count is lost or
+/// wraps, and a rendering holds every batch whose recording ended before it began.
 class prometheus_recorder {
  public:
   /// One set of labels; lives as long as its recorder.
@@ -88,8 +50,8 @@ class prometheus_recorder {
     check_size(options_.max_series, 0, std::size_t{1} << 20, "max_series");
     check_size(options_.max_label_bytes, 1, 65536, "max_label_bytes");
     latency_ = fixed_cells;
-    entropy_ = latency_ + options_.latency_buckets.size() + 2;
-    load_ = entropy_ + options_.entropy_buckets.size() + 2;
+    entropy_ = latency_ + options_.latency_buckets.size() + 3;
+    load_ = entropy_ + options_.entropy_buckets.size() + 3;
     const std::size_t cells = load_ + (options_.expert_load > 0 ? max_experts : 0);
     stride_ = (cells + 15) / 8 * 8;  // a cache line lies between two shards
   }
@@ -143,6 +105,8 @@ class prometheus_recorder {
     add(cells[calls], batch.calls);
     add(cells[full_expert_calls], batch.full_expert_calls);
     add(cells[nonfinite_rows], batch.nonfinite_rows);
+    add(cells[shadow_expert_calls], batch.shadow_expert_calls);
+    add(cells[shadow_full_expert_calls], batch.shadow_full_expert_calls);
     // Last, and read first: no rendering shows a batch's experts without its tokens.
     cells[expert_calls].fetch_add(batch.expert_calls, std::memory_order_release);
     cells[distinct_experts].fetch_add(batch.distinct_experts, std::memory_order_release);
@@ -168,6 +132,8 @@ class prometheus_recorder {
     const std::vector<double>& bounds = options_.entropy_buckets;
     std::uint64_t in_bucket[max_buckets + 1] = {};
     std::uint64_t sum = 0, bad = 0;
+    std::atomic<std::uint64_t>* const cells = own_shard(*to);
+    std::atomic<std::uint64_t>* const total = cells + entropy_ + bounds.size() + 1;
     for (std::int64_t t = 0; t < num_tokens; ++t) {
       if (counts != nullptr && counts[t] == 0) continue;
       if (!(entropies[t] >= 0.0f) || !(entropies[t] < 1024.0f)) {
@@ -176,10 +142,10 @@ class prometheus_recorder {
       }
       ++in_bucket[bucket_of(bounds, static_cast<double>(entropies[t]))];
       sum += static_cast<std::uint64_t>(detail::signal_to_fixed(entropies[t]));
+      if (sum >> 62 != 0) detail::add_to_sum(total, std::exchange(sum, 0));
     }
-    std::atomic<std::uint64_t>* const cells = own_shard(*to);
     for (std::size_t b = 0; b <= bounds.size(); ++b) add(cells[entropy_ + b], in_bucket[b]);
-    add(cells[entropy_ + bounds.size() + 1], (sum + entropy_step / 2) / entropy_step);
+    detail::add_to_sum(total, sum);
     add(cells[invalid_entropies], bad);
   }
 
@@ -189,7 +155,7 @@ class prometheus_recorder {
     {
       const std::shared_lock<std::shared_mutex> lock(mutex_);
       all.reserve(series_.size());
-      for (const auto& [labels, one] : series_) all.push_back({label_text(labels), sums(one)});
+      for (const auto& [labels, one] : series_) all.push_back(snapshot_of(labels, one));
     }
     const bool open = format == exposition::openmetrics;
     std::string out;
@@ -204,7 +170,7 @@ class prometheus_recorder {
     }
     render_gauges(out, all, open);
     render_k(out, all, open);
-    histogram(out, all, entropy_, options_.entropy_buckets, entropy_scale,
+    histogram(out, all, entropy_, options_.entropy_buckets, &snapshot::entropy_nats,
               "adaptive_k_entropy_nats", "nats", "Entropy of the router's scores, by token.", open);
     if (options_.expert_load > 0) render_load(out, all, open);
     head(out, "adaptive_k_dropped_batches", "counter", "",
@@ -237,6 +203,7 @@ class prometheus_recorder {
   struct snapshot {
     std::string labels;  // without braces
     std::vector<std::uint64_t> cells;
+    double latency_seconds = 0.0, entropy_nats = 0.0;  // sums
   };
   enum cell : std::size_t {
     expert_calls,
@@ -246,6 +213,8 @@ class prometheus_recorder {
     calls,
     full_expert_calls,
     nonfinite_rows,
+    shadow_expert_calls,
+    shadow_full_expert_calls,
     invalid_latencies,
     invalid_entropies,
     k_cells,
@@ -266,16 +235,16 @@ class prometheus_recorder {
       {distinct_experts, "adaptive_k_experts_touched",
        "Distinct experts of each routing call, summed over calls."},
       {nonfinite_rows, "adaptive_k_nonfinite_rows", "Tokens with a NaN or infinite router logit."},
+      {shadow_expert_calls, "adaptive_k_shadow_expert_calls",
+       "Experts that the policy of calls in shadow mode would have run, summed over tokens."},
+      {shadow_full_expert_calls, "adaptive_k_shadow_full_expert_calls",
+       "Experts that calls in shadow mode did run: the model's own top-k, summed over tokens."},
       {invalid_latencies, "adaptive_k_invalid_latencies",
        "Recorded latencies that were negative or not finite."},
       {invalid_entropies, "adaptive_k_invalid_entropies",
        "Recorded entropies that were negative, too large or not finite."},
   };
   static constexpr std::size_t max_buckets = 64;
-  /// Entropies are added up by batch in steps of 2^-24 nats, but kept in steps of 2^-12: 64 bits of
-  /// the finer ones would last a busy server a day.
-  static constexpr std::uint64_t entropy_step = 4096;
-  static constexpr double entropy_scale = detail::signal_scale / 4096.0;
 
   static void check_buckets(const std::vector<double>& bounds, const char* name) {
     bool good = !bounds.empty() && bounds.size() <= max_buckets;
@@ -310,21 +279,28 @@ class prometheus_recorder {
   }
 
   void record_latency(std::atomic<std::uint64_t>* cells, double seconds) noexcept {
-    // Past this a sum of nanoseconds could overflow 64 bits; it is 31 years.
+    // 31 years is no latency, and a sum takes no more than this at once.
     if (!(seconds >= 0.0) || !(seconds < 1e9)) return add(cells[invalid_latencies], 1);
     const std::vector<double>& bounds = options_.latency_buckets;
     add(cells[latency_ + bucket_of(bounds, seconds)], 1);
-    add(cells[latency_ + bounds.size() + 1],
-        static_cast<std::uint64_t>(std::llround(seconds * 1e9)));
+    detail::add_to_sum(cells + latency_ + bounds.size() + 1,
+                       static_cast<std::uint64_t>(std::llround(seconds * 1e9)));
   }
 
-  std::vector<std::uint64_t> sums(const series& of) const {
-    std::vector<std::uint64_t> result(stride_);
+  snapshot snapshot_of(const key& labels, const series& of) const {
+    snapshot result;
+    result.labels = label_text(labels);
+    result.cells.resize(stride_);
     for (int i = 0; i < options_.shards; ++i) {
       const std::atomic<std::uint64_t>* const shard =
           of.cells.get() + stride_ * static_cast<std::size_t>(i);
       for (std::size_t c = 0; c < stride_; ++c)
-        result[c] += shard[c].load(std::memory_order_acquire);
+        result.cells[c] += shard[c].load(std::memory_order_acquire);
+      result.latency_seconds +=
+          detail::value_of_sum(shard + latency_ + options_.latency_buckets.size() + 1) / 1e9;
+      result.entropy_nats +=
+          detail::value_of_sum(shard + entropy_ + options_.entropy_buckets.size() + 1) /
+          detail::signal_scale;
     }
     return result;
   }
@@ -387,14 +363,15 @@ class prometheus_recorder {
   }
 
   void render_latency(std::string& out, const std::vector<snapshot>& all, bool open) const {
-    histogram(out, all, latency_, options_.latency_buckets, 1e9, "adaptive_k_latency_seconds",
-              "seconds", "Time of a routing call.", open);
+    histogram(out, all, latency_, options_.latency_buckets, &snapshot::latency_seconds,
+              "adaptive_k_latency_seconds", "seconds", "Time of a routing call.", open);
   }
 
-  /// Cells from `first`: one count a bucket, not cumulative, and the sum in steps of 1 / scale.
+  /// Cells from `first`: one count a bucket, not cumulative.
   static void histogram(std::string& out, const std::vector<snapshot>& all, std::size_t first,
-                        const std::vector<double>& bounds, double scale, std::string_view name,
-                        std::string_view unit, std::string_view help, bool open) {
+                        const std::vector<double>& bounds, double snapshot::*sum,
+                        std::string_view name, std::string_view unit, std::string_view help,
+                        bool open) {
     head(out, name, "histogram", unit, help, open);
     for (const snapshot& s : all) {
       std::uint64_t count = 0;
@@ -411,7 +388,7 @@ class prometheus_recorder {
         line_end(out, count);
       }
       sample(out, name, "_sum", s.labels, "");
-      line_end(out, static_cast<double>(s.cells[first + bounds.size() + 1]) / scale);
+      line_end(out, s.*sum);
       sample(out, name, "_count", s.labels, "");
       line_end(out, count);
     }
@@ -439,6 +416,9 @@ class prometheus_recorder {
     gauge(out, all, "adaptive_k_compute_saved_ratio", "ratio",
           "Share of the model's own expert calls that were not run, since the start.", open,
           expert_calls, full_expert_calls, true);
+    gauge(out, all, "adaptive_k_shadow_saved_ratio", "ratio",
+          "Share of expert calls that the policy of calls in shadow mode would have saved.", open,
+          shadow_expert_calls, shadow_full_expert_calls, true);
     gauge(out, all, "adaptive_k_distinct_experts", "",
           "Mean distinct experts of a routing call since the start.", open, distinct_experts, calls,
           false);
