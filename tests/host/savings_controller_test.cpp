@@ -4,6 +4,7 @@
 #include <adaptive_k/host/savings_controller.hpp>
 
 #include <cmath>
+#include <string>
 #include <vector>
 
 #include "inputs.hpp"
@@ -159,6 +160,164 @@ TEST(savings_controller, keeps_the_proportion_of_layers_and_valid_policies) {
   const k_policy policy = k_policy::entropy({2, 4}, {1.25f});
   EXPECT_EQ(controller.apply(policy).thresholds[0], 2.5f);
   EXPECT_EQ(controller.apply(policy, 1.0 / 16.0).thresholds[0], 1.25f);
+}
+
+/// A plant whose saving jumps where the scale passes `at`: nothing in between is to be had.
+double jumping(double scale, double at) {
+  return scale < at ? 0.25 : 0.5;
+}
+
+/// One decision on tokens of K0 = 8 of which `saved` was saved.
+bool decide(adaptive_k::savings_controller& controller, double saved) {
+  constexpr std::uint64_t full = 8 * 4096;
+  return controller.observe(full - static_cast<std::uint64_t>(std::llround(saved * full)), full,
+                            4096);
+}
+
+TEST(savings_controller, comes_to_rest_where_the_saving_jumps_over_the_target) {
+  for (const double at : {0.07, 0.5, 0.999, 1.0, 1.001, 1.3, 2.0, 15.5})
+    for (const double target : {0.3, 0.375, 0.45})
+      for (const double gain : {0.5, 6.0, 20.0}) {
+        SCOPED_TRACE("jump at " + std::to_string(at) + ", target " + std::to_string(target) +
+                     ", gain " + std::to_string(gain));
+        adaptive_k::savings_target wanted;
+        wanted.expert_savings = target;
+        wanted.gain = gain;
+        adaptive_k::savings_controller controller(wanted);
+        int moves = 0, last_move = 0;
+        for (int i = 0; i < 1000; ++i)
+          if (decide(controller, jumping(controller.scale(), at))) {
+            ++moves;
+            last_move = i;
+          }
+        EXPECT_LT(last_move, 300);  // a gain of 0.5 takes its time to get there
+        EXPECT_TRUE(controller.at_jump());
+        // At the jump, on the side that is nearer to the target.
+        EXPECT_NEAR(std::log(controller.scale() / at), 0.0, 0.011);
+        EXPECT_EQ(jumping(controller.scale(), at), target > 0.375 ? 0.5
+                                                   : target < 0.375
+                                                       ? 0.25
+                                                       : jumping(controller.scale(), at));
+        // What changes later is followed: now every saving is to be had.
+        const double fits = at < 1.1 ? 2.0 : 0.5;
+        double saved = 0.0;
+        for (int i = 0; i < 400; ++i) {
+          saved = target + 0.12 * std::log(controller.scale() / fits);
+          saved = saved > 0.0 ? saved : 0.0;
+          decide(controller, saved);
+        }
+        EXPECT_NEAR(saved, target, 0.003);
+        EXPECT_FALSE(controller.at_jump());
+      }
+}
+
+TEST(savings_controller, steps_of_noise_do_not_keep_it_from_the_target) {
+  // Smooth but for noise that is larger than the hysteresis.
+  inputs::sequence numbers(41);
+  adaptive_k::savings_controller controller({0.4});
+  double late = 0.0;
+  for (int i = 0; i < 400; ++i) {
+    const double drifted_by = 0.0005 * i;
+    const double noise = 0.02 * (numbers.below(1000) / 999.0 - 0.5);
+    const double saved = 0.2 + 0.15 * std::log(controller.scale()) + drifted_by;
+    decide(controller, saved + noise);
+    if (i >= 100) late += saved / 300;
+  }
+  EXPECT_NEAR(late, 0.4, 0.01);
+}
+
+TEST(savings_controller, refuses_what_is_no_saving_and_keeps_its_target) {
+  const double nan = std::nan(""), inf = HUGE_VAL;
+  adaptive_k::savings_controller controller({0.4});
+  for (const double wrong : {nan, inf, -inf, 0.0, 1.0, -0.3, 1e300}) {
+    const adaptive_k::status refusal = controller.retarget(wrong);
+    EXPECT_FALSE(refusal);
+    EXPECT_NE(std::string(refusal.message()).find("expert_savings is "), std::string::npos);
+    EXPECT_TRUE(controller.validity());
+  }
+  EXPECT_FALSE(decide(controller, 0.4));
+  EXPECT_EQ(controller.scale(), 1.0);
+  EXPECT_TRUE(controller.retarget(0.5));
+  EXPECT_TRUE(decide(controller, 0.4));
+  EXPECT_GT(controller.scale(), 1.0);
+}
+
+TEST(savings_controller, stays_where_it_is_with_a_target_or_counts_that_cannot_be) {
+  const double nan = std::nan(""), inf = HUGE_VAL;
+  using target = adaptive_k::savings_target;
+  for (double target::*field : {&target::expert_savings, &target::hysteresis, &target::gain,
+                                &target::lowest_scale, &target::highest_scale})
+    for (const double wrong : {nan, inf, -inf, -1.0}) {
+      target made;
+      made.expert_savings = 0.4;
+      made.*field = wrong;
+      adaptive_k::savings_controller controller(made);
+      EXPECT_FALSE(controller.validity());
+      for (int i = 0; i < 5; ++i) EXPECT_FALSE(decide(controller, 0.1 * i));
+      EXPECT_EQ(controller.scale(), 1.0);
+    }
+  target many;
+  many.expert_savings = 0.4;
+  many.decision_tokens = ~std::uint64_t{0};
+  EXPECT_NE(std::string(adaptive_k::savings_controller(many).validity().message())
+                .find("decision_tokens is 18446744073709551615"),
+            std::string::npos);
+
+  adaptive_k::savings_controller controller({0.4});
+  const std::uint64_t most = ~std::uint64_t{0};
+  EXPECT_FALSE(controller.observe(9, 8, 4096));  // of a counter that began anew, subtracted
+  EXPECT_FALSE(controller.observe(most - 5, most, most));
+  EXPECT_FALSE(controller.observe(0, most, 4096));
+  EXPECT_EQ(controller.scale(), 1.0);
+}
+
+TEST(savings_controller, makes_valid_policies_of_valid_ones_at_every_scale) {
+  const adaptive_k::gating g = softmax_24_6();
+  std::vector<float> coefficients(5 * (top_k - 1), 0.0f);
+  adaptive_k::distortion_ref model;
+  model.coefficients = coefficients.data();
+  std::vector<k_policy> policies;
+  // Neighbouring floats, and the ends of what is valid.
+  for (const float first :
+       {-9.9e29f, -1.0f, -1e-45f, 0.0f, 1e-45f, 1e-30f, 0.5f, 1.0f, 1.9999999f, 3.0f, 9e29f}) {
+    std::vector<float> near = {first};
+    for (int i = 0; i < 4; ++i) near.push_back(std::nextafter(near.back(), HUGE_VALF));
+    k_policy entropy =
+        k_policy::entropy({1, 2, 3, 4, 5, 6}, {near[0], near[1], near[2], near[3], near[4]});
+    policies.push_back(entropy);
+    k_policy margin = k_policy::with_thresholds(adaptive_k::signal_kind::margin, {1, 2, 3, 4, 5, 6},
+                                                {near[4], near[3], near[2], near[1], near[0]});
+    policies.push_back(margin);
+  }
+  policies.push_back(k_policy::with_thresholds(adaptive_k::signal_kind::margin, {1, 2, 3, 4, 5},
+                                               {1.5f, 1.0f, 0.99999994f, 0.0f}));
+  for (const float p : {0.0f, 1e-45f, 0.3f, 0.99999994f, 1.0f}) {
+    policies.push_back(k_policy::top_p(p, top_k));
+    policies.push_back(k_policy::score_ratio(p, top_k));
+  }
+  for (const float lambda : {0.0f, 1e-45f, 1.0f, 9.9e29f}) {
+    model.lambda = lambda;
+    policies.push_back(k_policy::min_distortion(model));
+  }
+  adaptive_k::savings_target extreme;
+  extreme.expert_savings = 0.5;
+  extreme.lowest_scale = 1e-6;
+  extreme.highest_scale = 1e6;
+  for (const double saved : {0.0, 0.9}) {
+    adaptive_k::savings_controller controller(extreme);
+    while (!controller.at_bound()) decide(controller, saved);
+    for (const k_policy& policy : policies) {
+      ASSERT_TRUE(validate(policy, g)) << validate(policy, g).message();
+      for (const double layer : {1e-6, 1.0, 1e6, 1e300}) {
+        const adaptive_k::status valid = validate(controller.apply(policy, layer), g);
+        EXPECT_TRUE(valid) << valid.message() << " at " << controller.scale() * layer;
+      }
+      if (policy.rule == adaptive_k::k_rule::distortion && policy.distortion.lambda == 0.0f)
+        continue;
+      for (const double wrong : {std::nan(""), HUGE_VAL, -1.0, 0.0})
+        EXPECT_FALSE(validate(controller.apply(policy, wrong), g)) << wrong;
+    }
+  }
 }
 
 TEST(savings_controller, refuses_targets_out_of_range) {

@@ -3,6 +3,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <limits>
 
 #include "adaptive_k/config.hpp"
 #include "adaptive_k/core/k_policy.hpp"
@@ -16,11 +17,11 @@ struct savings_target {
   double expert_savings = 0.0;  ///< share of expert calls to save, in (0, 1)
   /// Off by no more than this, nothing moves.
   double hysteresis = 0.002;
-  /// Tokens between two decisions, summed over layers; fewer only gather.
+  /// Tokens between two decisions, summed over layers, at most 2^48; fewer only gather.
   std::uint64_t decision_tokens = 4096;
   /// How strongly an error of the saving moves ln(scale) per decision.
   double gain = 6.0;
-  /// Calibrated bounds of the scale.
+  /// Calibrated bounds of the scale, in 1e-6..1 and 1..1e6.
   double lowest_scale = 1.0 / 16.0;
   double highest_scale = 16.0;
 };
@@ -30,55 +31,40 @@ struct savings_target {
 /// of routing calls it answers whether the policies are to be written again, to the router or to
 /// the device. Deterministic: equal metrics in equal order give equal scales. O(1) a call.
 ///
+/// Where the saving jumps over the target, so that no scale meets it, the scale closes in on the
+/// jump and rests at the side that is nearer to the target, until the saving there changes.
+///
 /// A latency budget is held the same way: `expert_savings` is then the saving that meets it, set
 /// anew by `retarget` as the time of a step is measured.
 class savings_controller {
  public:
-  explicit savings_controller(const savings_target& target) noexcept : target_(target) {}
+  /// With a target that `validity` refuses the scale stays 1.
+  explicit savings_controller(const savings_target& target) noexcept
+      : target_(target), validity_(check(target)) {}
 
   /// Refuses targets out of range; the message names the field and the range.
-  status validity() const noexcept {
-    const auto invalid = status_code::invalid_argument;
-    if (!(target_.expert_savings > 0.0 && target_.expert_savings < 1.0))
-      return status::error(invalid, "expert_savings is %g, expected above 0 and below 1",
-                           target_.expert_savings);
-    if (!(target_.hysteresis >= 0.0 && target_.hysteresis < 1.0))
-      return status::error(invalid, "hysteresis is %g, expected 0 or more and below 1",
-                           target_.hysteresis);
-    if (!(target_.gain > 0.0 && target_.gain < 1e3))
-      return status::error(invalid, "gain is %g, expected above 0 and below 1000", target_.gain);
-    if (!(target_.lowest_scale > 0.0 && target_.lowest_scale <= 1.0 &&
-          target_.highest_scale >= 1.0 && target_.highest_scale < 1e6))
-      return status::error(invalid,
-                           "lowest_scale is %g and highest_scale %g, expected 0 < lowest "
-                           "<= 1 <= highest < 1e6",
-                           target_.lowest_scale, target_.highest_scale);
-    return {};
-  }
+  const status& validity() const noexcept { return validity_; }
 
   /// Adds what was routed since the last call. True when the scale has moved.
   bool observe(const routing_metrics& since_last) noexcept {
     return observe(since_last.expert_calls, since_last.full_expert_calls, since_last.tokens);
   }
 
+  /// Counts that no routing gives, more expert calls than full K or more of those than max_top_k a
+  /// token, are left out.
   bool observe(std::uint64_t expert_calls, std::uint64_t full_expert_calls,
                std::uint64_t tokens) noexcept {
+    if (!validity_ || expert_calls > full_expert_calls || tokens > most_tokens ||
+        full_expert_calls > tokens * max_top_k)
+      return false;
     calls_ += expert_calls;
     full_calls_ += full_expert_calls;
     tokens_ += tokens;
     if (tokens_ < target_.decision_tokens || full_calls_ == 0) return false;
     const double saved = 1.0 - static_cast<double>(calls_) / static_cast<double>(full_calls_);
     calls_ = full_calls_ = tokens_ = 0;
-    const double error = target_.expert_savings - saved;
-    if (error <= target_.hysteresis && error >= -target_.hysteresis) return false;
-    // At most a factor e a decision: one odd batch cannot throw the scale to its bound.
-    double step = target_.gain * error;
-    step = step > 1.0 ? 1.0 : (step < -1.0 ? -1.0 : step);
-    const double moved = scale_ * static_cast<double>(math::exp(static_cast<float>(step)));
     const double before = scale_;
-    scale_ = moved < target_.lowest_scale
-                 ? target_.lowest_scale
-                 : (moved > target_.highest_scale ? target_.highest_scale : moved);
+    decide(target_.expert_savings - saved);
     return scale_ != before;
   }
 
@@ -87,36 +73,167 @@ class savings_controller {
   bool at_bound() const noexcept {
     return scale_ == target_.lowest_scale || scale_ == target_.highest_scale;
   }
-  void retarget(double expert_savings) noexcept { target_.expert_savings = expert_savings; }
+  /// True where the scale rests beside a jump of the saving over the target.
+  bool at_jump() const noexcept { return state_ == state::resting; }
 
-  /// The policy at the present scale; `layer_scale` is the layer's own share of the movement, 1
-  /// for all by default. Larger scales save more: lambda and score ratios
-  /// are multiplied (ratios kept within 1), entropy thresholds by the fourth root, for a little
-  /// moves them far; a mass p and a margin become p / (p + scale (1 - p)).
+  /// Refuses what is not above 0 and below 1; the target is then the one before.
+  status retarget(double expert_savings) noexcept {
+    savings_target changed = target_;
+    changed.expert_savings = expert_savings;
+    const status refusal = check(changed);
+    if (!refusal) return refusal;
+    target_ = changed;
+    validity_ = {};
+    follow();
+    return {};
+  }
+
+  /// The policy at the present scale; `layer_scale`, above 0 and finite, is the layer's own share
+  /// of the movement, 1 for all by default. Larger scales save more: lambda and score ratios are
+  /// multiplied (ratios kept within 1), entropy thresholds by the fourth root, for a little moves
+  /// them far; a mass p and a margin become p / (p + scale (1 - p)). Of a policy that `validate`
+  /// accepts comes one that it accepts: thresholds that would meet stay a float's last bit apart.
+  /// With a layer_scale out of range what moves becomes NaN, which `validate` refuses.
   k_policy apply(k_policy policy, double layer_scale = 1.0) const noexcept {
-    const double by = scale_ * layer_scale;
+    double by = scale_ * layer_scale;
+    if (!(by > 0.0 && by <= (std::numeric_limits<double>::max)()))
+      by = std::numeric_limits<double>::quiet_NaN();
     if (policy.rule == k_rule::distortion)
-      policy.distortion.lambda =
-          static_cast<float>(static_cast<double>(policy.distortion.lambda) * by);
+      policy.distortion.lambda = to_float(static_cast<double>(policy.distortion.lambda) * by);
     if (policy.rule != k_rule::thresholds) return policy;
-    for (int i = 0; i + 1 < policy.num_k_values; ++i) {
-      const auto t = static_cast<double>(policy.thresholds[i]);
-      double moved = t * (detail::is_per_rank(policy.signal) ? by : std::sqrt(std::sqrt(by)));
-      if (detail::high_is_sure(policy.signal))
-        moved = t > 0.0 && t < 1.0 ? t / std::fma(by, 1.0 - t, t) : t;
-      else if (detail::is_per_rank(policy.signal) && moved > 1.0)
-        moved = 1.0;
-      policy.thresholds[i] = static_cast<float>(moved);
+    const bool per_rank = detail::is_per_rank(policy.signal);
+    const bool down = detail::high_is_sure(policy.signal);
+    float t_before = 0.0f;
+    for (int i = 0; i + 1 < policy.num_k_values && i < max_top_k; ++i) {
+      const float t = policy.thresholds[i];
+      float& moved = policy.thresholds[i];
+      moved = moved_threshold(policy.signal, t, by);
+      if (i > 0 && !per_rank) {
+        const float last = policy.thresholds[i - 1];
+        if (down && t < t_before && moved >= last) moved = std::nextafter(last, -math::infinity);
+        if (!down && t > t_before && moved <= last) moved = std::nextafter(last, math::infinity);
+      }
+      t_before = t;
     }
     return policy;
   }
 
  private:
+  static constexpr std::uint64_t most_tokens = std::uint64_t{1} << 48;  ///< of a decision: no wrap
+  /// So many reversals without once meeting the target are a jump. One by more than noise would
+  /// make counts fourfold.
+  static constexpr int most_reversals = 32;
+  static constexpr double closest = 0.01;  ///< ln(scale) across which a jump is closed in on
+
+  enum class state : std::uint8_t {
+    following,  ///< moves by the error
+    closing,    ///< halves the way between a scale that saves too little and one that does too much
+    resting,    ///< at the better of two such neighbours
+  };
+
+  /// One side of a jump.
+  struct side {
+    double scale = 0.0;
+    double error = 0.0;
+  };
+
+  static status check(const savings_target& target) noexcept {
+    const auto invalid = status_code::invalid_argument;
+    if (!(target.expert_savings > 0.0 && target.expert_savings < 1.0))
+      return status::error(invalid, "expert_savings is %g, expected above 0 and below 1",
+                           target.expert_savings);
+    if (!(target.hysteresis >= 0.0 && target.hysteresis < 1.0))
+      return status::error(invalid, "hysteresis is %g, expected 0 or more and below 1",
+                           target.hysteresis);
+    if (target.decision_tokens > most_tokens)
+      return status::error(invalid, "decision_tokens is %llu, expected 0..2^48",
+                           static_cast<unsigned long long>(target.decision_tokens));
+    if (!(target.gain > 0.0 && target.gain < 1e3))
+      return status::error(invalid, "gain is %g, expected above 0 and below 1000", target.gain);
+    if (!(target.lowest_scale >= 1e-6 && target.lowest_scale <= 1.0))
+      return status::error(invalid, "lowest_scale is %g, expected 1e-6..1", target.lowest_scale);
+    if (!(target.highest_scale >= 1.0 && target.highest_scale <= 1e6))
+      return status::error(invalid, "highest_scale is %g, expected 1..1e6", target.highest_scale);
+    return {};
+  }
+
+  void follow() noexcept {
+    state_ = state::following;
+    reversals_ = 0;
+    last_ = {};
+  }
+
+  void decide(double error) noexcept {
+    const double off = error < 0.0 ? -error : error;
+    if (off <= target_.hysteresis) return follow();
+    if (state_ == state::resting) {
+      // What may change there without being a reason to search again.
+      const double rested = last_.error < 0.0 ? -last_.error : last_.error;
+      const double change = error < last_.error ? last_.error - error : error - last_.error;
+      if (change <= target_.hysteresis || change <= 0.05 * rested) return;
+      follow();
+    }
+    const bool reversed = last_.error != 0.0 && (last_.error < 0.0) != (error < 0.0);
+    if (state_ == state::following) {
+      const double apart = error < last_.error ? last_.error - error : error - last_.error;
+      if (reversed) reversals_ += apart > 8.0 * target_.hysteresis ? 4 : 1;
+      if (reversals_ >= most_reversals) {
+        state_ = state::closing;
+        other_ = last_;
+      }
+    } else if (reversed) {
+      other_ = last_;
+    }
+    last_ = {scale_, error};
+    if (state_ == state::following) {
+      // At most a factor e a decision: one odd batch cannot throw the scale to its bound.
+      double step = target_.gain * error;
+      step = step > 1.0 ? 1.0 : (step < -1.0 ? -1.0 : step);
+      move_to(scale_ * static_cast<double>(math::exp(static_cast<float>(step))));
+      return;
+    }
+    const double ratio = scale_ < other_.scale ? other_.scale / scale_ : scale_ / other_.scale;
+    if (ratio > 1.0 + closest) return move_to(std::sqrt(scale_ * other_.scale));
+    state_ = state::resting;
+    const double other_off = other_.error < 0.0 ? -other_.error : other_.error;
+    if (other_off < off) {
+      last_ = other_;
+      move_to(other_.scale);
+    }
+  }
+
+  void move_to(double scale) noexcept {
+    scale_ = scale < target_.lowest_scale
+                 ? target_.lowest_scale
+                 : (scale > target_.highest_scale ? target_.highest_scale : scale);
+  }
+
+  /// Within what `validate` takes of lambda and thresholds.
+  static float to_float(double value) noexcept {
+    constexpr double most = 9e29;
+    return static_cast<float>(value > most ? most : (value < -most ? -most : value));
+  }
+
+  static float moved_threshold(signal_kind signal, float threshold, double by) noexcept {
+    const auto t = static_cast<double>(threshold);
+    if (detail::high_is_sure(signal))
+      return t > 0.0 && t < 1.0 ? static_cast<float>(t / std::fma(by, 1.0 - t, t))
+             : by == by         ? threshold
+                                : static_cast<float>(by);
+    if (!detail::is_per_rank(signal)) return to_float(t * std::sqrt(std::sqrt(by)));
+    return static_cast<float>(t * by > 1.0 ? 1.0 : t * by);
+  }
+
   savings_target target_;
+  status validity_;
   double scale_ = 1.0;
   std::uint64_t calls_ = 0;
   std::uint64_t full_calls_ = 0;
   std::uint64_t tokens_ = 0;
+  state state_ = state::following;
+  int reversals_ = 0;
+  side last_;   ///< the last decision that was off; error 0: none
+  side other_;  ///< closing: the nearest scale whose error has the other sign
 };
 
 ADAPTIVE_K_NAMESPACE_END
