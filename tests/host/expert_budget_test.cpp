@@ -4,8 +4,11 @@
 #include <adaptive_k/host/expert_budget.hpp>
 
 #include <algorithm>
+#include <cmath>
+#include <cstring>
 #include <map>
 #include <set>
+#include <string>
 #include <vector>
 
 #include "inputs.hpp"
@@ -137,6 +140,66 @@ TEST(expert_budget, equal_sums_go_to_the_lower_index_and_the_control_ignores_sum
   batch by_index = make();
   EXPECT_EQ(limit(by_index, 1, 2, adaptive_k::admission::index), 2);
   EXPECT_EQ(by_index.ids, (std::vector<std::int32_t>{0, 7, -1, -1, -1}));
+}
+
+/// The order is that of the sums at every scale of the weights: small ones and very large ones.
+TEST(expert_budget, weights_of_every_size_are_in_order) {
+  for (const float scale : {1e-8f, 1.0f, 999.0f, 1001.0f, 1e6f, 1e12f, 9e29f}) {
+    SCOPED_TRACE(scale);
+    // Core 0; then 9 by two tokens' small weights, 8 by one large, 7 by the largest.
+    batch b;
+    b.tokens = 2;
+    b.ids = {0, 9, 8, -1, -1, 0, 9, 7, -1, -1};
+    b.weights = {1.0f, 0.2f, 0.5f, 0.0f, 0.0f, 1.0f, 0.2f, 0.7f, 0.0f, 0.0f};
+    for (float& weight : b.weights) weight *= scale;
+    b.counts = {3, 3};
+    batch two = b, three = b;
+    EXPECT_EQ(limit(two, 1, 2), 2);
+    EXPECT_EQ(two.ids, (std::vector<std::int32_t>{0, -1, -1, -1, -1, 0, 7, -1, -1, -1}));
+    EXPECT_EQ(limit(three, 1, 3), 3);
+    EXPECT_EQ(three.ids, (std::vector<std::int32_t>{0, 8, -1, -1, -1, 0, 7, -1, -1, -1}));
+    EXPECT_NEAR(three.weights[0] + three.weights[1], 1.7f * scale, 1e-5f * scale);
+  }
+}
+
+TEST(expert_budget, sums_of_many_large_weights_do_not_wrap) {
+  // 7's sum in steps of 2^-32 would be over 2^64, and little is left of it past that.
+  constexpr int tokens = 5000;
+  batch b;
+  b.tokens = tokens;
+  for (int t = 0; t < tokens; ++t) {
+    b.ids.insert(b.ids.end(), {0, 7, 8, -1, -1});
+    b.weights.insert(b.weights.end(), {1e6f, 859000.0f, 500.0f, 0.0f, 0.0f});
+    b.counts.push_back(3);
+  }
+  EXPECT_EQ(limit(b, 1, 2), 2);
+  EXPECT_EQ(b.ids[1], 7);
+}
+
+TEST(expert_budget, refuses_weights_that_are_none_and_leaves_the_batch) {
+  const float nan = std::nanf(""), inf = HUGE_VALF;
+  for (const float wrong : {nan, inf, -inf, -1e-30f, 1e30f}) {
+    batch b = routed(3, 5);
+    const std::size_t slot = 2 * top_k;  // token 2's first
+    b.weights[slot] = wrong;
+    const batch before = b;
+    std::vector<std::uint64_t> mass(num_experts);
+    std::vector<std::uint8_t> admitted(num_experts);
+    const auto result =
+        adaptive_k::restrict_to_budget(b.ids.data(), b.weights.data(), b.counts.data(), 3, top_k,
+                                       num_experts, 1, 4, {mass.data(), admitted.data()});
+    EXPECT_FALSE(result);
+    EXPECT_EQ(std::string(result.message()).substr(0, 24),
+              "topk_weights[2, 0] is " + std::string(result.message()).substr(22, 2));
+    EXPECT_EQ(b.ids, before.ids);
+    EXPECT_EQ(b.counts, before.counts);
+    EXPECT_EQ(std::memcmp(b.weights.data(), before.weights.data(), 4 * b.weights.size()), 0);
+  }
+  // Past a token's count nothing is read.
+  batch b = routed(3, 5);
+  b.counts[0] = 1;
+  b.weights[1] = nan;
+  EXPECT_GT(limit(b, 1, 8), 0);
 }
 
 TEST(expert_budget, refuses_what_does_not_fit) {

@@ -18,7 +18,7 @@ enum class admission : std::uint8_t {
 
 /// Buffers of one call, given by the caller: nothing is allocated.
 struct expert_budget_workspace {
-  std::uint64_t* mass = nullptr;     ///< [E], sums of weights in 2^-32, so that order is no matter
+  std::uint64_t* mass = nullptr;  ///< [E], sums of weights as integers, so that order is no matter
   std::uint8_t* admitted = nullptr;  ///< [E], afterwards 1 for every expert the batch may run
 };
 
@@ -29,7 +29,10 @@ struct expert_budget_workspace {
 /// sum before / sum after, so that a token's output keeps its scale. Free slots get id -1 and
 /// weight 0. A budget below the core's size admits the core alone.
 /// Cost O(T K0 + E * admitted). Returns what `distinct` experts the batch now touches through
-/// `distinct_out`, where given. Refuses null buffers, k_min below 1 and ids outside 0..E-1.
+/// `distinct_out`, where given. Weights are added in steps of 2^-32, or of as much more as keeps
+/// the sums of a batch of large ones within 64 bits. Refuses null buffers, k_min outside 1..top_k,
+/// counts and ids out of range, and weights that are negative, NaN or 1e30 and more; a refused
+/// batch is left as it was.
 inline status restrict_to_budget(std::int32_t* topk_ids, float* topk_weights,
                                  std::int32_t* topk_counts, std::int64_t num_tokens, int top_k,
                                  int num_experts, int k_min, int budget,
@@ -41,15 +44,23 @@ inline status restrict_to_budget(std::int32_t* topk_ids, float* topk_weights,
     return status::error(invalid, "workspace: mass or admitted is null");
   if (num_tokens > 0 && (topk_ids == nullptr || topk_weights == nullptr || topk_counts == nullptr))
     return status::error(invalid, "topk_ids, topk_weights or topk_counts is null");
+  if (num_tokens < 0 || num_tokens > max_tokens)
+    return status::error(invalid, "num_tokens is %lld, expected 0..%d",
+                         static_cast<long long>(num_tokens), max_tokens);
+  if (top_k < 1 || top_k > max_top_k)
+    return status::error(invalid, "top_k is %d, expected 1..%d", top_k, max_top_k);
   if (k_min < 1 || k_min > top_k)
     return status::error(invalid, "k_min is %d, expected 1..top_k = %d", k_min, top_k);
-  if (budget < 0 || num_experts < 1 || num_experts > max_experts)
-    return status::error(invalid, "budget is %d and num_experts %d, expected 0 or more and 1..%d",
-                         budget, num_experts, max_experts);
+  if (num_experts < 1 || num_experts > max_experts)
+    return status::error(invalid, "num_experts is %d, expected 1..%d", num_experts, max_experts);
+  if (budget < 0) return status::error(invalid, "budget is %d, expected 0 or more", budget);
+  if (order != admission::gate_mass && order != admission::index)
+    return status::error(invalid, "order is %d, expected an admission", static_cast<int>(order));
   for (int e = 0; e < num_experts; ++e) {
     work.mass[e] = 0;
     work.admitted[e] = 0;
   }
+  float largest = 0.0f;
   for (std::int64_t t = 0; t < num_tokens; ++t) {
     if (topk_counts[t] < 0 || topk_counts[t] > top_k)
       return status::error(invalid, "topk_counts[%lld] is %d, expected 0..top_k = %d",
@@ -59,14 +70,24 @@ inline status restrict_to_budget(std::int32_t* topk_ids, float* topk_weights,
       if (id < 0 || id >= num_experts)
         return status::error(invalid, "topk_ids[%lld, %d] is %d, expected 0..%d",
                              static_cast<long long>(t), j, id, num_experts - 1);
+      const float weight = topk_weights[t * top_k + j];
+      if (!(weight >= 0.0f && weight < 1e30f))
+        return status::error(invalid,
+                             "topk_weights[%lld, %d] is %g, expected 0 or more, below 1e30",
+                             static_cast<long long>(t), j, static_cast<double>(weight));
+      largest = weight > largest ? weight : largest;
     }
   }
+  // No sum of all slots, a one for each among them, leaves 64 bits.
+  double unit = 4294967296.0;
+  const double slots = static_cast<double>(num_tokens) * static_cast<double>(top_k);
+  while (static_cast<double>(largest) * unit > 9e18 / (slots + 1.0)) unit *= 0.5;
   int distinct = 0;
   for (std::int64_t t = 0; t < num_tokens; ++t)
     for (int j = 0; j < topk_counts[t]; ++j) {
       const auto e = static_cast<std::size_t>(topk_ids[t * top_k + j]);
       const double w = static_cast<double>(topk_weights[t * top_k + j]);
-      if (w > 0.0 && w < 1e3) work.mass[e] += static_cast<std::uint64_t>(w * 4294967296.0);
+      work.mass[e] += static_cast<std::uint64_t>(w * unit);
       work.mass[e] += 1;  // touched, whatever its weight
       if (j < k_min && work.admitted[e] == 0) {
         work.admitted[e] = 1;
