@@ -79,6 +79,10 @@ TEST(Refusals, OfOneCall) {
       {"layer above", [](call& c) { c.layer = 2; }, invalid, {"layer", "2", "0..1"}},
       {"experts", [](call& c) { c.view.num_experts = 7; }, shape, {"num_experts", "7", "8"}},
       {"tokens", [](call& c) { c.view.num_tokens = -3; }, invalid, {"num_tokens", "-3"}},
+      {"too many tokens",
+       [](call& c) { c.view.num_tokens = std::int64_t{1} << 31; },
+       invalid,
+       {"num_tokens", "2147483648", "0..2147483647"}},
       {"stride", [](call& c) { c.view.row_stride = 7; }, shape, {"row_stride", "7", "8"}},
       {"stride below 0", [](call& c) { c.view.row_stride = -8; }, shape, {"row_stride", "-8"}},
       {"logits", [](call& c) { c.view.data = nullptr; }, invalid, {"logits.data", "null"}},
@@ -288,19 +292,38 @@ TEST(Refusals, OfAPolicy) {
        changed(k_policy::full(), [nan](k_policy& p) { p.mass_exponent = nan; }),
        {"mass_exponent", "nan"}},
       {"fixed 0", k_policy::fixed(0), {"fixed", "0", "4"}},
-      {"fixed 5", k_policy::fixed(5), {"fixed", "5", "4"}},
-      {"no values", k_policy::entropy({}, {}), {"k_values"}},
-      {"as many thresholds as values", k_policy::entropy({1, 2}, {0.5f, 1.0f}), {"k_values"}},
-      {"two thresholds short", k_policy::entropy({1, 2, 4}, {0.5f}), {"k_values"}},
+      {"fixed 5", k_policy::fixed(5), {"fixed k is 5, expected 1..top_k = 4"}},
+      {"fixed 33", k_policy::fixed(33), {"fixed k is 33, expected 1..top_k = 4"}},
+      {"fixed past a byte", k_policy::fixed(257), {"fixed k is 257, expected 1..top_k = 4"}},
+      {"fixed -1", k_policy::fixed(-1), {"fixed k is -1, expected 1..top_k = 4"}},
+      {"fixed without a value",
+       changed(k_policy::fixed(2), [](k_policy& p) { p.num_k_values = 0; }),
+       {"num_k_values is 0, expected 1"}},
+      {"no values", k_policy::entropy({}, {}), {"num_k_values is 0, expected 1..32"}},
+      {"as many thresholds as values",
+       k_policy::entropy({1, 2}, {0.5f, 1.0f}),
+       {"k_values has 2 values and thresholds 2, expected 1..32 k_values and one threshold fewer"}},
+      {"two thresholds short",
+       k_policy::entropy({1, 2, 4}, {0.5f}),
+       {"k_values has 3 values and thresholds 1, expected"}},
+      {"more values than there is room for",
+       changed(k_policy::entropy({1, 2}, {0.5f}), [](k_policy& p) { p.num_k_values = 40; }),
+       {"num_k_values is 40, expected 1..32"}},
       {"33 values",
        k_policy::with_thresholds(signal_kind::topk_mass,
                                  {1, 2, 3, 4, 5, 6, 7, 8, 9, 1, 1, 1, 1, 1, 1, 1, 1,
                                   1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1},
                                  {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
                                   0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}),
-       {"k_values", "32"}},
+       {"k_values has 33 values and thresholds 32, expected 1..32"}},
       {"value 0", k_policy::entropy({0, 2}, {0.5f}), {"k_values[0]", "0"}},
-      {"value -1", k_policy::entropy({-1, 2}, {0.5f}), {"k_values[0]"}},
+      {"value -1", k_policy::entropy({-1, 2}, {0.5f}), {"k_values[0] is -1, expected 1..4"}},
+      {"value past a byte",
+       k_policy::entropy({1, 258}, {0.5f}),
+       {"k_values[1] is 258, expected 2..4"}},
+      {"value after K0",
+       k_policy::entropy({1, 4, 5}, {0.5f, 0.7f}),
+       {"k_values[2] is 5, expected no value after top_k = 4"}},
       {"value above K0", k_policy::entropy({1, 5}, {0.5f}), {"k_values[1]", "5", "4"}},
       {"values equal", k_policy::entropy({2, 2}, {0.5f}), {"k_values[1]", "2"}},
       {"values fall", k_policy::entropy({1, 3, 2}, {0.5f, 1.0f}), {"k_values[2]", "2"}},
@@ -315,12 +338,28 @@ TEST(Refusals, OfAPolicy) {
       {"mass below 0", k_policy::top_p(-0.25f, 4), {"thresholds[0]", "-0.25"}},
       {"mass NaN", k_policy::top_p(nan, 4), {"thresholds[0]", "nan"}},
       {"ratio above 1", k_policy::score_ratio(2.0f, 4), {"thresholds[0]", "2"}},
-      {"top_p of another K0", k_policy::top_p(0.5f, 8), {"k_values[4]", "5", "4"}},
+      {"threshold past the range",
+       k_policy::entropy({1, 2}, {2e30f}),
+       {"thresholds[0] is 2e+30, expected more than -1e30, below 1e30"}},
+      {"top_p of another K0",
+       k_policy::top_p(0.5f, 8),
+       {"top_k is 8 in the top_p policy, expected the gating's own, 4", "at most 4", "k_max"}},
+      {"top_p of a smaller K0",
+       k_policy::top_p(0.5f, 2),
+       {"top_k is 2 in the top_p policy, expected the gating's own, 4", "at most 2", "k_max"}},
+      {"top_p of no K0", k_policy::top_p(0.5f, -1), {"top_k is -1 in the top_p policy"}},
+      {"top_p past every K0", k_policy::top_p(0.5f, 33), {"top_k is 33 in the top_p policy"}},
+      {"score_ratio of another K0",
+       k_policy::score_ratio(0.5f, 2),
+       {"top_k is 2 in the score_ratio policy, expected the gating's own, 4"}},
       {"no signal", k_policy::with_thresholds(signal_kind::none, {1, 2}, {0.5f}), {"signal"}},
       {"no coefficients",
        with([](distortion_ref& m) { m.coefficients = nullptr; }),
        {"coefficients", "null"}},
       {"g 0", with([](distortion_ref& m) { m.sensitivity = 0.0f; }), {"sensitivity", "0"}},
+      {"g past the range",
+       with([](distortion_ref& m) { m.sensitivity = 2e30f; }),
+       {"distortion.sensitivity is 2e+30, expected above 0, below 1e30"}},
       {"g NaN", with([nan](distortion_ref& m) { m.sensitivity = nan; }), {"sensitivity", "nan"}},
       {"lambda -1", with([](distortion_ref& m) { m.lambda = -1.0f; }), {"lambda", "-1"}},
       {"lambda NaN", with([nan](distortion_ref& m) { m.lambda = nan; }), {"lambda", "nan"}},
@@ -344,6 +383,28 @@ TEST(Refusals, OfAPolicy) {
     parts.push_back("layer 1");
     expect_mentions(c.run(), status_code::invalid_argument, parts);
   }
+}
+
+TEST(Refusals, AtOneExpertTheRuleIsLookedAtToo) {
+  gating g;
+  g.num_experts = 4;
+  g.top_k = 1;
+  EXPECT_TRUE(validate(k_policy::top_p(0.5f, 1), g));
+  expect_mentions(validate(k_policy::top_p(std::numeric_limits<float>::quiet_NaN(), 1), g),
+                  status_code::invalid_argument, {"thresholds[0] is nan"});
+  expect_mentions(validate(k_policy::score_ratio(1.5f, 1), g), status_code::invalid_argument,
+                  {"thresholds[0] is 1.5, expected 0..1"});
+}
+
+/// A smaller K0 for every token is k_max's to set, and stays possible.
+TEST(Refusals, OfFewerExpertsThanTheModelsOwnIsNone) {
+  gating g;
+  g.num_experts = 8;
+  g.top_k = 4;
+  k_policy policy = k_policy::top_p(0.99f, 4);
+  policy.k_max = 2;
+  EXPECT_TRUE(validate(policy, g));
+  EXPECT_TRUE(validate(k_policy::with_thresholds(signal_kind::topk_mass, {1, 2}, {0.5f}), g));
 }
 
 TEST(Refusals, OfNoPoliciesAtAll) {

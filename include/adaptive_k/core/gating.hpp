@@ -44,10 +44,11 @@ struct gating {
 inline status validate(const gating& g) noexcept {
   const auto invalid = status_code::invalid_argument;
   if (g.kind > gating_kind::sparsemixer)
-    return status::error(invalid, "kind is %d, expected a gating_kind", static_cast<int>(g.kind));
+    return status::error(invalid, "kind is %d, expected a gating_kind, 0..%d",
+                         static_cast<int>(g.kind), static_cast<int>(gating_kind::sparsemixer));
   if (g.group_rank > group_score::maximum)
-    return status::error(invalid, "group_rank is %d, expected a group_score",
-                         static_cast<int>(g.group_rank));
+    return status::error(invalid, "group_rank is %d, expected a group_score, 0..%d",
+                         static_cast<int>(g.group_rank), static_cast<int>(group_score::maximum));
   if (g.num_experts < 1 || g.num_experts > max_experts)
     return status::error(invalid, "num_experts is %d, expected 1..%d", g.num_experts, max_experts);
   const int most = g.num_experts < max_top_k ? g.num_experts : max_top_k;
@@ -76,7 +77,9 @@ inline status validate(const gating& g) noexcept {
                            g.top_k);
     if (g.renormalize || g.selection_bias || g.n_group != 1)
       return status::error(status_code::unsupported,
-                           "sparsemixer takes neither renormalize, selection_bias nor groups");
+                           "sparsemixer takes neither renormalize, selection_bias nor groups: they "
+                           "are %d, %d and n_group = %d, expected 0, 0 and 1",
+                           g.renormalize ? 1 : 0, g.selection_bias ? 1 : 0, g.n_group);
     if (!(g.jitter_epsilon >= 0.0f && g.jitter_epsilon < 1.0f))
       return status::error(invalid, "jitter_epsilon is %g, expected 0 or more and below 1",
                            static_cast<double>(g.jitter_epsilon));

@@ -54,13 +54,22 @@ struct k_policy {
   float mass_exponent = mass_exponent_of_model;
   distortion_ref distortion;
 
+  /// What the functions below were given and the fields above cannot hold, for `validate` to refuse
+  /// by name. All zero in a policy whose fields are filled in directly.
+  struct given_arguments {
+    int top_k = 0;         ///< of top_p and score_ratio: the gating's own is expected
+    int num_k_values = 0;  ///< these two where they do not go together
+    int num_thresholds = 0;
+    int k = 0;  ///< the first k outside 1..32
+  } given;
+
   static k_policy full() noexcept { return {}; }
 
   static k_policy fixed(int k) noexcept {
     k_policy policy;
     policy.rule = k_rule::fixed;
     policy.num_k_values = 1;
-    policy.k_values[0] = static_cast<std::uint8_t>(k);
+    policy.set_k_value(0, k);
     return policy;
   }
 
@@ -87,17 +96,23 @@ struct k_policy {
     const bool counts_fit =
         num_values >= 1 && num_values <= max_top_k && num_limits == num_values - 1;
     num_k_values = static_cast<std::uint8_t>(counts_fit ? num_values : 0);
-    for (int i = 0; i < num_k_values; ++i)
-      k_values[i] = static_cast<std::uint8_t>(values[i] >= 0 && values[i] < 256 ? values[i] : 0);
+    given = {};
+    if (!counts_fit) {
+      given.num_k_values = num_values;
+      given.num_thresholds = num_limits;
+    }
+    for (int i = 0; i < num_k_values; ++i) set_k_value(i, values[i]);
     for (int i = 0; i + 1 < num_k_values; ++i) thresholds[i] = limits[i];
   }
 
-  /// Least k whose renormalised top-K0 mass reaches `mass` (top-p; arXiv 2403.07652).
+  /// Least k whose renormalised top-K0 mass reaches `mass`, in 0..1 (top-p; arXiv 2403.07652).
+  /// `top_k` is the gating's own, here and in `score_ratio`: to keep at most k, set `k_max`.
   static k_policy top_p(float mass, int top_k) noexcept {
     return every_rank(signal_kind::topk_mass, mass, top_k);
   }
 
-  /// Keeps experts while s_j >= ratio * s_1 (llama.cpp forks' `-ser`; NAEE, arXiv 2402.14800).
+  /// Keeps experts while s_j >= ratio * s_1, the ratio in 0..1 (llama.cpp forks' `-ser`; NAEE,
+  /// arXiv 2402.14800).
   static k_policy score_ratio(float ratio, int top_k) noexcept {
     return every_rank(signal_kind::score_ratio, ratio, top_k);
   }
@@ -112,10 +127,17 @@ struct k_policy {
   }
 
  private:
+  void set_k_value(int i, int k) noexcept {
+    const bool fits = k >= 1 && k <= max_top_k;
+    k_values[i] = static_cast<std::uint8_t>(fits ? k : 0);
+    if (!fits && given.k == 0) given.k = k;
+  }
+
   static k_policy every_rank(signal_kind kind, float threshold, int top_k) noexcept {
     k_policy policy;
     policy.rule = k_rule::thresholds;
     policy.signal = kind;
+    policy.given.top_k = top_k;
     policy.num_k_values = static_cast<std::uint8_t>(top_k >= 1 && top_k <= max_top_k ? top_k : 0);
     for (int i = 0; i < policy.num_k_values; ++i) {
       policy.k_values[i] = static_cast<std::uint8_t>(i + 1);
@@ -129,22 +151,42 @@ namespace detail {
 
 inline status validate_thresholds(const k_policy& policy, int top_k) noexcept {
   const auto invalid = status_code::invalid_argument;
-  if (policy.num_k_values == 0)
+  const k_policy::given_arguments& given = policy.given;
+  if (given.num_k_values != 0 || given.num_thresholds != 0)
     return status::error(
-        invalid, "k_values: expected 1..%d values and one threshold fewer than values", max_top_k);
+        invalid,
+        "k_values has %d values and thresholds %d, expected 1..%d k_values and one "
+        "threshold fewer",
+        given.num_k_values, given.num_thresholds, max_top_k);
+  if (given.top_k != 0 && given.top_k != top_k)
+    return status::error(invalid,
+                         "top_k is %d in the %s policy, expected the gating's own, %d (to keep at "
+                         "most %d experts, set k_max)",
+                         given.top_k,
+                         policy.signal == signal_kind::topk_mass ? "top_p" : "score_ratio", top_k,
+                         given.top_k < top_k ? given.top_k : top_k);
+  if (policy.num_k_values < 1 || policy.num_k_values > max_top_k)
+    return status::error(invalid, "num_k_values is %d, expected 1..%d for thresholds",
+                         policy.num_k_values, max_top_k);
   if (policy.signal == signal_kind::none)
-    return status::error(invalid, "signal is none, thresholds need one to compare");
+    return status::error(invalid, "signal is none, expected one that thresholds can compare");
   for (int i = 0; i < policy.num_k_values; ++i) {
+    const int k = policy.k_values[i] != 0 ? policy.k_values[i] : given.k;
     const int least = i == 0 ? 1 : policy.k_values[i - 1] + 1;
-    if (policy.k_values[i] < least || policy.k_values[i] > top_k)
+    if (least > top_k)
+      return status::error(invalid, "k_values[%d] is %d, expected no value after top_k = %d", i, k,
+                           top_k);
+    if (k < least || k > top_k)
       return status::error(invalid,
-                           "k_values[%d] is %d, expected %d..%d (ascending, at most top_k)", i,
-                           policy.k_values[i], least, top_k);
+                           "k_values[%d] is %d, expected %d..%d (ascending, at most top_k)", i, k,
+                           least, top_k);
   }
-  for (int i = 0; i + 1 < policy.num_k_values; ++i) {
+  // That of top_p and score_ratio is looked at also where there is no rank to try.
+  const int num_thresholds = policy.num_k_values - 1;
+  for (int i = 0; i < (given.top_k != 0 ? num_thresholds + 1 : num_thresholds); ++i) {
     const float t = policy.thresholds[i];
     if (!(math::magnitude(t) < 1e30f))
-      return status::error(invalid, "thresholds[%d] is %g, expected a finite number", i,
+      return status::error(invalid, "thresholds[%d] is %g, expected more than -1e30, below 1e30", i,
                            static_cast<double>(t));
     if (is_per_rank(policy.signal)) {
       if (t < 0.0f || t > 1.0f)
@@ -177,31 +219,36 @@ inline status validate(const k_policy& policy, const gating& g) noexcept {
     return status::error(invalid, "mass_exponent is %g, expected 0..1, or -1 for the model's own",
                          static_cast<double>(a));
   if (policy.signal > signal_kind::margin)
-    return status::error(invalid, "signal is %d, expected a signal_kind",
-                         static_cast<int>(policy.signal));
+    return status::error(invalid, "signal is %d, expected a signal_kind, 0..%d",
+                         static_cast<int>(policy.signal), static_cast<int>(signal_kind::margin));
   switch (policy.rule) {
     case k_rule::full:
       return {};
     case k_rule::fixed:
-      if (policy.num_k_values != 1 || policy.k_values[0] < 1 || policy.k_values[0] > g.top_k)
-        return status::error(invalid, "fixed k is %d, expected 1..top_k = %d", policy.k_values[0],
+      if (policy.num_k_values != 1)
+        return status::error(invalid, "num_k_values is %d, expected 1 for a fixed k",
+                             policy.num_k_values);
+      if (policy.k_values[0] < 1 || policy.k_values[0] > g.top_k)
+        return status::error(invalid, "fixed k is %d, expected 1..top_k = %d",
+                             policy.k_values[0] != 0 ? policy.k_values[0] : policy.given.k,
                              g.top_k);
       return {};
     case k_rule::thresholds:
       return detail::validate_thresholds(policy, g.top_k);
     case k_rule::distortion:
       if (g.top_k > 1 && policy.distortion.coefficients == nullptr)
-        return status::error(invalid, "distortion.coefficients is null, expected [top_k - 1, %d]",
-                             distortion_ref::num_features);
+        return status::error(invalid, "distortion.coefficients is null, expected [%d, %d] floats",
+                             g.top_k - 1, distortion_ref::num_features);
       if (!(policy.distortion.sensitivity > 0.0f && policy.distortion.sensitivity < 1e30f))
-        return status::error(invalid, "distortion.sensitivity is %g, expected above 0 and finite",
+        return status::error(invalid, "distortion.sensitivity is %g, expected above 0, below 1e30",
                              static_cast<double>(policy.distortion.sensitivity));
       if (!(policy.distortion.lambda >= 0.0f && policy.distortion.lambda < 1e30f))
-        return status::error(invalid, "distortion.lambda is %g, expected 0 or more and finite",
+        return status::error(invalid, "distortion.lambda is %g, expected 0 or more, below 1e30",
                              static_cast<double>(policy.distortion.lambda));
       return {};
   }
-  return status::error(invalid, "rule is %d, expected a k_rule", static_cast<int>(policy.rule));
+  return status::error(invalid, "rule is %d, expected a k_rule, 0..%d",
+                       static_cast<int>(policy.rule), static_cast<int>(k_rule::distortion));
 }
 
 ADAPTIVE_K_NAMESPACE_END
