@@ -55,8 +55,11 @@ void parallel_for(std::int64_t count, const Body& body) {
     }
   };
   std::vector<std::thread> helpers;
-  for (std::int64_t i = 1; i < std::min<std::int64_t>(num_threads(), count); ++i)
-    helpers.emplace_back(work);
+  try {
+    for (std::int64_t i = 1; i < std::min<std::int64_t>(num_threads(), count); ++i)
+      helpers.emplace_back(work);
+  } catch (...) {  // no further thread, or no memory for it: those that run do all
+  }
   work();
   for (std::thread& helper : helpers) helper.join();
 #endif

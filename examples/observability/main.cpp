@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <mutex>
 #include <string_view>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -107,7 +108,13 @@ int main(int argc, char** argv) {
       [](std::string_view line) { std::fwrite(line.data(), 1, line.size(), stderr); });
   observers all{recorder, logger, {}, adaptive_k::perfetto_trace("example"), {}};
   const auto start = clock_type::now();
-  std::thread other([&] { serve(1, seconds, start, all); });
+  std::thread other;
+  try {
+    other = std::thread([&] { serve(1, seconds, start, all); });
+  } catch (const std::system_error& refused) {
+    std::fprintf(stderr, "no second thread: %s\n", refused.what());
+    return 1;
+  }
   serve(0, seconds, start, all);
   other.join();
   const adaptive_k::status flushed = logger.flush();

@@ -13,36 +13,90 @@
 
 ADAPTIVE_K_NAMESPACE_BEGIN
 
-/// `router.route(layer, logits, output, metrics, extras)` by up to `num_threads` threads, the
-/// caller's included; outputs and metrics are the same for every number. Starting a thread takes
-/// tens of microseconds and allocates: an engine with a pool calls `route_range` from it. With a
-/// refusal nothing is counted, and what a bad k_min or k_max did not stop has been written.
+namespace detail {
+
+/// Buffers and threads of a call that is split. Where memory or a thread cannot be had there are
+/// fewer, and nothing is thrown.
+class thread_team {
+ public:
+  /// Room for `parts` parts, or for none.
+  thread_team(std::size_t parts, bool counts_too) noexcept {
+    ADAPTIVE_K_TRY {
+      results.resize(parts);
+      counts.resize(counts_too ? parts : 0);
+      threads_.reserve(parts);
+    }
+    ADAPTIVE_K_CATCH_ALL {
+      results.clear();
+    }
+  }
+  thread_team(const thread_team&) = delete;
+  thread_team& operator=(const thread_team&) = delete;
+  ~thread_team() { join(); }
+
+  /// work(part) by a thread of its own; false: none could be started, and nothing was done.
+  template <class Work>
+  bool start(const Work& work, std::size_t part) noexcept {
+    ADAPTIVE_K_TRY {
+      threads_.emplace_back([&work, part] { work(part); });
+      return true;
+    }
+    ADAPTIVE_K_CATCH_ALL {
+      return false;
+    }
+  }
+
+  void join() noexcept {
+    for (std::thread& thread : threads_) thread.join();
+    threads_.clear();
+  }
+
+  std::vector<status> results;          ///< [parts], or empty: no memory
+  std::vector<routing_metrics> counts;  ///< [parts], or empty: not asked for
+
+ private:
+  std::vector<std::thread> threads_;
+};
+
+}  // namespace detail
+
+/// `router.route(layer, logits, output, metrics, extras)` by up to `num_threads` threads (and
+/// 1024), the caller's included; outputs and metrics are the same for every number. Starting a
+/// thread takes tens of microseconds and allocates: an engine with a pool calls `route_range` from
+/// it. Where a thread cannot be started, or there is no memory, those that run do its part too.
+/// (Compiled without exceptions, the standard library ends the process there.) With a refusal
+/// nothing is counted, and what a bad k_min or k_max did not stop has been written.
 template <class Logit = float, class Id = std::int32_t, class Weight = float>
 status route_in_threads(const router& router, int num_threads, int layer,
                         const logits_view<Logit>& logits, const routing_output<Id, Weight>& output,
-                        routing_metrics* metrics = nullptr, const routing_extras& extras = {}) {
+                        routing_metrics* metrics = nullptr,
+                        const routing_extras& extras = {}) noexcept {
   constexpr std::int64_t block = 64;  // tokens that stay together: whole vectors and cache lines
-  const std::int64_t blocks = (logits.num_tokens + block - 1) / block;
-  const std::int64_t parts = num_threads < blocks ? num_threads : blocks;
+  constexpr int most_threads = 1024;
+  const bool refused = logits.num_tokens > max_tokens;  // by route
+  const std::int64_t blocks = refused ? 0 : (logits.num_tokens + block - 1) / block;
+  const std::int64_t wanted = num_threads < most_threads ? num_threads : most_threads;
+  const std::int64_t parts = wanted < blocks ? wanted : blocks;
   if (parts <= 1) return router.route(layer, logits, output, metrics, extras);
   const auto number = static_cast<std::size_t>(parts);
-  std::vector<routing_metrics> counts(metrics != nullptr ? number : 0);
-  std::vector<status> results(number);
-  const auto route_part = [&](std::size_t part) {
+  detail::thread_team team(number, metrics != nullptr);
+  if (team.results.empty()) return router.route(layer, logits, output, metrics, extras);
+  const auto route_part = [&](std::size_t part) noexcept {
     const auto i = static_cast<std::int64_t>(part);
     const std::int64_t end = blocks * (i + 1) / parts * block;
-    results[part] = router.route_range(layer, logits, output, blocks * i / parts * block,
-                                       end < logits.num_tokens ? end : logits.num_tokens,
-                                       metrics != nullptr ? &counts[part] : nullptr, extras);
+    team.results[part] =
+        router.route_range(layer, logits, output, blocks * i / parts * block,
+                           end < logits.num_tokens ? end : logits.num_tokens,
+                           metrics != nullptr ? &team.counts[part] : nullptr, extras);
   };
-  std::vector<std::thread> threads;
-  threads.reserve(number - 1);
-  for (std::size_t part = 1; part < number; ++part) threads.emplace_back(route_part, part);
+  std::size_t started = 1;
+  while (started < number && team.start(route_part, started)) ++started;
   route_part(0);
-  for (std::thread& thread : threads) thread.join();
-  for (const status& result : results)
+  for (std::size_t part = started; part < number; ++part) route_part(part);
+  team.join();
+  for (const status& result : team.results)
     if (!result) return result;
-  if (metrics != nullptr) add_parts_of_call(counts.data(), static_cast<int>(parts), metrics);
+  if (metrics != nullptr) add_parts_of_call(team.counts.data(), static_cast<int>(parts), metrics);
   return {};
 }
 
