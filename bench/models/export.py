@@ -13,6 +13,7 @@ Figures are of float32 arithmetic over windows of 256 tokens that do not overlap
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import math
 import shutil
@@ -44,6 +45,7 @@ def load(folder: Path) -> PreTrainedModel:
     problems = {kind: names for kind, names in info.items() if names}
     if problems:
         raise SystemExit(f"{folder}: the weights do not match the model: {problems}")
+    model.set_experts_implementation("eager")
     return model.eval()
 
 
@@ -59,22 +61,22 @@ def trained(folder: Path, checkpoint: Path) -> PreTrainedModel:
 
 def write_weights(model: PreTrainedModel, folder: Path) -> None:
     """model.safetensors under the names that checkpoints of the class have; config.json stays as it is."""
-    biases = [getattr(router, "e_score_correction_bias", None) for router in routers(model)]
-    kept = [bias.clone() for bias in biases if bias is not None]
-    model.half()
-    for router, bias in zip(routers(model), kept):
-        router.e_score_correction_bias = bias
+    half = copy.deepcopy(model).half()
+    for own, router in zip(routers(model), routers(half)):
+        if hasattr(own, "e_score_correction_bias"):
+            router.e_score_correction_bias = own.e_score_correction_bias
     with tempfile.TemporaryDirectory() as scratch:
-        model.save_pretrained(scratch)
+        half.save_pretrained(scratch)
         shutil.copyfile(Path(scratch) / "model.safetensors", folder / "model.safetensors")
-    model.float()
 
 
 @torch.no_grad()
 def agree(own: PreTrainedModel, stock: PreTrainedModel) -> None:
-    """An error unless both give the same logits."""
+    """An error unless both give the same logits; float64, where no two experts are tied by rounding alone."""
     windows = torch.cat([data.windows_of(data.heldout(name, "test"))[:2] for name in texts_of()])
-    difference = (own(windows, use_cache=False).logits - stock(windows, use_cache=False).logits).abs().max().item()
+    first, second = (model.double()(windows, use_cache=False).logits for model in (own, stock))
+    stock.float()
+    difference = (first - second).abs().max().item()
     print(f"logits differ by at most {difference:.2e}")
     if not difference <= LOGIT_TOLERANCE:
         raise SystemExit("transformers and the trained model disagree")
@@ -147,24 +149,27 @@ def reference_outputs(model: PreTrainedModel) -> dict[str, Tensor]:
 
 
 def export(name: str, work: Path) -> None:
-    """Write the folder of a trained model."""
+    """Write the folder of a trained model, all of it or nothing."""
     folder, run = HERE / name, work / name
     own = trained(folder, run / "checkpoint.pt")
-    write_weights(own, folder)
-    stock = load(folder)
-    agree(own, stock)
-    for file in tokenizer.FOLDER.iterdir():
-        shutil.copyfile(file, folder / file.name)
-    shutil.copyfile(run / "training_log.jsonl", folder / "training_log.jsonl")
-    result = figures(stock, folder)
-    (folder / "expected_loss.json").write_text(json.dumps(result, indent=2) + "\n")
-    save_file(reference_outputs(stock), folder / "reference_outputs.safetensors",
-              metadata={"weights_sha256": result["weights_sha256"]})
-    for file in folder.glob("*.safetensors"):
-        file.chmod(0o644)
-    (folder / "README.md").write_text(card(folder, sum(p.numel() for p in stock.parameters())))
-    if max(result["largest_load"]) > LARGEST_LOAD:
-        raise SystemExit(f"{name}: an expert bears {max(result['largest_load'])} times the mean load")
+    with tempfile.TemporaryDirectory() as scratch:
+        made = Path(scratch) / name
+        made.mkdir()
+        for file in (folder / "config.json", folder / "training.json", run / "training_log.jsonl",
+                     *tokenizer.FOLDER.iterdir()):
+            shutil.copyfile(file, made / file.name)
+        write_weights(own, made)
+        stock = load(made)
+        agree(own, stock)
+        result = figures(stock, made)
+        if max(result["largest_load"]) > LARGEST_LOAD:
+            raise SystemExit(f"{name}: an expert bears {max(result['largest_load'])} times the mean load")
+        (made / "expected_loss.json").write_text(json.dumps(result, indent=2) + "\n")
+        save_file(reference_outputs(stock), made / "reference_outputs.safetensors",
+                  metadata={"weights_sha256": result["weights_sha256"]})
+        (made / "README.md").write_text(card(made, sum(p.numel() for p in stock.parameters())))
+        for file in made.iterdir():
+            shutil.copyfile(file, folder / file.name)
 
 
 def check(name: str) -> None:

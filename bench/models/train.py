@@ -12,6 +12,7 @@ had not stopped.  Every worker process takes its share of each batch, and they a
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import math
 import os
@@ -73,7 +74,7 @@ def create(folder: Path, seed: int) -> PreTrainedModel:
         for name, p in model.named_parameters():
             if p.dim() < 2:
                 continue
-            std = 0.02 if "embed" in name or "lm_head" in name else 0.5 * p.shape[-1] ** -0.5
+            std = 0.1 if "embed" in name else 0.02 if "lm_head" in name else 0.5 * p.shape[-1] ** -0.5
             if "o_proj" in name or "down_proj" in name:
                 std *= (2 * config.num_hidden_layers) ** -0.5
                 if "experts" in name and not getattr(config, "norm_topk_prob", True):  # small weights at first
@@ -158,6 +159,8 @@ class Run:
         if self.settings["bias_rate"]:
             self.balance_biases(scale)
         self.step += 1
+        if not math.isfinite(flat[-1].item()):
+            raise SystemExit(f"{self.args.model}: the loss of step {self.step} is not finite")
         return flat[-1].item()
 
     @torch.no_grad()
@@ -227,7 +230,8 @@ def work(rank: int, args: argparse.Namespace, store: str) -> None:
     """One worker process."""
     torch.set_num_threads(args.threads)
     if args.workers > 1:
-        dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=args.workers)
+        patience = datetime.timedelta(days=7)  # a worker may be starved, or paused, for long
+        dist.init_process_group("gloo", f"file://{store}", patience, args.workers, rank)
     Run(args, rank).train()
 
 
