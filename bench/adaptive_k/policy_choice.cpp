@@ -21,11 +21,6 @@ std::optional<adaptive_k::preset> preset_named(const std::string& name) {
   }
 }
 
-bool is_same_router(const adaptive_k::gating& a, const adaptive_k::gating& b) {
-  return a.kind == b.kind && a.num_experts == b.num_experts && a.top_k == b.top_k &&
-         a.renormalize == b.renormalize && a.selection_bias == b.selection_bias;
-}
-
 nlohmann::ordered_json layer_json(const adaptive_k::k_policy& policy,
                                   const adaptive_k::gating& model) {
   nlohmann::ordered_json json = {
@@ -61,10 +56,9 @@ std::optional<adaptive_k::preset> find_preset(const std::vector<std::string>& na
       tried += (tried.empty() ? "'" : ", '") + name + "'";
       continue;
     }
-    if (is_same_router(found->model, model)) return found;
-    note = fmt::format("the preset {} is of another router ({} experts of which {}, {}): not used",
-                       found->name, found->model.num_experts, found->model.top_k,
-                       adaptive_k::to_string(found->model.kind));
+    if (adaptive_k::detail::is_same_router(found->model, model)) return found;
+    note = fmt::format("the preset {} is of another router ({}): not used", found->name,
+                       adaptive_k::detail::describe_router(found->model));
     return std::nullopt;
   }
   note = fmt::format("no preset is called {}", tried);
@@ -85,6 +79,10 @@ policy_choice choose_policy(const std::string& spec, const adaptive_k::gating& m
   choice.origin = choice.policy.provenance;
   if (spec.empty()) choice.origin += fmt::format(", the default of the preset {}", known->name);
   return choice;
+}
+
+std::string policy_file_of(const std::string& spec) {
+  return adaptive_k::detail::file_of(spec);
 }
 
 std::vector<adaptive_k::k_policy> layer_policies(const adaptive_k::preset_policy& policy,

@@ -27,6 +27,9 @@ std::optional<adaptive_k::preset> find_preset(const std::vector<std::string>& na
 policy_choice choose_policy(const std::string& spec, const adaptive_k::gating& model,
                             int num_layers, const std::optional<adaptive_k::preset>& known);
 
+/// The file that `spec` names; "" where it names none.
+std::string policy_file_of(const std::string& spec);
+
 /// One policy a layer.
 std::vector<adaptive_k::k_policy> layer_policies(const adaptive_k::preset_policy& policy,
                                                  int num_layers);

@@ -1,6 +1,7 @@
 // Policies in one word, as --policy takes them.
 #include <gtest/gtest.h>
 
+#include <filesystem>
 #include <string>
 
 #include "adaptive_k/calibration/preset.hpp"
@@ -135,6 +136,52 @@ TEST(PolicySpec, NamesOfThePresetComeFirst) {
   EXPECT_EQ(changed.provenance, "hand-set") << "no claim covers what will run now";
   EXPECT_FALSE(changed.published.has_value());
   EXPECT_NE(changed.notes.find("published, not reproduced"), std::string::npos);
+}
+
+TEST(PolicySpec, AFilesPathIsAPathWhateverIsInIt) {
+  const calibration_test::temporary_folder folder;
+  const std::string policy = R"({"name": "p", "provenance": "hand-set", "rule": "fixed", "k": 2})";
+  for (const char* sub : {"lr=0.1,seed=3", "a=1,k_min=2", "fixed:3,a=0", "x.json,y", ","}) {
+    std::filesystem::create_directory(folder.path() / sub);
+    const std::string file = folder.write(std::string(sub) + "/pol.json", policy).string();
+    EXPECT_EQ(parsed(file).k_values[0], 2) << file;
+    EXPECT_EQ(parsed(file + ",a=0.5,k_min=1").mass_exponent, 0.5f) << file;
+  }
+  const std::string missing = error_of([] { parsed("no/a=1,such/file.json"); });
+  EXPECT_EQ(missing.rfind("no/a=1,such/file.json: cannot be read", 0), 0u) << missing;
+  const std::string file = folder.write("pol.json", policy).string();
+  const std::string behind = error_of([&] { parsed(file + ",fast"); });
+  EXPECT_NE(behind.find("'fast' behind the file"), std::string::npos) << behind;
+}
+
+TEST(PolicySpec, APresetsFileIsItsDefaultPolicy) {
+  const calibration_test::temporary_folder folder;
+  calibration_test::json preset = calibration_test::good_file();
+  preset["default_policy"] = "entropy";
+  const std::string file = folder.write("preset.json", preset).string();
+  EXPECT_EQ(parse_policy(file, model_16_4()).name, "entropy");
+  EXPECT_EQ(parsed(file).k_values[2], 4);
+  EXPECT_EQ(parsed(file + ",k_min=2").k_min, 2);
+  // Also behind the name of a preset, as from_preset("mixtral", "preset.json") does.
+  const std::string other =
+      error_of([&] { parse_policy(file, adaptive_k::load_preset("mixtral-8x7b")); });
+  EXPECT_NE(other.find("gating: softmax, renormalised, 4 of 16 experts, expected softmax, "
+                       "renormalised, 2 of 8 experts, the model that is routed"),
+            std::string::npos)
+      << other;
+  preset["default_policy"] = "gone";
+  const std::string gone = folder.write("gone.json", preset).string();
+  EXPECT_NE(error_of([&] { parsed(gone); }).find("default_policy: \"gone\", expected the name of"),
+            std::string::npos);
+}
+
+TEST(PolicySpec, UnknownOnesListEachNameOnce) {
+  const std::string message =
+      error_of([] { parse_policy("fast", adaptive_k::load_preset("mixtral-8x7b")); });
+  const std::size_t first = message.find("full,");
+  EXPECT_NE(first, std::string::npos) << message;
+  EXPECT_EQ(message.find("full", first + 1), std::string::npos) << message;
+  EXPECT_NE(message.find("published, "), std::string::npos) << message;
 }
 
 }  // namespace

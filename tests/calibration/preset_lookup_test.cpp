@@ -130,4 +130,16 @@ TEST(Preset, GivesPoliciesByName) {
       << message;
 }
 
+TEST(PresetLookup, APolicysFileIsToldFromAPresets) {
+  const temporary_folder folder;
+  const std::string file =
+      folder
+          .write("policy.json",
+                 std::string(R"({"name": "p", "provenance": "hand-set", "rule": "fixed", "k": 2})"))
+          .string();
+  EXPECT_EQ(
+      error_of([&] { load_preset(file); }).rfind(file + ": is a policy, expected a preset", 0), 0u);
+  EXPECT_EQ(adaptive_k::from_preset("mixtral-8x7b", file).policy(0).k_values[0], 2);
+}
+
 }  // namespace

@@ -251,6 +251,58 @@ inline preset_policy read_policy(const json_node& node, const gating& model, int
   return policy;
 }
 
+inline gating read_gating(const json_node& node) {
+  node.expect_keys({"kind", "num_experts", "top_k", "renormalize", "selection_bias",
+                    "routed_scaling_factor", "n_group", "topk_group", "group_rank",
+                    "jitter_epsilon"});
+  gating model;
+  model.kind = node.at("kind", "the name of a gating").as_name(gating_kind_names);
+  model.num_experts = node.at("num_experts", "an integer").as_int(1, max_experts);
+  model.top_k = node.at("top_k", "an integer").as_int(1, max_top_k);
+  model.renormalize = node.at("renormalize", "true or false").as_bool();
+  model.selection_bias = node.at("selection_bias", "true or false").as_bool();
+  if (const auto v = node.find("routed_scaling_factor"))
+    model.routed_scaling_factor = v->as_float();
+  if (const auto v = node.find("n_group")) model.n_group = v->as_int(1, max_experts);
+  if (const auto v = node.find("topk_group")) model.topk_group = v->as_int(1, max_experts);
+  if (const auto v = node.find("group_rank")) model.group_rank = v->as_name(group_score_names);
+  if (const auto v = node.find("jitter_epsilon")) model.jitter_epsilon = v->as_float();
+  refuse_unless(validate(model), {node, std::nullopt});
+  return model;
+}
+
+inline bool is_same_router(const gating& a, const gating& b) noexcept {
+  return a.kind == b.kind && a.num_experts == b.num_experts && a.top_k == b.top_k &&
+         a.renormalize == b.renormalize && a.selection_bias == b.selection_bias;
+}
+
+/// Such as "softmax, renormalised, 8 of 64 experts".
+inline std::string describe_router(const gating& model) {
+  return std::string(to_string(model.kind)) + (model.selection_bias ? " + bias" : "") +
+         (model.renormalize ? ", renormalised, " : ", ") + std::to_string(model.top_k) + " of " +
+         std::to_string(model.num_experts) + " experts";
+}
+
+/// The default policy of a preset's file, which must be of a router like `model`.
+inline preset_policy read_default_policy(const json_node& root, const gating& model,
+                                         int num_layers) {
+  const json_node node = root.at("gating", "an object");
+  const gating own = read_gating(node);
+  if (!is_same_router(own, model))
+    throw preset_error(root.file(), node.path(),
+                       describe_router(own) + ", expected " + describe_router(model) +
+                           ", the model that is routed");
+  const json_node chosen = root.at("default_policy", "the name of one of the policies");
+  const json_node policies = root.at("policies", "an array of policies");
+  const std::size_t count = policies.expect_array("an array of policies");
+  for (std::size_t i = 0; i < count; ++i) {
+    const auto name = policies.at(i).find("name");
+    if (name && name->value() == chosen.value())
+      return read_policy(policies.at(i), model, num_layers);
+  }
+  chosen.refuse("the name of a policy of this file");
+}
+
 }  // namespace detail
 
 /// Routes with `policy`. A policy that owns tables is given to each of the model's MoE layers, for

@@ -6,6 +6,7 @@
 //   entropy:4,6,8@2.5,3.2          4 below 2.5 nats, 6 below 3.2 nats, else 8
 // `SIGNAL:K,...@THRESHOLD,...` works with every signal: softmax_entropy (entropy for short) and
 // topk_entropy in nats, normalized_entropy, topk_mass (top_p), score_ratio, margin.
+//   path.json                      a policy's file, or a preset's: then its default policy
 // Any policy, also one of a preset or a file, takes settings behind it:
 //   ,a=0.5   mass_exponent         ,k_min=2   ,k_max=6   bounds on k
 //   ,lambda=0.01                   price of one expert (distortion policies)
@@ -29,7 +30,8 @@ ADAPTIVE_K_NAMESPACE_BEGIN
 namespace detail {
 
 inline constexpr const char* spec_forms =
-    "full, fixed:K, top_p:P, score_ratio:T, SIGNAL:K,...@THRESHOLD,... or a path to a .json file";
+    "full, fixed:K, top_p:P, score_ratio:T, SIGNAL:K,...@THRESHOLD,... or the path of a .json file "
+    "with a policy or a preset";
 
 inline std::vector<std::string> split(std::string_view text, char separator) {
   std::vector<std::string> parts(1);
@@ -67,14 +69,30 @@ struct spec_setting {
   std::string value;
 };
 
+/// The path that `spec` names, "" where it is no file: all of what ends in .json, commas and equals
+/// signs and all, or what stands in front of its settings.
+inline std::string file_of(const std::string& spec) {
+  constexpr std::string_view ending = ".json";
+  const std::size_t size = spec.size();
+  if (size > ending.size() && spec.compare(size - ending.size(), ending.size(), ending) == 0)
+    return spec;
+  const std::size_t end = spec.rfind(".json,");
+  return end == std::string::npos || end == 0 ? std::string() : spec.substr(0, end + ending.size());
+}
+
 /// Splits "BODY,a=0.5,k_min=2" into its body and its settings.
 inline std::pair<std::string, std::vector<spec_setting>> split_settings(const std::string& spec) {
+  const std::size_t file = file_of(spec).size();
   std::string body = spec;
   std::vector<spec_setting> settings;
   for (;;) {
     const std::size_t comma = body.rfind(',');
-    if (comma == std::string::npos) break;
+    if (comma == std::string::npos || comma < file) break;
     const std::size_t equals = body.find('=', comma);
+    if (equals == std::string::npos && file > 0)
+      throw preset_error(
+          "policy '" + spec + "'", "",
+          "'" + body.substr(comma + 1) + "' behind the file, expected a setting such as a=0.5");
     if (equals == std::string::npos) break;
     const std::string key = body.substr(comma + 1, equals - comma - 1);
     if (key != "a" && key != "k_min" && key != "k_max" && key != "lambda")
@@ -210,8 +228,9 @@ inline std::string to_spec(const k_policy& policy, int top_k = 0) {
 }
 
 /// Reads a policy for `model` from `spec`: one of the forms at the top of this file, or a path to
-/// a policy file (one entry of a calibration file's `policies`). `known` are policies to look up
-/// by name first; `num_layers` MoE layers, 0 where that is not known. Throws preset_error.
+/// a policy file (one entry of a calibration file's `policies`) or to a whole calibration file of a
+/// router like `model`, whose default policy it then is. `known` are policies to look up by name
+/// first; `num_layers` MoE layers, 0 where that is not known. Throws preset_error.
 inline preset_policy parse_policy(std::string_view spec, const gating& model, int num_layers = 0,
                                   const std::vector<preset_policy>& known = {}) {
   const std::string text(spec);
@@ -224,19 +243,18 @@ inline preset_policy parse_policy(std::string_view spec, const gating& model, in
     is_known = true;
   }
   if (!is_known) {
-    constexpr std::string_view extension = ".json";
-    const bool is_file =
-        body.size() > extension.size() &&
-        body.compare(body.size() - extension.size(), extension.size(), extension) == 0;
-    if (is_file) {
-      policy = detail::read_policy(detail::read_json_file(body), model, num_layers);
+    if (detail::file_of(body) == body && !body.empty()) {
+      const detail::json_node root = detail::read_json_file(body);
+      policy = root.find("policies") ? detail::read_default_policy(root, model, num_layers)
+                                     : detail::read_policy(root, model, num_layers);
     } else if (const auto shorthand = detail::read_shorthand(body, text, model)) {
       policy.name = text;
       policy.provenance = shorthand->rule == k_rule::full ? detail::own_routing : detail::hand_set;
       policy.layers.push_back(*shorthand);
     } else {
       std::string names;
-      for (const preset_policy& candidate : known) names += candidate.name + ", ";
+      for (const preset_policy& candidate : known)
+        if (candidate.name != "full") names += candidate.name + ", ";  // a form of its own
       throw preset_error("policy '" + text + "'", "",
                          "unknown policy, expected " + names + detail::spec_forms);
     }

@@ -76,26 +76,6 @@ inline std::string lower_case(std::string_view text) {
   return lower;
 }
 
-inline gating read_gating(const json_node& node) {
-  node.expect_keys({"kind", "num_experts", "top_k", "renormalize", "selection_bias",
-                    "routed_scaling_factor", "n_group", "topk_group", "group_rank",
-                    "jitter_epsilon"});
-  gating model;
-  model.kind = node.at("kind", "the name of a gating").as_name(gating_kind_names);
-  model.num_experts = node.at("num_experts", "an integer").as_int(1, max_experts);
-  model.top_k = node.at("top_k", "an integer").as_int(1, max_top_k);
-  model.renormalize = node.at("renormalize", "true or false").as_bool();
-  model.selection_bias = node.at("selection_bias", "true or false").as_bool();
-  if (const auto v = node.find("routed_scaling_factor"))
-    model.routed_scaling_factor = v->as_float();
-  if (const auto v = node.find("n_group")) model.n_group = v->as_int(1, max_experts);
-  if (const auto v = node.find("topk_group")) model.topk_group = v->as_int(1, max_experts);
-  if (const auto v = node.find("group_rank")) model.group_rank = v->as_name(group_score_names);
-  if (const auto v = node.find("jitter_epsilon")) model.jitter_epsilon = v->as_float();
-  refuse_unless(validate(model), {node, std::nullopt});
-  return model;
-}
-
 inline void read_sizes(const json_node& node, preset& result) {
   constexpr std::int64_t widest = std::int64_t{1} << 24;
   node.expect_keys({"num_moe_layers", "hidden", "intermediate", "matrices", "shared_experts"});
@@ -125,6 +105,10 @@ inline void read_names(const json_node& root, preset& result) {
 }
 
 inline preset read_preset(const json_node& root, std::filesystem::path file) {
+  if (!root.find("policies") && !root.find("gating") && (root.find("rule") || root.find("layers")))
+    throw preset_error(root.file(), "",
+                       "is a policy, expected a preset, with gating, sizes and policies; give this "
+                       "file as the policy of a preset or model");
   root.expect_keys({"$schema", "schema_version", "name", "aliases", "gating", "sizes", "sources",
                     "unverified", "notes", "policies", "default_policy"});
   root.at("schema_version", "an integer")
