@@ -22,12 +22,18 @@ also hold ``num_groups`` and ``groups_kept``.
 Routers are found by name and shape: a module under a ``gate`` or ``router`` whose weight is [E, H].
 The input is captured with forward hooks, so the model's code runs unchanged.  A model with a
 256-token vocabulary and no tokenizer reads bytes; every other needs its tokenizer.
+
+Memory: the whole model in ``--dtype`` (float32, 4 bytes a parameter, unless said otherwise) and the
+logits, 4 bytes each.  Both are said before anything is loaded, with what is free.  ``--dtype auto``
+takes the type that the model is stored in, half of float32 for most; the router's products are
+float32 either way.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +195,42 @@ def record(model: nn.Module, tokens: Tensor, window: int, routers: dict[str, nn.
     return result
 
 
+def dtype_of(config: Any, asked: str) -> torch.dtype:
+    """The type of the weights in memory."""
+    if asked != "auto":
+        return getattr(torch, asked)
+    stored = getattr(config, "dtype", None) or getattr(config, "torch_dtype", None)
+    return getattr(torch, stored) if isinstance(stored, str) else stored or torch.float32
+
+
+def free_bytes() -> int:
+    """Memory of this machine that programs may still take; 0 where it does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), 0)
+
+
+def say_memory(config: Any, dtype: torch.dtype, tokens: int, experts: int) -> None:
+    """Says on stderr what the run will take, before it takes it."""
+    with torch.device("meta"):
+        parameters = sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
+    weights = parameters * dtype.itemsize
+    logits = 4 * getattr(config, "num_hidden_layers", 1) * tokens * experts
+    free = free_bytes()
+    text = (
+        f"{parameters / 1e9:.3g} billion parameters in {str(dtype).removeprefix('torch.')}: {weights / 1e9:.3g} GB; "
+        f"at most {logits / 1e9:.3g} GB of logits; {torch.get_num_threads()} threads"
+    )
+    if free:
+        text += f"; {free / 1e9:.3g} GB are free"
+    print(text, file=sys.stderr)
+    if free and weights + logits > free:
+        hint = "--dtype auto or bfloat16" if dtype.itemsize > 2 else "a machine with more"
+        print(f"warning: that is more than is free: try {hint}, or fewer --tokens", file=sys.stderr)
+
+
 def arguments() -> argparse.Namespace:
     """The command line."""
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -198,9 +240,10 @@ def arguments() -> argparse.Namespace:
     p.add_argument("--window", type=int, default=256, help="tokens a sequence")
     p.add_argument("--tokens", type=int, default=0, help="stop after this many tokens (0: all)")
     p.add_argument("--bytes", action="store_true", help="feed bytes even when there is a tokenizer")
-    p.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16", "auto"))
-    p.add_argument("--device", default="cpu")
-    p.add_argument("--threads", type=int, default=1)
+    p.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16", "auto"),
+                   help="of the weights in memory (default: float32; auto: as they are stored)")
+    p.add_argument("--device", default="cpu", help="such as cuda (default: cpu)")
+    p.add_argument("--threads", type=int, default=0, help="of the CPU (default: all of them)")
     p.add_argument("--gating", choices=GATINGS, help="override what the model type is known to do")
     p.add_argument("--renormalize", choices=("true", "false"), help="likewise")
     return p.parse_args()
@@ -230,7 +273,10 @@ def metadata(args: argparse.Namespace, config: Any, text: bytes, shape: tuple[in
 def main() -> None:
     """Record a trace."""
     args = arguments()
-    torch.set_num_threads(args.threads)
+    if args.window < 1 or args.tokens < 0 or args.threads < 0:
+        raise SystemExit("expected --window of 1 or more, --tokens and --threads of 0 or more")
+    if args.threads:
+        torch.set_num_threads(args.threads)
     text = args.text.read_bytes()
     config = text_config(AutoConfig.from_pretrained(args.model))
     experts = field(config, EXPERT_FIELDS, "number of experts")
@@ -239,7 +285,8 @@ def main() -> None:
     count = min(args.tokens or len(tokens), len(tokens)) // args.window * args.window
     if not count:
         raise SystemExit(f"the text is shorter than one window of {args.window} tokens")
-    dtype = args.dtype if args.dtype == "auto" else getattr(torch, args.dtype)
+    dtype = dtype_of(config, args.dtype)
+    say_memory(config, dtype, count, experts)
     model = AutoModelForCausalLM.from_pretrained(args.model, dtype=dtype).to(args.device).eval()
     routers = find_routers(model, experts)
     logits = record(model, tokens[:count], args.window, routers)
