@@ -94,20 +94,33 @@ outcome run(std::uint64_t seed, double latency_effect) {
   return result;
 }
 
+constexpr const char* usage =
+    "usage: ab_test [--seeds N] [--planted-effect PERCENT]\n"
+    "  --seeds N                  1..100000 pairs of tests (default: 200)\n"
+    "  --planted-effect PERCENT   on latency, above 0, below 100 (default: 5)\n";
+
 }  // namespace
 
 int main(int argc, char** argv) {
   double seeds_given = 200.0, percent = 5.0;
   for (int i = 1; i < argc; i += 2) {
     const std::string option = argv[i];
+    if (option == "--help" || option == "-h") {
+      std::fputs(usage, stdout);
+      return std::fflush(stdout) == 0 ? 0 : 2;
+    }
     double* const value = option == "--seeds"            ? &seeds_given
                           : option == "--planted-effect" ? &percent
                                                          : nullptr;
     char* end = nullptr;
     if (value != nullptr && i + 1 < argc) *value = std::strtod(argv[i + 1], &end);
     if (end == nullptr || end == argv[i + 1] || *end != '\0') {
-      std::fprintf(stderr, "ab_test: '%s', expected --seeds N or --planted-effect PERCENT\n",
-                   argv[i]);
+      if (value == nullptr)
+        std::fprintf(stderr, "ab_test: '%s', expected --seeds or --planted-effect\n%s", argv[i],
+                     usage);
+      else
+        std::fprintf(stderr, "ab_test: %s: '%s', expected a number\n", argv[i],
+                     i + 1 < argc ? argv[i + 1] : "");
       return 2;
     }
   }
@@ -130,6 +143,10 @@ int main(int argc, char** argv) {
       "%d seeds, %d requests, %d looks each: a planted %g%% found in %.1f%%, "
       "an effect found where there is none in %.1f%% (stated: at most 5%%)\n",
       seeds, requests, looks, percent, 100.0 * found / seeds, 100.0 * wrong / seeds);
+  if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0) {
+    std::fprintf(stderr, "ab_test: stdout: cannot be written\n");
+    return 2;
+  }
   const bool enough = percent < 5.0 || found >= 0.98 * seeds;
   return enough && wrong <= 0.05 * seeds ? 0 : 1;
 }

@@ -70,6 +70,10 @@ int generate(const std::string& folder, const std::string& prompt, int num_token
   }
   std::printf("\n\nmean K %.2f of %d, %.1f%% of expert calls saved\n", metrics.mean_k(),
               config.gating.top_k, 100.0 * metrics.expert_savings());
+  if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0) {
+    std::fprintf(stderr, "stdout: cannot be written\n");
+    return 2;
+  }
   return 0;
 }
 

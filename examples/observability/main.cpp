@@ -2,8 +2,10 @@
 // this machine, a JSON line a batch on stderr, and a timeline for Perfetto.
 //   observability [port [seconds [timeline.json]]]      port 0: any free one
 #include <chrono>
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <mutex>
 #include <string_view>
 #include <system_error>
@@ -84,18 +86,31 @@ void serve(unsigned thread, double seconds, clock_type::time_point start, observ
     }
 }
 
+/// The whole of `text` as a number in least..most; false otherwise.
+bool read_number(const char* text, double least, double most, double& number) {
+  char* end = nullptr;
+  number = std::strtod(text, &end);
+  return end != text && *end == '\0' && number >= least && number <= most;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
-  const int port = argc > 1 ? std::atoi(argv[1]) : 0;
-  const double seconds = argc > 2 ? std::atof(argv[2]) : 1.0;
+  double port = 0, seconds = 1.0;
+  if (argc > 4 ||
+      (argc > 1 && (!read_number(argv[1], 0, 65535, port) || port != std::floor(port))) ||
+      (argc > 2 && !read_number(argv[2], 0, 1e9, seconds))) {
+    std::fputs("usage: observability [port [seconds [timeline.json]]]     port 0: any free one\n",
+               stderr);
+    return argc == 2 && std::strcmp(argv[1], "--help") == 0 ? 0 : 2;
+  }
 
   adaptive_k::prometheus_options options;
   options.expert_load = num_experts;
   adaptive_k::prometheus_recorder recorder(options);
   adaptive_k::http_server server;
   adaptive_k::http_server_options listen;
-  listen.port = port;
+  listen.port = static_cast<int>(port);
   const adaptive_k::status started = server.start(recorder, listen);
   if (!started) {
     std::fprintf(stderr, "%s\n", started.message());
@@ -134,5 +149,9 @@ int main(int argc, char** argv) {
               adaptive_k::name_of(adaptive_k::best_instruction_set()),
               static_cast<unsigned long long>(logger.written()),
               static_cast<unsigned long long>(logger.dropped()));
+  if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0) {
+    std::fprintf(stderr, "stdout: cannot be written\n");
+    return 1;
+  }
   return 0;
 }

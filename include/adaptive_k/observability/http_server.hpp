@@ -37,7 +37,7 @@
 ADAPTIVE_K_NAMESPACE_BEGIN
 
 struct http_server_options {
-  int port = 9090;                 ///< 0: any free one, see http_server::port
+  int port = 9464;  ///< 0: any free one, see http_server::port; 9090 is Prometheus' own
   std::string host = "127.0.0.1";  ///< loopback; "0.0.0.0" lets every machine read the metrics
   /// Compared byte by byte; "/" redirects to it. Visible ASCII without ? and #.
   std::string path = "/metrics";
