@@ -13,9 +13,10 @@ say() { printf '%s\n' "$*" >&2; }
 tool_packages=(cmake g++ make)
 library_packages=(libgtest-dev libbenchmark-dev nlohmann-json3-dev libcli11-dev libfmt-dev
                   libeigen3-dev libdnnl-dev libssl-dev)
-# Without these parts are left out: the endpoint for Prometheus, its test by Prometheus
-# itself, and A/B tests.
-optional_packages=(libboost-dev prometheus)
+# Without these parts are left out: the endpoint for Prometheus and A/B tests; the endpoint's test
+# by Prometheus itself.
+endpoint_packages=(libboost-dev)
+optional_packages=("${endpoint_packages[@]}" prometheus)
 # The last three build for ARM, run what they built, and build for Windows.
 check_packages=(clang clang-format clang-tidy git ninja-build locales
                 g++-aarch64-linux-gnu qemu-user g++-mingw-w64-x86-64-posix)
