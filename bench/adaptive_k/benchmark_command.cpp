@@ -11,19 +11,28 @@ namespace {
 
 template <class Result>
 void report(const Result& result, const benchmark_options& options) {
+  if (!options.json.empty()) write_json("--json", options.json, to_json(result));
   if (options.json != "-" && options.live.log != "-") print(result);
-  if (!options.json.empty()) write_json(options.json, to_json(result));
 }
 
 void run(const benchmark_options& options) {
   if (options.json == "-" && options.live.log == "-")
     throw failure("--json -, --log -: both cannot have stdout");
-  check_writable("--json", options.json);
+  file_roles roles;
+  if (options.trace.empty())
+    roles.reads("model", options.model.empty() ? reference_folder().string() : options.model);
+  roles.reads("trace", options.trace);
+  roles.reads("data set", options.dataset);
+  roles.reads("policy", policy_file_of(options.policy));
+  roles.writes("--json", options.json);
+  roles.writes("--log", options.live.log, true);
+  live_view live(options.live);
   if (options.trace.empty()) {
-    report(run_benchmark(options), options);
+    report(run_benchmark(options, live, roles), options);
   } else {
-    report(run_trace_benchmark(options), options);
+    report(run_trace_benchmark(options, live, roles), options);
   }
+  live.finish();  // a log that could not be written does not cost the report
 }
 
 }  // namespace
@@ -40,7 +49,8 @@ void add_benchmark_command(CLI::App& app) {
                                           "Text to read (default: the model's heldout_test.txt)");
   command->add_option("--policy", options->policy,
                       "full, fixed:4, top_p:0.9, entropy:4,6,8@2.5,3.2, ..., a policy of the "
-                      "model's preset, or a .json file (default: the preset's own)");
+                      "model's preset, or a .json file with a policy or a preset (default: that of "
+                      "the model's preset)");
   CLI::Option* context = command
                              ->add_option("--context", options->context,
                                           "Tokens of a window (default: the model's own context)")
@@ -49,16 +59,17 @@ void add_benchmark_command(CLI::App& app) {
                       "Layers with adaptive K, such as 0,2-3 (default: all); the others stay full");
   command->add_option("--windows", options->windows, "Stop after this many windows (default: all)")
       ->check(one_or_more());
-  command->add_option("--seed", options->seed, "Of the random control (default: 1)");
+  CLI::Option* seed =
+      command->add_option("--seed", options->seed, "Of the random control (default: 1)");
   command->add_option("--json", options->json, "Write the report here ('-': stdout, and no table)");
   command
       ->add_option("--metrics-port", options->live.metrics_port,
                    "While it runs, serve metrics for Prometheus on this port of 127.0.0.1 (0: a "
                    "free one)")
       ->check(CLI::Range(0, 65535));
-  CLI::Option* log =
-      command->add_option("--log", options->live.log,
-                          "Write one JSON line a routing call here ('-': stdout, and no table)");
+  CLI::Option* log = command->add_option(
+      "--log", options->live.log,
+      "Append one JSON line a routing call to this file ('-': stdout, and no table)");
   command
       ->add_option("--log-fields", options->live.log_fields,
                    "Names of its fields: ecs (Elastic, default) or datadog")
@@ -69,7 +80,8 @@ void add_benchmark_command(CLI::App& app) {
                    "Recorded router logits in place of a model: savings only, quality unknown")
       ->excludes(model)
       ->excludes(data)
-      ->excludes(context);
+      ->excludes(context)
+      ->excludes(seed);
   command->callback([options] { run(*options); });
 }
 

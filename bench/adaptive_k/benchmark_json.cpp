@@ -3,11 +3,10 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdio>
-#include <fstream>
 #include <utility>
 
 #include "bench/adaptive_k/benchmark_result.hpp"
-#include "bench/adaptive_k/failure.hpp"
+#include "bench/adaptive_k/output.hpp"
 #include "bench/adaptive_k/variant.hpp"
 #include "bench/adaptive_k/version.hpp"
 
@@ -212,23 +211,14 @@ nlohmann::ordered_json to_json(const trace_result& result) {
   return report;
 }
 
-void write_json(const std::string& file, const nlohmann::ordered_json& report) {
+void write_json(const std::string& option, const std::string& file,
+                const nlohmann::ordered_json& report) {
   const std::string text =
       report.dump(2, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n";
-  if (file == "-") {
-    std::fputs(text.c_str(), stdout);
-    return;
-  }
-  std::ofstream stream(file, std::ios::binary | std::ios::trunc);
-  stream << text;
-  stream.flush();
-  if (!stream) throw failure(fmt::format("--json: {}: cannot be written", file));
-}
-
-void check_writable(const std::string& option, const std::string& file) {
-  if (file.empty() || file == "-") return;
-  if (!std::ofstream(file, std::ios::app))
-    throw failure(fmt::format("{}: {}: cannot be written", option, file));
+  if (file == "-")
+    std::fputs(text.c_str(), stdout);  // whether it got there is seen at the end
+  else
+    write_file(option, file, text);
 }
 
 adaptive_k::routing_metrics sum_of(const std::vector<adaptive_k::routing_metrics>& layers) {

@@ -142,6 +142,12 @@ void print_facts(const model_facts& model, const data_facts& data, const policy_
     fmt::print("; {} behind them not used", data.windows.unused_tokens);
   fmt::print("\nPolicy   {} ({})\n", policy.choice.policy.name, policy.choice.origin);
   if (!model.preset_note.empty()) fmt::print("         {}\n", model.preset_note);
+  if (std::all_of(
+          policy.layers.begin(), policy.layers.end(),
+          [](const adaptive_k::k_policy& layer) { return layer.rule == adaptive_k::k_rule::full; }))
+    fmt::print(
+        "         which is the model's own routing and saves nothing: another is `--policy "
+        "top_p:0.9`,\n         or one that `adaptive-k calibrate` finds for a target\n");
   fmt::print("         mass_exponent {:g}; every control has the same\n",
              static_cast<double>(resolved_mass_exponent(policy.layers.front(), g)));
   if (std::count(policy.is_adaptive.begin(), policy.is_adaptive.end(), false) > 0) {

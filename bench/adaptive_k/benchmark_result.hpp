@@ -87,12 +87,10 @@ void print_facts(const model_facts& model, const data_facts& data, const policy_
 void print(const benchmark_result& result);
 void print(const trace_result& result);
 
-/// Writes `report` with a newline; "-" is stdout. Throws failure when the file cannot be written.
-void write_json(const std::string& file, const nlohmann::ordered_json& report);
-
-/// Throws failure when `file` (neither "" nor "-") could not be written: before a long run, not
-/// after it.
-void check_writable(const std::string& option, const std::string& file);
+/// Writes `report` with a newline; "-" is stdout. Throws failure, naming `option`, when the file
+/// cannot be written.
+void write_json(const std::string& option, const std::string& file,
+                const nlohmann::ordered_json& report);
 
 /// What the layers' counters come to together.
 adaptive_k::routing_metrics sum_of(const std::vector<adaptive_k::routing_metrics>& layers);

@@ -85,9 +85,10 @@ int window_length(int asked, int max_positions) {
   return length;
 }
 
-benchmark_result run_benchmark(const benchmark_options& options) {
-  live_view live(options.live);
+benchmark_result run_benchmark(const benchmark_options& options, live_view& live,
+                               file_roles& roles) {
   loaded_model model = load_model(options.model);
+  if (model.preset) roles.reads("model's preset", model.preset->file);
   const moe_engine::model_config& config = model.engine.config();
   const dataset data = dataset_for(options.dataset, model.folder.string(), config.vocab_size);
 
@@ -111,7 +112,6 @@ benchmark_result run_benchmark(const benchmark_options& options) {
                i == line_up::policy ? policy.choice.policy.name : routing.name());
   }
   evaluate(model.engine, data, result.data.windows, routings.all);
-  live.finish();
 
   const evaluated& full = routings.all[line_up::full];
   const evaluated& adaptive = routings.all[line_up::policy];

@@ -7,6 +7,7 @@
 #include "bench/adaptive_k/benchmark_result.hpp"
 #include "bench/adaptive_k/live_view.hpp"
 #include "bench/adaptive_k/model.hpp"
+#include "bench/adaptive_k/output.hpp"
 
 namespace bench {
 
@@ -23,8 +24,11 @@ struct benchmark_options {
   live_options live;
 };
 
-benchmark_result run_benchmark(const benchmark_options& options);
-trace_result run_trace_benchmark(const benchmark_options& options);
+/// Both show their calls on `live`, and tell `roles` of the preset that they read.
+benchmark_result run_benchmark(const benchmark_options& options, live_view& live,
+                               file_roles& roles);
+trace_result run_trace_benchmark(const benchmark_options& options, live_view& live,
+                                 file_roles& roles);
 
 model_facts facts_of(const loaded_model& model);
 

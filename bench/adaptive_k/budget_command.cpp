@@ -14,8 +14,11 @@
 #include "bench/adaptive_k/benchmark_run.hpp"
 #include "bench/adaptive_k/calibration_model.hpp"
 #include "bench/adaptive_k/commands.hpp"
+#include "bench/adaptive_k/evaluation.hpp"
+#include "bench/adaptive_k/failure.hpp"
 #include "bench/adaptive_k/model.hpp"
 #include "bench/adaptive_k/option_checks.hpp"
+#include "bench/adaptive_k/output.hpp"
 #include "bench/adaptive_k/policy_choice.hpp"
 #include "bench/adaptive_k/text_table.hpp"
 
@@ -30,11 +33,12 @@ struct budget_options {
   int context = 0;
   std::int64_t windows = 64;
   int k_min = 1;
-  std::vector<int> batches = {1, 16, 64};
+  std::vector<int> batches;  ///< empty: those of 1, 16 and 64 that the windows fill
   std::vector<int> budgets;
 };
 
-/// Restricts each decode step: the tokens at one position of `batch` windows.
+/// Restricts each decode step: the tokens at one position of `batch` windows. A call has a whole
+/// number of batches, so that no step is of a smaller one.
 class budget_route {
  public:
   budget_route(const adaptive_k::router& router, int batch, int length, int budget, int k_min,
@@ -55,8 +59,7 @@ class budget_route {
     const std::int64_t windows = logits.num_tokens / length_;
     for (std::int64_t first = 0; first < windows; first += batch_)
       for (int position = 0; position < length_; ++position) {
-        const auto result =
-            restrict_step(output, first, std::min<std::int64_t>(batch_, windows - first), position);
+        const auto result = restrict_step(output, first, position);
         if (!result) return result;
       }
     return routed;
@@ -67,8 +70,9 @@ class budget_route {
 
  private:
   adaptive_k::status restrict_step(const adaptive_k::routing_output<>& output, std::int64_t first,
-                                   std::int64_t count, int position) {
+                                   int position) {
     const int top_k = router_.model().top_k;
+    const std::int64_t count = batch_;
     const auto slots = static_cast<std::size_t>(count * top_k);
     ids_.resize(slots);
     weights_.resize(slots);
@@ -112,9 +116,41 @@ class budget_route {
   double tokens_ = 0.0;
 };
 
+/// Those asked for, which must all fit; else those of the usual ones that do.
+std::vector<int> batches_for(const budget_options& options, std::int64_t windows) {
+  std::vector<int> batches = options.batches;
+  if (batches.empty())
+    for (const int usual : {1, 16, 64})
+      if (usual <= windows) batches.push_back(usual);
+  for (const int batch : batches)
+    if (batch > windows)
+      throw failure(
+          fmt::format("--batch: {}, expected at most {}, the number of windows", batch, windows));
+  return batches;
+}
+
+std::vector<int> budgets_for(const budget_options& options, const adaptive_k::gating& gating) {
+  if (options.k_min > gating.top_k)
+    throw failure(
+        fmt::format("--k-min: {}, expected 1..{}, the model's top-k", options.k_min, gating.top_k));
+  std::vector<int> budgets = options.budgets;
+  if (budgets.empty())
+    for (const int eighths : {2, 4, 6}) budgets.push_back(gating.num_experts * eighths / 8);
+  for (const int budget : budgets)
+    if (budget > gating.num_experts)
+      throw failure(fmt::format("--budget: {}, expected 1..{}, the model's experts", budget,
+                                gating.num_experts));
+  return budgets;
+}
+
 void run(const budget_options& options) {
-  check_writable("--json", options.json);
+  file_roles roles;
+  roles.reads("model", options.model.empty() ? reference_folder().string() : options.model);
+  roles.reads("data set", options.dataset);
+  roles.reads("policy", policy_file_of(options.policy));
+  roles.writes("--json", options.json);
   loaded_model model = load_model(options.model);
+  if (model.preset) roles.reads("model's preset", model.preset->file);
   const moe_engine::model_config& config = model.engine.config();
   calibration_text text;
   text.data = dataset_for(options.dataset, model.folder.string(), config.vocab_size);
@@ -126,20 +162,20 @@ void run(const budget_options& options) {
       choose_policy(options.policy, config.gating, config.num_layers, model.preset);
   const adaptive_k::router router =
       adaptive_k::make_router(config.gating, choice.policy, config.num_layers);
-  std::vector<int> budgets = options.budgets;
-  if (budgets.empty())
-    for (const int eighths : {2, 4, 6}) budgets.push_back(config.gating.num_experts * eighths / 8);
+  const std::vector<int> batches = batches_for(options, text.count);
+  const std::vector<int> budgets = budgets_for(options, config.gating);
 
   nlohmann::ordered_json rows = nlohmann::ordered_json::array();
-  text_table table(
-      {"batch", "budget", "<admitted by", "distinct experts", "mean K", "mean KL", "+-"});
-  const int largest = *std::max_element(options.batches.begin(), options.batches.end());
-  calibration_model adapter(model.engine, largest);
-  for (const int batch : options.batches) {
+  text_table table({"batch", "budget", "<admitted by", "distinct experts", "mean K", "mean KL",
+                    "+-", "windows"});
+  for (const int batch : batches) {
+    const int usual = windows_at_once(config, text.length);
+    calibration_model adapter(model.engine, batch * std::max(1, usual / batch));
+    const std::int64_t whole = text.count / batch * batch;
     const auto measure = [&](int budget, adaptive_k::admission order, const std::string& name) {
       budget_route route(router, batch, text.length, budget, options.k_min, order);
       adaptive_k::routing_outcome outcome;
-      outcome.windows = adapter.run(text, {0, text.count},
+      outcome.windows = adapter.run(text, {0, whole},
                                     [&](int layer, const auto& logits, const auto& output) {
                                       return route(layer, logits, output);
                                     },
@@ -149,8 +185,9 @@ void run(const budget_options& options) {
       table.add_row({std::to_string(batch), is_all ? "-" : std::to_string(budget), name,
                      fmt::format("{:.2f}", route.distinct_experts()),
                      fmt::format("{:.3f}", route.mean_k()), fmt::format("{:.5f}", kl.value),
-                     fmt::format("{:.5f}", kl.se)});
+                     fmt::format("{:.5f}", kl.se), std::to_string(whole)});
       rows.push_back({{"batch", batch},
+                      {"windows", whole},
                       {"budget", budget},
                       {"admission", name},
                       {"distinct_experts", route.distinct_experts()},
@@ -165,11 +202,11 @@ void run(const budget_options& options) {
       measure(budget, adaptive_k::admission::index, "index (control)");
     }
   }
-  if (!options.json.empty()) write_json(options.json, rows);
+  if (!options.json.empty()) write_json("--json", options.json, rows);
   if (options.json == "-") return;
   fmt::print(
-      "{}, policy {}: {} windows of {} tokens; a step is one position of so many windows\n\n",
-      model.name, choice.policy.name, text.count, text.length);
+      "{}, policy {}: windows of {} tokens; a step is one position of a batch of windows\n\n",
+      model.name, choice.policy.name, text.length);
   fmt::print("{}", table.text());
 }
 
@@ -189,7 +226,9 @@ void add_budget_command(CLI::App& app) {
       ->check(one_or_more());
   command->add_option("--k-min", options->k_min, "Experts of each token that always run")
       ->check(one_or_more());
-  command->add_option("--batch", options->batches, "Batch sizes (default 1,16,64)")
+  command
+      ->add_option("--batch", options->batches,
+                   "Batch sizes, at most the windows (default: 1,16,64)")
       ->delimiter(',')
       ->check(one_or_more());
   command->add_option("--budget", options->budgets, "Distinct experts (default 1/4, 1/2, 3/4 of E)")

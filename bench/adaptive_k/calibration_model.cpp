@@ -37,7 +37,8 @@ const std::vector<double>& calibration_model::full_predictions(const calibration
 std::vector<adaptive_k::window_outcome> calibration_model::run(
     const calibration_text& text, adaptive_k::window_range range,
     const adaptive_k::layer_route& route, const adaptive_k::block_observer& observe) {
-  const int at_once = std::max(windows_at_once(model_.config(), text.length), windows_per_call_);
+  const int at_once =
+      windows_per_call_ > 0 ? windows_per_call_ : windows_at_once(model_.config(), text.length);
   const int vocab = model_.config().vocab_size;
   moe_engine::observe_function shown;
   if (observe)

@@ -25,7 +25,7 @@ struct calibration_text {
 /// 400 MB; a larger one runs under full K again each time.
 class calibration_model {
  public:
-  /// `windows_per_call` of 0: as many as `evaluate` takes.
+  /// At most `windows_per_call` go through the model together; 0: as many as `evaluate` takes.
   explicit calibration_model(moe_engine::engine& model, int windows_per_call = 0)
       : model_(model), windows_per_call_(windows_per_call) {}
 

@@ -162,15 +162,16 @@ ordered_json preset_json(calibration_setup& setup, const adaptive_k::calibration
 }
 
 ordered_json trace_policy_json(const adaptive_k::calibration_result& result,
-                               const std::string& trace) {
+                               const std::string& trace, const std::string& remark) {
   adaptive_k::gating unused;
   ordered_json json = layer_json(result.policies.layers.front(), unused);
   ordered_json policy = {
       {"schema_version", adaptive_k::calibration_schema_version},
       {"name", "from_trace"},
       {"provenance", "hand-set"},
-      {"notes", fmt::format("{}. Set on {} tokens of {} to a saving of {:.1f}%.", result.sentence,
-                            result.tokens_analyzed, trace, 100.0 * result.expert_savings)}};
+      {"notes",
+       fmt::format("{}. Set on {} tokens of {} to a saving of {:.1f}%. {}.", result.sentence,
+                   result.tokens_analyzed, trace, 100.0 * result.expert_savings, remark)}};
   policy.update(json);
   return policy;
 }

@@ -11,7 +11,9 @@
 #include "bench/adaptive_k/benchmark_run.hpp"
 #include "bench/adaptive_k/failure.hpp"
 #include "bench/adaptive_k/option_checks.hpp"
+#include "bench/adaptive_k/sha256.hpp"
 #include "bench/adaptive_k/text_table.hpp"
+#include "bench/adaptive_k/version.hpp"
 
 namespace bench {
 namespace {
@@ -25,6 +27,32 @@ std::string calibration_file(const calibration_options& options,
   return own.string();
 }
 
+/// Everything that decides what a run gives: also the program itself, for its arithmetic.
+work_identity identity_of(const loaded_model& model, const calibration_options& options, int length,
+                          const std::vector<calibration_text>& texts) {
+  work_identity identity = {{"program", version()},
+                            {"dense algebra", moe_engine::dense::backend()},
+                            {"--context", std::to_string(length)},
+                            {"--tokens", std::to_string(options.fit_tokens)},
+                            {"--test-windows", std::to_string(options.test_windows)},
+                            {"--seed", std::to_string(options.seed)}};
+  std::error_code error;
+  const std::filesystem::path self = std::filesystem::read_symlink("/proc/self/exe", error);
+  if (!error && std::filesystem::is_regular_file(self, error))
+    identity["program"] += ", sha256 " + sha256_of_file(self);
+  for (const auto& entry : std::filesystem::directory_iterator(model.folder)) {
+    const std::filesystem::path extension = entry.path().extension();
+    if (extension == ".safetensors" || extension == ".json")
+      identity["the model's " + entry.path().filename().string()] = sha256_of_file(entry.path());
+  }
+  constexpr const char* names[] = {"the calibration text", "the test text",
+                                   "the text of another domain"};
+  for (std::size_t i = 0; i < texts.size(); ++i)
+    identity[names[i]] = fmt::format("sha256 {}, windows {}+{}", texts[i].data.sha256,
+                                     texts[i].first, texts[i].count);
+  return identity;
+}
+
 /// Without --dataset also the model's own test text; a data set alone is halved.
 std::string test_file(const calibration_options& options, const std::filesystem::path& folder) {
   if (!options.test.empty() || !options.dataset.empty()) return options.test;
@@ -34,37 +62,52 @@ std::string test_file(const calibration_options& options, const std::filesystem:
 
 }  // namespace
 
-void add_options(CLI::App& command, calibration_options& options) {
-  command.add_option("--model", options.model, "Folder of the model (default: the reference)");
-  command.add_option("--dataset", options.dataset,
-                     "Text to calibrate on (default: the model's heldout_calibration.txt)");
-  command.add_option("--test", options.test,
-                     "Text to report on (default: the second half of --dataset, or the model's "
-                     "heldout_test.txt)");
-  command.add_option("--other-domain", options.other_domain, "Text of another kind, reported too");
-  command.add_option("--context", options.context, "Tokens of a window (default: the model's)")
-      ->check(one_or_more());
+std::vector<CLI::Option*> add_options(CLI::App& command, calibration_options& options) {
+  std::vector<CLI::Option*> added;
+  added.push_back(
+      command.add_option("--model", options.model, "Folder of the model (default: the reference)"));
+  added.push_back(
+      command.add_option("--dataset", options.dataset,
+                         "Text to calibrate on (default: the model's heldout_calibration.txt)"));
+  added.push_back(
+      command.add_option("--test", options.test,
+                         "Text to report on (default: the second half of --dataset, or the model's "
+                         "heldout_test.txt)"));
+  added.push_back(command.add_option("--other-domain", options.other_domain,
+                                     "Text of another kind, reported too"));
+  added.push_back(
+      command.add_option("--context", options.context, "Tokens of a window (default: the model's)")
+          ->check(one_or_more()));
   command.add_option("--tokens", options.fit_tokens, "Tokens to fit on (default 16384)")
       ->check(one_or_more());
-  command
-      .add_option("--test-windows", options.test_windows,
-                  "Windows of each reported text (default 128)")
-      ->check(one_or_more());
-  command.add_option("--seed", options.seed, "Of random K's (default 1)");
-  command.add_option("--journal", options.journal,
-                     "Where results are kept until the end, to go on after an interruption");
+  added.push_back(command
+                      .add_option("--test-windows", options.test_windows,
+                                  "Windows of each reported text (default 128)")
+                      ->check(one_or_more()));
+  added.push_back(command.add_option("--seed", options.seed, "Of random K's (default 1)"));
+  added.push_back(
+      command.add_option("--journal", options.journal,
+                         "Where results are kept until the end, to go on after an interruption"));
+  return added;
 }
 
-calibration_setup::calibration_setup(const calibration_options& options, int expected_runs)
+void add_roles(file_roles& roles, const calibration_options& options) {
+  roles.reads("model", options.model.empty() ? reference_folder().string() : options.model);
+  roles.reads("data set", options.dataset);
+  roles.reads("test text", options.test);
+  roles.reads("text of another domain", options.other_domain);
+  roles.writes("--journal", options.journal, true);
+}
+
+calibration_setup::calibration_setup(const calibration_options& options, int expected_runs,
+                                     file_roles& roles)
     : options_(options), model_(load_model(options.model)), adapter_(model_.engine) {
+  if (model_.preset) roles.reads("model's preset", model_.preset->file, "-o");
   const moe_engine::model_config& config = model_.engine.config();
   const int length = window_length(options.context, config.max_positions);
   dataset data = read_dataset(calibration_file(options, model_.folder), config.vocab_size);
   const window_plan plan = plan_windows(data, length, 0);
   const std::string test = test_file(options, model_.folder);
-  std::string identity = fmt::format("{} {} {} {} {} {}", model_.name,
-                                     std::filesystem::file_size(model_.folder / "config.json"),
-                                     length, options.fit_tokens, options.seed, data.sha256);
   std::vector<calibration_text> texts;
   const std::int64_t half = plan.count / 2;
   if (!test.empty()) {
@@ -84,8 +127,8 @@ calibration_setup::calibration_setup(const calibration_options& options, int exp
     const window_plan windows = plan_windows(other, length, options.test_windows);
     texts.push_back({std::move(other), 0, windows.count, length});
   }
-  for (const calibration_text& text : texts) identity += " " + text.data.sha256;
-  journal_ = std::make_unique<run_journal>(options.journal, identity, expected_runs);
+  journal_ = std::make_unique<run_journal>(
+      options.journal, identity_of(model_, options, length, texts), expected_runs);
   for (calibration_text& text : texts) add_text(std::move(text));
 }
 
@@ -115,7 +158,8 @@ adaptive_k::study_options calibration_setup::study_options() const {
   return result;
 }
 
-nlohmann::ordered_json frontier_json(const std::vector<adaptive_k::frontier_point>& points) {
+nlohmann::ordered_json frontier_json(const std::vector<adaptive_k::frontier_point>& points,
+                                     const std::string& model, int top_k) {
   nlohmann::ordered_json rows = nlohmann::ordered_json::array();
   for (const adaptive_k::frontier_point& point : points)
     rows.push_back({{"rule", adaptive_k::to_string(point.rule)},
@@ -126,7 +170,9 @@ nlohmann::ordered_json frontier_json(const std::vector<adaptive_k::frontier_poin
                     {"top1_agreement", point.outcome.mean(&adaptive_k::window_outcome::agreement)},
                     {"split", point.split},
                     {"mass_exponent", point.mass_exponent},
-                    {"target_mean_k", point.target_mean_k}});
+                    {"target_mean_k", point.target_mean_k},
+                    {"model", model},
+                    {"top_k", top_k}});
   return rows;
 }
 

@@ -10,11 +10,13 @@
 
 #include "bench/adaptive_k/calibration_model.hpp"
 #include "bench/adaptive_k/model.hpp"
+#include "bench/adaptive_k/output.hpp"
 #include "bench/adaptive_k/run_journal.hpp"
 
 namespace CLI {
 class App;
-}
+class Option;
+}  // namespace CLI
 
 namespace bench {
 
@@ -30,14 +32,19 @@ struct calibration_options {
   std::uint64_t seed = 1;
 };
 
-void add_options(CLI::App& command, calibration_options& options);
+/// Those of a model and its texts; returns them, for what goes without a model to exclude.
+std::vector<CLI::Option*> add_options(CLI::App& command, calibration_options& options);
+
+/// What the options name to be read, and the journal.
+void add_roles(file_roles& roles, const calibration_options& options);
 
 /// Texts: the calibration text (of a data set without --test its first half), the test text (the
 /// second half) and, where given, one from another domain.
 class calibration_setup {
  public:
-  /// Loads everything and opens the journal. Throws failure.
-  calibration_setup(const calibration_options& options, int expected_runs);
+  /// Loads and checks everything, and reads the journal. Throws failure. `roles` learns of the
+  /// model's preset, which -o may write.
+  calibration_setup(const calibration_options& options, int expected_runs, file_roles& roles);
 
   loaded_model& model() noexcept { return model_; }
   const calibration_text& calibration_data() const noexcept { return *texts_.front(); }
@@ -60,7 +67,8 @@ class calibration_setup {
 };
 
 /// The array that `frontier --json` writes.
-nlohmann::ordered_json frontier_json(const std::vector<adaptive_k::frontier_point>& points);
+nlohmann::ordered_json frontier_json(const std::vector<adaptive_k::frontier_point>& points,
+                                     const std::string& model, int top_k);
 
 /// A table for each text.
 std::string frontier_table(const std::vector<adaptive_k::frontier_point>& points, int top_k);

@@ -3,16 +3,21 @@
 
 #include "bench/adaptive_k/combine_run.hpp"
 #include "bench/adaptive_k/commands.hpp"
+#include "bench/adaptive_k/model.hpp"
 #include "bench/adaptive_k/option_checks.hpp"
 
 namespace bench {
 namespace {
 
 void run(const combine_options& options) {
-  check_writable("--json", options.json);
-  const combine_result result = run_combine(options);
+  file_roles roles;
+  roles.reads("model", options.model.empty() ? reference_folder().string() : options.model);
+  roles.reads("data set", options.dataset);
+  roles.reads("policy", policy_file_of(options.policy));
+  roles.writes("--json", options.json);
+  const combine_result result = run_combine(options, roles);
+  if (!options.json.empty()) write_json("--json", options.json, to_json(result));
   if (options.json != "-") print(result);
-  if (!options.json.empty()) write_json(options.json, to_json(result));
 }
 
 }  // namespace

@@ -231,8 +231,9 @@ adaptive_k::early_exit_policy parse_exit(const std::string& text, int num_layers
   return policy;
 }
 
-combine_result run_combine(const combine_options& options) {
+combine_result run_combine(const combine_options& options, file_roles& roles) {
   loaded_model model = load_model(options.model);
+  if (model.preset) roles.reads("model's preset", model.preset->file);
   const moe_engine::model_config& config = model.engine.config();
   const dataset data = dataset_for(options.dataset, model.folder.string(), config.vocab_size);
 

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "bench/adaptive_k/benchmark_result.hpp"
+#include "bench/adaptive_k/output.hpp"
 
 namespace bench {
 
@@ -65,7 +66,8 @@ struct combine_result {
 /// one for each but the last. Throws failure naming what is wrong.
 adaptive_k::early_exit_policy parse_exit(const std::string& text, int num_layers);
 
-combine_result run_combine(const combine_options& options);
+/// Tells `roles` of the preset that it reads.
+combine_result run_combine(const combine_options& options, file_roles& roles);
 
 /// The table on stdout.
 void print(const combine_result& result);

@@ -59,6 +59,8 @@ std::string read_file(const std::filesystem::path& file) {
   std::error_code error;
   if (std::filesystem::is_directory(file, error))
     throw failure(fmt::format("{}: is a directory, expected a file", file.string()));
+  if (std::filesystem::exists(file, error) && !std::filesystem::is_regular_file(file, error))
+    throw failure(fmt::format("{}: is a pipe or device, expected a file", file.string()));
   std::ifstream stream(file, std::ios::binary);
   if (!stream) throw failure(fmt::format("{}: cannot be read", file.string()));
   std::string bytes{std::istreambuf_iterator<char>(stream), std::istreambuf_iterator<char>()};

@@ -13,6 +13,7 @@
 #include "bench/adaptive_k/calibration_setup.hpp"
 #include "bench/adaptive_k/commands.hpp"
 #include "bench/adaptive_k/failure.hpp"
+#include "bench/adaptive_k/output.hpp"
 
 namespace bench {
 namespace {
@@ -82,12 +83,13 @@ void print_summary(const std::vector<frontier_point>& points, const std::vector<
 }
 
 void run(frontier_options& options) {
-  check_writable("--json", options.json);
   if (options.journal.empty()) options.journal = "adaptive-k-frontier.journal";
+  file_roles roles;
+  add_roles(roles, options);
+  roles.writes("--json", options.json);
   constexpr int runs_per_point = 12;
-  calibration_setup setup(options, 14 + 5 * (runs_per_point + 9 * 2));
-  const adaptive_k::calibration_study study(setup.runner(), setup.study_options());
-  const int top_k = study.top_k();
+  calibration_setup setup(options, 14 + 5 * (runs_per_point + 9 * 2), roles);
+  const int top_k = setup.runner().source().model.top_k;
   if (top_k < 2) throw failure("the model runs one expert a token: there is nothing to choose");
   std::vector<double> mean_ks = options.mean_ks;
   if (mean_ks.empty())
@@ -96,10 +98,12 @@ void run(frontier_options& options) {
   for (const double mean_k : mean_ks)
     if (!(mean_k >= 1.0 && mean_k < top_k))
       throw failure(fmt::format("--mean-k: {}, expected 1 or more and below {}", mean_k, top_k));
+  const adaptive_k::calibration_study study(setup.runner(), setup.study_options());
   const std::vector<calibration_rule> rules(std::begin(adaptive_k::all_calibration_rules),
                                             std::end(adaptive_k::all_calibration_rules));
   const auto points = study.frontier(rules, mean_ks, setup.report_texts());
-  if (!options.json.empty()) write_json(options.json, frontier_json(points));
+  if (!options.json.empty())
+    write_json("--json", options.json, frontier_json(points, setup.model().name, top_k));
   if (options.json != "-") {
     fmt::print("{}: {} experts of which {}; calibrated on {} tokens of {}\n", setup.model().name,
                setup.runner().source().model.num_experts, top_k, study.tokens_analyzed(),
@@ -108,7 +112,8 @@ void run(frontier_options& options) {
     for (const adaptive_k::report_text& text : setup.report_texts())
       print_summary(points, mean_ks, text.split, top_k);
   }
-  setup.journal().discard();
+  flush_stdout();
+  setup.journal().finish();
 }
 
 }  // namespace

@@ -9,7 +9,6 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
-#include <fstream>
 #include <memory>
 #include <string>
 #include <utility>
@@ -21,6 +20,7 @@
 #include "bench/adaptive_k/failure.hpp"
 #include "bench/adaptive_k/model.hpp"
 #include "bench/adaptive_k/option_checks.hpp"
+#include "bench/adaptive_k/output.hpp"
 #include "bench/adaptive_k/signal_text.hpp"
 #include "bench/adaptive_k/text_table.hpp"
 #include "bench/adaptive_k/variant.hpp"
@@ -112,8 +112,14 @@ void check_entropy(const std::vector<adaptive_k::k_policy>& policies) {
 }
 
 void run(const inspect_options& options) {
-  check_writable("--perfetto", options.perfetto);
+  if (options.perfetto == "-") throw failure("--perfetto: '-', expected a file");
+  file_roles roles;
+  roles.reads("model", options.model.empty() ? reference_folder().string() : options.model);
+  roles.reads("data set", options.dataset);
+  roles.reads("policy", policy_file_of(options.policy));
+  roles.writes("--perfetto", options.perfetto);
   loaded_model model = load_model(options.model);
+  if (model.preset) roles.reads("model's preset", model.preset->file);
   const moe_engine::model_config& config = model.engine.config();
   const policy_choice choice =
       choose_policy(options.policy, config.gating, config.num_layers, model.preset);
@@ -138,9 +144,7 @@ void run(const inspect_options& options) {
         return routing.route(layer, router_logits, output);
       },
       logits.data());
-  if (!options.perfetto.empty() &&
-      !(std::ofstream(options.perfetto, std::ios::binary) << timeline.json() << std::flush))
-    throw failure(fmt::format("--perfetto: {}: cannot be written", options.perfetto));
+  if (!options.perfetto.empty()) write_file("--perfetto", options.perfetto, timeline.json());
 
   fmt::print("Model    {}: {} layers, {} experts of which {}\nPolicy   {} ({})\nSignal   {}\n",
              model.name, config.num_layers, config.gating.num_experts, config.gating.top_k,

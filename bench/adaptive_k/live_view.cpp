@@ -1,16 +1,24 @@
 #include "bench/adaptive_k/live_view.hpp"
 
 #include <fmt/format.h>
+#include <poll.h>
+#include <unistd.h>
 
 #include <adaptive_k/observability/json_log.hpp>
 #include <adaptive_k/observability/prometheus.hpp>
+#include <atomic>
+#include <cerrno>
+#include <climits>
+#include <cstddef>
 #include <cstdio>
 #include <memory>
 #include <random>
 #include <stdexcept>
 #include <string_view>
+#include <utility>
 
 #include "bench/adaptive_k/failure.hpp"
+#include "bench/adaptive_k/output.hpp"
 
 #if defined(ADAPTIVE_K_BENCH_HTTP)
 #include <adaptive_k/observability/http_server.hpp>
@@ -19,14 +27,48 @@
 namespace bench {
 namespace {
 
-using file_handle = std::unique_ptr<std::FILE, int (*)(std::FILE*)>;
+/// Where the lines go. A reader that does not read holds nothing up: it is given up after a while.
+class log_output {
+ public:
+  explicit log_output(const std::string& file)
+      : is_stdout_(file == "-"),
+        descriptor_(is_stdout_ ? STDOUT_FILENO : open_to_append("--log", file)) {}
+  log_output(const log_output&) = delete;
+  log_output& operator=(const log_output&) = delete;
+  ~log_output() {
+    if (!is_stdout_ && descriptor_ >= 0) ::close(descriptor_);
+  }
 
-file_handle open_log(const std::string& file) {
-  if (file == "-") return {stdout, [](std::FILE*) { return 0; }};
-  file_handle opened(std::fopen(file.c_str(), "w"), &std::fclose);
-  if (!opened) throw failure(fmt::format("--log: {}: cannot be written", file));
-  return opened;
-}
+  /// Throws std::runtime_error where the line could not be written.
+  void write(std::string_view line) {
+    while (!line.empty()) {
+      // A pipe with room takes this many bytes without waiting, whoever else shares it.
+      const std::string_view part = line.substr(0, PIPE_BUF);
+      pollfd room{descriptor_, POLLOUT, 0};
+      const int ready = poll(&room, 1, is_stuck_ ? 0 : patience_ms);
+      if (ready < 0 && errno == EINTR) continue;
+      is_stuck_ = ready == 0;
+      if (ready <= 0) throw std::runtime_error("nobody reads");
+      const std::ptrdiff_t written = is_stdout_ ? ::write(descriptor_, part.data(), part.size())
+                                                : write_some(descriptor_, part);
+      if (written >= 0)
+        line.remove_prefix(static_cast<std::size_t>(written));
+      else if (errno != EINTR && errno != EAGAIN)
+        throw std::runtime_error("not written");
+    }
+  }
+
+  bool is_stuck() const noexcept { return is_stuck_; }
+
+  bool close() { return is_stdout_ || ::close(std::exchange(descriptor_, -1)) == 0; }
+
+ private:
+  static constexpr int patience_ms = 2000;
+
+  bool is_stdout_;
+  int descriptor_;
+  std::atomic<bool> is_stuck_{false};
+};
 
 /// One for all lines of a run, in the form of W3C's trace context.
 std::string make_trace_id() {
@@ -37,8 +79,8 @@ std::string make_trace_id() {
 }  // namespace
 
 struct live_view::parts {
-  std::string log_name;
-  file_handle log{nullptr, nullptr};
+  live_options asked;
+  std::unique_ptr<log_output> log;
   std::string trace_id = make_trace_id();
   adaptive_k::prometheus_recorder recorder;
   std::unique_ptr<adaptive_k::json_logger> logger;
@@ -55,32 +97,28 @@ struct live_view::parts {
     fmt::print(stderr, "Metrics at http://{}:{}{}\n", options.host, server.port(), options.path);
 #else
     throw failure(
-        fmt::format("--metrics-port {}: this program was built without cpp-httplib", port));
+        fmt::format("--metrics-port: {}: this program was built without Boost's headers (Debian: "
+                    "libboost-dev); install them, and configure and build anew",
+                    port));
 #endif
   }
 
-  void start_log(const live_options& options) {
-    log_name = options.log;
-    log = open_log(options.log);
+  void start_log() {
+    if (logger || asked.log.empty()) return;
+    log = std::make_unique<log_output>(asked.log);
     adaptive_k::json_log_options lines;
-    if (options.log_fields == "datadog") {
-      lines.fields = adaptive_k::log_fields::datadog;
-    } else if (options.log_fields != "ecs") {
-      throw failure(fmt::format("--log-fields: {}, expected ecs or datadog", options.log_fields));
-    }
+    if (asked.log_fields == "datadog") lines.fields = adaptive_k::log_fields::datadog;
     logger = std::make_unique<adaptive_k::json_logger>(
-        [this](std::string_view line) {
-          if (std::fwrite(line.data(), 1, line.size(), log.get()) != line.size())
-            throw std::runtime_error("short write");
-        },
-        lines);
+        [this](std::string_view line) { log->write(line); }, lines);
   }
 };
 
 live_view::live_view(const live_options& options) {
   if (options.metrics_port < 0 && options.log.empty()) return;
+  if (options.log_fields != "ecs" && options.log_fields != "datadog")
+    throw failure(fmt::format("--log-fields: {}, expected ecs or datadog", options.log_fields));
   parts_ = std::make_unique<parts>();
-  if (!options.log.empty()) parts_->start_log(options);
+  parts_->asked = options;
   if (options.metrics_port >= 0) parts_->listen(options.metrics_port);
 }
 
@@ -88,6 +126,7 @@ live_view::~live_view() = default;
 
 void live_view::watch(variant& routing, const std::string& model, const std::string& policy) {
   if (!parts_) return;
+  parts_->start_log();
   routing.observe([to = parts_.get(), &routing, model, policy](const observed_call& call) {
     adaptive_k::prometheus_recorder::series* const series =
         to->recorder.find({model, call.layer, policy});
@@ -106,12 +145,17 @@ void live_view::watch(variant& routing, const std::string& model, const std::str
 
 void live_view::finish() {
   if (!parts_ || !parts_->logger) return;
-  parts_->logger->flush();
-  if (std::fflush(parts_->log.get()) != 0 || parts_->logger->failed() > 0)
-    throw failure(fmt::format("--log: {}: not all lines could be written", parts_->log_name));
-  if (parts_->logger->dropped() > 0)
-    fmt::print(stderr, "--log: {} lines dropped: {} was too slow for them\n",
-               parts_->logger->dropped(), parts_->log_name);
+  adaptive_k::json_logger& logger = *parts_->logger;
+  logger.flush();
+  const std::string& name = parts_->asked.log;
+  const bool is_stuck = parts_->log->is_stuck();
+  const bool closed = parts_->log->close();
+  if (logger.failed() > 0 || !closed)
+    throw failure(fmt::format("--log: {}: not all lines could be written{}", name,
+                              is_stuck ? ": nobody reads them" : ""));
+  if (logger.dropped() > 0)
+    fmt::print(stderr, "--log: {} lines dropped: {} was too slow for them\n", logger.dropped(),
+               name);
 }
 
 }  // namespace bench

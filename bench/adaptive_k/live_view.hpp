@@ -16,7 +16,8 @@ struct live_options {
 
 class live_view {
  public:
-  /// Listens and opens the log, or throws failure. Says on stderr where the metrics are.
+  /// Listens, or throws failure. Says on stderr where the metrics are. The log is opened by the
+  /// first `watch`, when all else is known to be right.
   explicit live_view(const live_options& options);
   ~live_view();
   live_view(const live_view&) = delete;
@@ -25,8 +26,8 @@ class live_view {
   /// Shows each routing call of `routing`, under these names. This must outlive its routing.
   void watch(variant& routing, const std::string& model, const std::string& policy);
 
-  /// Writes the lines that wait. Throws failure where the log could not be written, and says on
-  /// stderr how many lines were dropped, if any.
+  /// Writes the lines that wait, for as long as their reader reads. Throws failure where the log
+  /// could not be written, and says on stderr how many lines were dropped, if any.
   void finish();
 
  private:

@@ -4,8 +4,11 @@
 #include <cstdio>
 #include <exception>
 #include <new>
+#include <string>
+#include <system_error>
 
 #include "bench/adaptive_k/commands.hpp"
+#include "bench/adaptive_k/output.hpp"
 #include "bench/adaptive_k/version.hpp"
 
 namespace {
@@ -43,12 +46,21 @@ int run(int argc, char** argv) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  bench::claim_standard_streams();
+  int status = status_of_a_mistake;
   try {
-    return run(argc, argv);
+    status = run(argc, argv);
   } catch (const std::bad_alloc&) {
     std::fprintf(stderr, "adaptive-k: not enough memory\n");
+  } catch (const std::system_error& error) {
+    // Printing throws this, in words that do not say where to; that is said below.
+    if (std::ferror(stdout) == 0) std::fprintf(stderr, "adaptive-k: %s\n", error.what());
   } catch (const std::exception& error) {
     std::fprintf(stderr, "adaptive-k: %s\n", error.what());
   }
-  return status_of_a_mistake;
+  if (const std::string problem = bench::stdout_problem(); !problem.empty()) {
+    std::fprintf(stderr, "adaptive-k: stdout: cannot be written: %s\n", problem.c_str());
+    status = status_of_a_mistake;
+  }
+  return status;
 }

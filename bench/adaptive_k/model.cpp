@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <fstream>
 #include <nlohmann/json.hpp>
 #include <utility>
 #include <vector>
@@ -53,10 +54,52 @@ double bytes_of(const std::string& dtype) {
   return 1.0;  // the 8-bit types
 }
 
+/// What a model that the engine here does not run can still be measured by.
+[[noreturn]] void refuse_kind(const fs::path& file, const std::string& what) {
+  throw failure(fmt::format(
+      "--model: {}: {}, and the engine here runs Mixtral's architecture from safetensors alone. "
+      "What works: record the router's logits where the model runs (record_trace.py beside the "
+      "reference model does it with transformers), then `adaptive-k benchmark --trace FILE` for "
+      "what a policy saves and `adaptive-k calibrate --trace FILE` for a policy",
+      file.string(), what));
+}
+
+bool is_gguf(const fs::path& file) {
+  std::ifstream stream(file, std::ios::binary);
+  char magic[4] = {};
+  stream.read(magic, sizeof magic);
+  return stream && std::string(magic, sizeof magic) == "GGUF";
+}
+
+/// Refuses, with what works instead, a model of another format or architecture.
+void check_kind(const fs::path& folder) {
+  std::error_code error;
+  const fs::path config = folder / "config.json";
+  if (!fs::exists(config, error)) {
+    for (fs::directory_iterator entry(folder, error), end; !error && entry != end;
+         entry.increment(error))
+      if (entry->is_regular_file(error) && is_gguf(entry->path()))
+        refuse_kind(entry->path(), "is a GGUF file");
+    return;  // the engine names what is missing
+  }
+  const auto json = nlohmann::json::parse(read_file(config), nullptr, false);
+  if (!json.is_object()) return;
+  const auto type = json.find("model_type");
+  if (type != json.end() && type->is_string() && *type != "mixtral")
+    refuse_kind(config, fmt::format("model_type is '{:.60}'", type->get<std::string>()));
+}
+
 fs::path folder_of(const std::string& name) {
   if (name.empty() || name == reference_name || name == reference_preset) return reference_folder();
   std::error_code error;
-  if (fs::is_directory(name, error)) return name;
+  if (fs::is_directory(name, error)) {
+    check_kind(name);
+    return name;
+  }
+  if (fs::is_regular_file(name, error)) {
+    if (is_gguf(name)) refuse_kind(name, "is a GGUF file");
+    throw failure(fmt::format("--model: {}: is a file, expected the folder that holds it", name));
+  }
   std::string known;
   try {
     known = adaptive_k::load_preset(name).name;

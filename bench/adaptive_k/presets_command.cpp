@@ -11,6 +11,7 @@
 
 #include "bench/adaptive_k/commands.hpp"
 #include "bench/adaptive_k/failure.hpp"
+#include "bench/adaptive_k/policy_choice.hpp"
 #include "bench/adaptive_k/text_table.hpp"
 
 namespace bench {
@@ -75,7 +76,44 @@ void show_policy(const adaptive_k::preset_policy& policy, bool is_default) {
   if (policy.measured) show_measurement(*policy.measured);
 }
 
+/// A router that every policy of the file fits: its tables tell the model's sizes, and without
+/// tables the largest there may be will do.
+adaptive_k::gating router_of_tables(const nlohmann::json& policy) {
+  adaptive_k::gating gating;
+  gating.num_experts = adaptive_k::max_experts;
+  gating.top_k = adaptive_k::max_top_k;
+  std::vector<const nlohmann::json*> places = {&policy};
+  if (const auto layers = policy.find("layers"); layers != policy.end() && layers->is_array())
+    for (const nlohmann::json& layer : *layers) places.push_back(&layer);
+  for (const nlohmann::json* place : places) {
+    const auto tables = place->find("distortion");
+    if (tables == place->end()) continue;
+    const auto rows = tables->find("coefficients");
+    if (rows != tables->end() && rows->is_array() && rows->size() < adaptive_k::max_top_k)
+      gating.top_k = static_cast<int>(rows->size()) + 1;
+    const auto experts = tables->find("first_expert");
+    if (experts != tables->end() && experts->is_array() && !experts->empty() &&
+        experts->front().is_array() && experts->front().size() <= adaptive_k::max_experts)
+      gating.num_experts = static_cast<int>(experts->front().size());
+  }
+  return gating;
+}
+
+/// Whether it was a file of a policy alone.
+bool show_policy_file(const std::string& name) {
+  if (policy_file_of(name) != name) return false;
+  const auto root = adaptive_k::detail::read_json_file(name);
+  if (!root.value().is_object() || root.find("policies") || root.find("gating")) return false;
+  const adaptive_k::preset_policy policy =
+      adaptive_k::detail::read_policy(root, router_of_tables(root.value()), 0);
+  fmt::print("{}\n  a policy without a model; `--policy {}` takes it\n\nPolicy\n", policy.name,
+             name);
+  show_policy(policy, false);
+  return true;
+}
+
 void show(const std::string& name) {
+  if (show_policy_file(name)) return;
   const adaptive_k::preset preset = adaptive_k::load_preset(name);
   const adaptive_k::gating& g = preset.model;
   fmt::print("{}\n", preset.name);
@@ -106,7 +144,8 @@ void add_presets_command(CLI::App& app) {
   auto name = std::make_shared<std::string>();
   CLI::App* command = app.add_subcommand(
       "presets", "List the models known by name, or show one with the source of its numbers");
-  command->add_option("name", *name, "Name, alias or .json file of a preset");
+  command->add_option("name", *name,
+                      "Name, alias or .json file of a preset, or the file of a policy");
   command->callback([name] { name->empty() ? list() : show(*name); });
 }
 

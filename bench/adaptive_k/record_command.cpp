@@ -14,8 +14,10 @@
 #include "bench/adaptive_k/benchmark_run.hpp"
 #include "bench/adaptive_k/commands.hpp"
 #include "bench/adaptive_k/evaluation.hpp"
+#include "bench/adaptive_k/failure.hpp"
 #include "bench/adaptive_k/model.hpp"
 #include "bench/adaptive_k/option_checks.hpp"
+#include "bench/adaptive_k/output.hpp"
 #include "bench/adaptive_k/progress.hpp"
 #include "bench/adaptive_k/text_table.hpp"
 #include "bench/adaptive_k/trace.hpp"
@@ -65,7 +67,11 @@ std::vector<std::vector<float>> record_logits(moe_engine::engine& model, const d
 }
 
 void run(const record_options& options) {
-  check_writable("--output", options.output);
+  if (options.output == "-") throw failure("--output: '-', expected a file");
+  file_roles roles;
+  roles.reads("model", options.model.empty() ? reference_folder().string() : options.model);
+  roles.reads("data set", options.dataset);
+  roles.writes("--output", options.output);
   loaded_model model = load_model(options.model);
   const moe_engine::model_config& config = model.engine.config();
   const dataset data = dataset_for(options.dataset, model.folder.string(), config.vocab_size);
@@ -83,7 +89,8 @@ void run(const record_options& options) {
   write_trace(options.output, info, record_logits(model.engine, data, plan));
   fmt::print("{}: {} layers x {} tokens x {} experts, {}\n", options.output, info.num_layers,
              info.num_tokens, config.gating.num_experts,
-             bytes_text(static_cast<double>(std::filesystem::file_size(options.output))));
+             bytes_text(4.0 * info.num_layers * static_cast<double>(info.num_tokens) *
+                        config.gating.num_experts));
 }
 
 }  // namespace

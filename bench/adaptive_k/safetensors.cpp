@@ -9,6 +9,7 @@
 #include <nlohmann/json.hpp>
 
 #include "bench/adaptive_k/failure.hpp"
+#include "bench/adaptive_k/output.hpp"
 
 namespace bench {
 namespace {
@@ -53,8 +54,10 @@ safetensors_file safetensors_file::open(const std::filesystem::path& file) {
   std::error_code error;
   const std::uint64_t size =
       std::filesystem::is_regular_file(file, error) ? std::filesystem::file_size(file, error) : 0;
-  std::ifstream stream(file, std::ios::binary);
-  if (!stream || error) throw failure(fmt::format("{}: cannot be read, expected a file", name));
+  std::ifstream stream;
+  if (std::filesystem::is_regular_file(file, error)) stream.open(file, std::ios::binary);
+  if (!stream.is_open() || error)
+    throw failure(fmt::format("{}: cannot be read, expected a file", name));
   unsigned char raw[length_bytes] = {};
   stream.read(reinterpret_cast<char*>(raw), sizeof raw);
   std::uint64_t header_size = 0;
@@ -124,14 +127,13 @@ void write_safetensors(const std::filesystem::path& file, const std::vector<floa
   for (std::size_t i = 0; i < length_bytes; ++i)
     raw[i] = static_cast<unsigned char>(text.size() >> (8 * i));
 
-  std::ofstream stream(file, std::ios::binary | std::ios::trunc);
-  stream.write(reinterpret_cast<const char*>(raw), sizeof raw);
-  stream.write(text.data(), static_cast<std::streamsize>(text.size()));
+  output_file output("--output", file);
+  output.write({reinterpret_cast<const char*>(raw), sizeof raw});
+  output.write(text);
   for (const float_tensor& tensor : tensors)
-    stream.write(reinterpret_cast<const char*>(tensor.values.data()),
-                 static_cast<std::streamsize>(tensor.values.size() * sizeof(float)));
-  stream.flush();
-  if (!stream) throw failure(fmt::format("{}: cannot be written", file.string()));
+    output.write({reinterpret_cast<const char*>(tensor.values.data()),
+                  tensor.values.size() * sizeof(float)});
+  output.commit();
 }
 
 }  // namespace bench

@@ -10,6 +10,8 @@
 #include "bench/adaptive_k/commands.hpp"
 #include "bench/adaptive_k/figure_text.hpp"
 #include "bench/adaptive_k/option_checks.hpp"
+#include "bench/adaptive_k/output.hpp"
+#include "bench/adaptive_k/policy_choice.hpp"
 #include "bench/adaptive_k/speed_run.hpp"
 #include "bench/adaptive_k/text_table.hpp"
 #include "bench/adaptive_k/version.hpp"
@@ -116,10 +118,14 @@ nlohmann::ordered_json to_json(const speed_result& result) {
 }
 
 void run(const speed_options& options) {
-  check_writable("--json", options.json);
-  const speed_result result = run_speed(options);
+  file_roles roles;
+  roles.reads("policy", policy_file_of(options.policy));
+  const adaptive_k::preset shape = adaptive_k::load_preset(options.shape);
+  roles.reads("shape", shape.file);
+  roles.writes("--json", options.json);
+  const speed_result result = run_speed(options, shape);
+  if (!options.json.empty()) write_json("--json", options.json, to_json(result));
   if (options.json != "-") print(result);
-  if (!options.json.empty()) write_json(options.json, to_json(result));
 }
 
 }  // namespace
@@ -128,7 +134,8 @@ void add_speed_command(CLI::App& app) {
   auto options = std::make_shared<speed_options>();
   CLI::App* command = app.add_subcommand(
       "speed", "Time of whole MoE layers of a model's shape, random weights: full K against less");
-  command->add_option("--shape", options->shape, "Name of a preset (see `presets`)")->required();
+  command->add_option("--shape", options->shape, "Name or .json file of a preset (see `presets`)")
+      ->required();
   command->add_option("--layers", options->layers, "MoE layers (default: 2)")->check(one_or_more());
   command->add_option("--policy", options->policy,
                       "Compare this one too (as in `benchmark`); random logits decide its K");

@@ -185,9 +185,9 @@ quartiles quartiles_of(const std::vector<double>& values) {
   return {quantile(values, 0.25), median(values), quantile(values, 0.75)};
 }
 
-speed_result run_speed(const speed_options& options) {
+speed_result run_speed(const speed_options& options, const adaptive_k::preset& shape) {
   speed_result result;
-  result.shape = adaptive_k::load_preset(options.shape);
+  result.shape = shape;
   const adaptive_k::gating& gating = result.shape.model;
   if (result.shape.sizes.matrices != 3)
     throw failure(fmt::format("--shape: {} has experts of {} matrices; the engine has those of 3",

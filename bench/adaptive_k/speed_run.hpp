@@ -71,6 +71,6 @@ std::vector<int> compared_shares(int top_k);
 quartiles quartiles_of(const std::vector<double>& values);
 
 /// Throws failure when the weights would not fit in the memory that is free.
-speed_result run_speed(const speed_options& options);
+speed_result run_speed(const speed_options& options, const adaptive_k::preset& shape);
 
 }  // namespace bench

@@ -55,8 +55,8 @@ void route_trace(const trace_reader& trace, std::vector<variant>& variants, std:
 
 }  // namespace
 
-trace_result run_trace_benchmark(const benchmark_options& options) {
-  live_view live(options.live);
+trace_result run_trace_benchmark(const benchmark_options& options, live_view& live,
+                                 file_roles& roles) {
   const trace_reader trace(options.trace);
   const trace_info& info = trace.info();
   trace_result result;
@@ -73,6 +73,7 @@ trace_result run_trace_benchmark(const benchmark_options& options) {
                  {info.window, windows, info.num_tokens - windows * info.window}};
 
   const auto preset = find_preset({info.model}, info.gating, result.model.preset_note);
+  if (preset) roles.reads("model's preset", preset->file);
   if (preset || !options.policy.empty()) result.model.preset_note.clear();
   policy_facts& policy = result.policy;
   policy.choice = choose_policy(options.policy, info.gating, info.num_layers, preset);
@@ -94,7 +95,6 @@ trace_result run_trace_benchmark(const benchmark_options& options) {
     live.watch(variants[i], result.model.name,
                i == 0 ? policy.choice.policy.name : variants[i].name());
   route_trace(trace, variants, windows);
-  live.finish();
 
   policy.metrics = variants.front().layers();
   const adaptive_k::routing_metrics total = variants.front().total();

@@ -292,4 +292,18 @@ TEST(Trace, GivesThePolicysSavingsButNoQuality) {
   EXPECT_TRUE(contains(table.out, "fixed K at equal mean K"));
 }
 
+TEST(Benchmark, FullKComesWithAHint) {
+  const std::string hint = "saves nothing: another is `--policy top_p:0.9`";
+  const outcome full = run_program(small_benchmark({"--policy", "full"}));
+  EXPECT_TRUE(contains(full.out, hint)) << full.out;
+  const outcome other = run_program(small_benchmark({"--policy", "fixed:4"}));
+  EXPECT_FALSE(contains(other.out, hint)) << other.out;
+  // A trace of a model whose preset keeps the model's own routing.
+  const scratch_folder folder;
+  const std::string trace = (folder.path() / "t").string();
+  ASSERT_EQ(run_program({"record", "-o", trace, "--windows", "2", "--context", "16"}).status, 0);
+  const outcome of_trace = run_program({"benchmark", "--trace", trace, "--policy", "full"});
+  EXPECT_TRUE(contains(of_trace.out, hint)) << of_trace.out << of_trace.err;
+}
+
 }  // namespace

@@ -86,18 +86,6 @@ TEST(Inspect, DataSetOffsetAndTokens) {
   EXPECT_FALSE(contains(first.out, "Token 2 "));
 }
 
-/// A shape of a few kilobytes, so that the command itself is what is tested.
-constexpr const char* tiny_shape = R"({
-  "schema_version": 1, "name": "tiny", "aliases": [],
-  "gating": {"kind": "softmax", "num_experts": 16, "top_k": 4, "renormalize": true,
-             "selection_bias": false},
-  "sizes": {"num_moe_layers": 3, "hidden": 64, "intermediate": 32, "matrices": 3,
-            "shared_experts": {"count": 0, "intermediate": 0}},
-  "sources": ["made up for this test"],
-  "policies": [{"name": "full", "provenance": "the model's own routing", "rule": "full"}],
-  "default_policy": "full"
-})";
-
 TEST(Speed, ComparesSharesOfTheExperts) {
   const scratch_folder folder;
   const std::string shape = folder.write("tiny.json", tiny_shape).string();

@@ -10,6 +10,8 @@
 
 namespace {
 
+using words = std::vector<std::string>;
+
 void expect_refusal(const std::vector<std::string>& arguments,
                     const std::vector<std::string>& words) {
   const outcome result = run_program(arguments);
@@ -61,6 +63,26 @@ TEST(Mistakes, Model) {
   expect_refusal({"benchmark", "--model", folder.path().string()}, {"model.safetensors"});
   folder.write("model.safetensors", content_of(reference / "model.safetensors").substr(0, 5000));
   expect_refusal({"benchmark", "--model", folder.path().string()}, {"model.safetensors"});
+}
+
+TEST(Mistakes, OtherModelsAreToldWhatWorks) {
+  const scratch_folder folder;
+  const words what_works = {"record_trace.py", "benchmark --trace", "calibrate --trace"};
+  const auto told = [&](const std::string& model, const std::string& what) {
+    words expected = what_works;
+    expected.push_back(what);
+    expect_refusal({"benchmark", "--model", model}, expected);
+    expect_refusal({"calibrate", "--max-kl", "1", "-o", "/tmp/x.json", "--model", model}, expected);
+    expect_refusal({"record", "-o", "/tmp/x.safetensors", "--model", model}, expected);
+  };
+  folder.write("config.json", R"({"model_type": "qwen3_moe", "vocab_size": 256})");
+  told(folder.path().string(), "model_type is 'qwen3_moe'");
+  const scratch_folder other;
+  const std::string gguf = other.write("m.gguf", std::string("GGUF\3\0\0\0", 8)).string();
+  told(gguf, "m.gguf: is a GGUF file");
+  told(other.path().string(), "m.gguf: is a GGUF file");
+  const std::string weights = other.write("model.safetensors", "x").string();
+  expect_refusal({"benchmark", "--model", weights}, {"is a file, expected the folder"});
 }
 
 TEST(Mistakes, DataSet) {

@@ -31,18 +31,21 @@ inline std::string quoted(const std::string& word) {
   return text + "'";
 }
 
-/// `environment` stands in front of the command, such as "NO_COLOR=1".
+/// `before` stands in front of the command: "NO_COLOR=1", "timeout 60", "ulimit -f 8;".
+/// `stdout_file` takes what it prints, which is then not in the outcome.
 inline outcome run_program(const std::vector<std::string>& arguments,
-                           const std::string& environment = "") {
+                           const std::string& before = "", const std::string& stdout_file = "") {
   const scratch_folder folder;
+  const std::string out = stdout_file.empty() ? (folder.path() / "out").string() : stdout_file;
   // Tests run side by side: threads that spin while they wait would starve one another.
-  std::string command = "OMP_WAIT_POLICY=passive " + environment + " " + quoted(ADAPTIVE_K_PROGRAM);
+  std::string command =
+      "export OMP_WAIT_POLICY=passive; " + before + " " + quoted(ADAPTIVE_K_PROGRAM);
   for (const std::string& argument : arguments) command += " " + quoted(argument);
-  command += " > " + quoted((folder.path() / "out").string()) + " 2> " +
-             quoted((folder.path() / "err").string()) + " < /dev/null";
+  command +=
+      " > " + quoted(out) + " 2> " + quoted((folder.path() / "err").string()) + " < /dev/null";
   const int status = std::system(command.c_str());
-  return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, content_of(folder.path() / "out"),
-          content_of(folder.path() / "err")};
+  return {WIFEXITED(status) ? WEXITSTATUS(status) : -1,
+          stdout_file.empty() ? content_of(out) : std::string(), content_of(folder.path() / "err")};
 }
 
 /// The arguments of a benchmark that takes a second: few, short windows.
@@ -59,6 +62,18 @@ inline nlohmann::json benchmark_report(std::vector<std::string> more = {}) {
   EXPECT_EQ(result.status, 0) << result.err;
   return nlohmann::json::parse(result.out, nullptr, false);
 }
+
+/// A shape of a few kilobytes, so that the command itself is what is tested.
+inline constexpr const char* tiny_shape = R"({
+  "schema_version": 1, "name": "tiny", "aliases": [],
+  "gating": {"kind": "softmax", "num_experts": 16, "top_k": 4, "renormalize": true,
+             "selection_bias": false},
+  "sizes": {"num_moe_layers": 3, "hidden": 64, "intermediate": 32, "matrices": 3,
+            "shared_experts": {"count": 0, "intermediate": 0}},
+  "sources": ["made up for this test"],
+  "policies": [{"name": "full", "provenance": "the model's own routing", "rule": "full"}],
+  "default_policy": "full"
+})";
 
 inline bool contains(const std::string& text, const std::string& part) {
   return text.find(part) != std::string::npos;

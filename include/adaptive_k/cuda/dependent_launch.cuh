@@ -34,8 +34,9 @@ inline status to_status(cudaError_t error) noexcept {
   if (error == cudaSuccess) return {};
   if (error == cudaErrorNoKernelImageForDevice)
     return status::error(status_code::cuda_error,
-                         "cudaErrorNoKernelImageForDevice: adaptive_k's kernels were not compiled "
-                         "for this device; build them with its number in CMAKE_CUDA_ARCHITECTURES");
+                         "%s: adaptive_k's kernels were not compiled for this device; build them "
+                         "with its number in CMAKE_CUDA_ARCHITECTURES",
+                         cudaGetErrorName(error));
   return status::error(status_code::cuda_error, "%s: %s", cudaGetErrorName(error),
                        cudaGetErrorString(error));
 }

@@ -1,0 +1,210 @@
+// What cannot be written is an error that names the place, for every command and every output; what
+// was there before stays.
+#include <gtest/gtest.h>
+#include <sys/stat.h>
+
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include "cli/program.hpp"
+
+namespace {
+
+namespace fs = std::filesystem;
+using words = std::vector<std::string>;
+
+words operator+(words a, const words& b) {
+  a.insert(a.end(), b.begin(), b.end());
+  return a;
+}
+
+/// Every command at its smallest, on files of a folder of its own.
+class Outputs : public ::testing::Test {
+ protected:
+  Outputs() {
+    folder_.write("tiny.json", tiny_shape);
+    folder_.write("policy.json",
+                  R"({"name": "p", "provenance": "hand-set", "rule": "fixed", "k": 2})");
+    EXPECT_EQ(run_program(record + words{"-o", path("trace")}).status, 0);
+  }
+
+  scratch_folder folder_;  // first: the command lines below name its files
+
+  std::string path(const std::string& name) const { return (folder_.path() / name).string(); }
+
+  const words short_windows = {"--windows", "2", "--context", "16"};
+  const words short_texts = {"--context", "16", "--tokens", "256", "--test-windows", "4"};
+  const words benchmark = words{"benchmark"} + short_windows;
+  const words record = words{"record"} + short_windows;
+  const words combine = words{"combine"} + short_windows;
+  const words budget = words{"budget"} + short_windows + words{"--batch", "1", "--budget", "8"};
+  const words frontier = words{"frontier", "--mean-k", "4"} + short_texts;
+  const words calibrate =
+      words{"calibrate", "--target-savings", "0.4", "--signal", "top_p"} + short_texts;
+  const words calibrate_trace = {"calibrate", "--target-savings", "0.4", "--trace", path("trace")};
+  const words speed = {"speed", "--shape", path("tiny.json"), "--batch", "1", "--repeats", "1"};
+  const words inspect = {"inspect", "--text", "She", "--policy", "entropy:2,8@2"};
+
+  struct output {
+    words command;
+    std::string option;
+    std::string file;  // a name that the option takes
+  };
+  /// Every option that names a file to write.
+  std::vector<output> outputs() const {
+    const std::string journal = path("journal");
+    return {{benchmark, "--json", "out.json"},
+            {{"benchmark", "--trace", path("trace")}, "--json", "out.json"},
+            {benchmark, "--log", "out.log"},
+            {record, "-o", "out.safetensors"},
+            {combine, "--json", "out.json"},
+            {budget, "--json", "out.json"},
+            {speed, "--json", "out.json"},
+            {inspect, "--perfetto", "out.json"},
+            {frontier + words{"--journal", journal + "1"}, "--json", "out.json"},
+            {calibrate + words{"-o", path("preset.json"), "--journal", journal + "2"}, "--json",
+             "out.json"},
+            {calibrate + words{"--journal", journal + "3"}, "-o", "out.json"},
+            {calibrate_trace, "-o", "out.json"}};
+  }
+};
+
+std::string text_of(const words& arguments) {
+  std::string text;
+  for (const std::string& word : arguments) text += word + " ";
+  return text;
+}
+
+TEST_F(Outputs, StdoutThatIsFull) {
+  const std::vector<words> commands = {
+      {"--help"},
+      {"--version"},
+      {"benchmark", "--help"},
+      {"presets"},
+      {"presets", "mixtral-8x7b"},
+      {"presets", path("policy.json")},
+      benchmark,
+      benchmark + words{"--json", "-"},
+      {"benchmark", "--trace", path("trace")},
+      record + words{"-o", path("t")},
+      combine,
+      combine + words{"--json", "-"},
+      budget,
+      budget + words{"--json", "-"},
+      speed,
+      speed + words{"--json", "-"},
+      inspect,
+      frontier + words{"--journal", path("j1")},
+      frontier + words{"--json", "-", "--journal", path("j2")},
+      calibrate + words{"-o", path("c.json")},
+      calibrate + words{"-o", path("c.json"), "--json", "-"},
+      calibrate_trace + words{"-o", path("c.json")},
+  };
+  for (const words& command : commands) {
+    const outcome result = run_program(command, "", "/dev/full");
+    EXPECT_EQ(result.status, 2) << text_of(command);
+    const std::string expected = "adaptive-k: stdout: cannot be written";
+    EXPECT_EQ(result.err.substr(0, expected.size()), expected) << text_of(command);
+    EXPECT_EQ(result.err.find('\n') + 1, result.err.size()) << "once: " << result.err;
+  }
+  const outcome log = run_program(benchmark + words{"--log", "-"}, "", "/dev/full");
+  EXPECT_EQ(log.status, 2);
+  EXPECT_TRUE(contains(log.err, "--log: -: not all lines could be written")) << log.err;
+}
+
+TEST_F(Outputs, StdoutThatIsClosed) {
+  const outcome result = run_program({"presets"}, "exec >&-;", "/dev/null");
+  EXPECT_EQ(result.status, 0) << "the redirection behind it opens it again";
+  // Without a stdout no file that is written may take its place.
+  const scratch_folder folder;
+  const std::string file = (folder.path() / "report.json").string();
+  std::string command = "OMP_WAIT_POLICY=passive " + quoted(ADAPTIVE_K_PROGRAM);
+  for (const std::string& word : benchmark + words{"--json", file}) command += " " + quoted(word);
+  command += " >&- 2> " + quoted((folder.path() / "err").string());
+  const int status = std::system(command.c_str());
+  EXPECT_EQ(WEXITSTATUS(status), 2);
+  EXPECT_TRUE(contains(content_of(folder.path() / "err"), "stdout: cannot be written"));
+  EXPECT_TRUE(nlohmann::json::accept(content_of(file))) << "the report alone";
+}
+
+TEST_F(Outputs, FilesThatAreFull) {
+  for (const output& each : outputs()) {
+    const words arguments = each.command + words{each.option, "/dev/full"};
+    const outcome result = run_program(arguments);
+    EXPECT_EQ(result.status, 2) << text_of(arguments);
+    const std::string named =
+        each.option == "-o" && each.command[0] == "record" ? "--output" : each.option;
+    EXPECT_TRUE(contains(result.err, named + ": /dev/full: ")) << text_of(arguments) << result.err;
+    EXPECT_TRUE(contains(result.err, each.option == "--log" ? "not all lines could be written"
+                                                            : "cannot be written: No space left"))
+        << text_of(arguments) << result.err;
+  }
+}
+
+TEST_F(Outputs, AFailureLeavesWhatWasThere) {
+  const std::string old_content(100, 'o');
+  for (const output& each : outputs()) {
+    if (each.option == "--log") continue;  // is appended to
+    const scratch_folder own;
+    const fs::path file = own.write(each.file, old_content);
+    const words arguments = each.command + words{each.option, file.string()};
+    // Files of at most 512 bytes, and no signal where one would be larger.
+    const outcome result = run_program(arguments, "trap '' XFSZ; ulimit -f 1;", "/dev/null");
+    EXPECT_EQ(result.status, 2) << text_of(arguments) << result.err;
+    EXPECT_TRUE(contains(result.err, "cannot be written: File too large")) << result.err;
+    EXPECT_EQ(content_of(file), old_content) << text_of(arguments);
+    int files = 0;
+    for ([[maybe_unused]] const auto& entry : fs::directory_iterator(own.path())) ++files;
+    EXPECT_EQ(files, 1) << "nothing half-written beside it: " << text_of(arguments);
+  }
+}
+
+TEST_F(Outputs, AReplacedFileKeepsItsModeAndItsLink) {
+  const fs::path file = folder_.write("old.json", "old");
+  const fs::path link = folder_.path() / "link.json";
+  fs::create_symlink("old.json", link);
+  ASSERT_EQ(chmod(file.c_str(), 0640), 0);
+  ASSERT_EQ(run_program(benchmark + words{"--json", link.string()}).status, 0);
+  EXPECT_TRUE(fs::is_symlink(link));
+  struct stat now {};
+  ASSERT_EQ(stat(file.c_str(), &now), 0);
+  EXPECT_EQ(now.st_mode & 07777U, 0640U);
+  EXPECT_TRUE(nlohmann::json::accept(content_of(file)));
+  // A link to nothing yet: the file comes into being behind it.
+  const fs::path dangling = folder_.path() / "dangling.json";
+  fs::create_symlink("new.json", dangling);
+  ASSERT_EQ(run_program(benchmark + words{"--json", dangling.string()}).status, 0);
+  EXPECT_TRUE(fs::is_symlink(dangling));
+  EXPECT_TRUE(nlohmann::json::accept(content_of(folder_.path() / "new.json")));
+}
+
+TEST_F(Outputs, DevicesAndStreamsAreWrittenInPlace) {
+  EXPECT_EQ(run_program(benchmark + words{"--json", "/dev/null"}).status, 0);
+  const outcome both = run_program(benchmark + words{"--json", "/dev/stdout"});
+  ASSERT_EQ(both.status, 0) << both.err;
+  EXPECT_TRUE(contains(both.out, "\"format\"")) << "the report";
+  EXPECT_TRUE(contains(both.out, "Tokens by K")) << "and the table";
+}
+
+TEST_F(Outputs, AJournalThatCannotBeWrittenIsToldAndTheWorkGoesOn) {
+  const std::string journal = path("j");
+  const std::string file = path("preset.json");
+  // Many windows make long lines of a journal and no larger a preset.
+  const words arguments = {
+      "calibrate", "--target-savings", "0.4", "--signal", "top_p", "--context", "16",   "--tokens",
+      "256",       "--test-windows",   "400", "-o",       file,    "--journal", journal};
+  ASSERT_EQ(run_program(arguments).status, 0);
+  const auto blocks = static_cast<int>(fs::file_size(file) / 512 + 2);
+  fs::remove(file);
+  // Room for the result, not for the journal.
+  const outcome result = run_program(
+      arguments, "trap '' XFSZ; ulimit -f " + std::to_string(blocks) + ";", "/dev/null");
+  EXPECT_EQ(result.status, 2) << result.err;
+  EXPECT_TRUE(contains(result.err, "--journal: " + journal + ": cannot be written: File too large"))
+      << result.err;
+  EXPECT_TRUE(nlohmann::json::accept(content_of(file))) << "the result is whole";
+  EXPECT_FALSE(fs::exists(journal));
+}
+
+}  // namespace
