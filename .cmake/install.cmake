@@ -28,6 +28,10 @@ foreach(part IN LISTS ADAPTIVE_K_OPTIONAL_PARTS)
   endif()
 endforeach()
 
+set(adaptive_k_kernel_architectures "")
+if(TARGET adaptive_k_kernel_objects)
+  get_target_property(adaptive_k_kernel_architectures adaptive_k_kernel_objects CUDA_ARCHITECTURES)
+endif()
 configure_package_config_file(
   "${CMAKE_CURRENT_LIST_DIR}/adaptive_kConfig.cmake.in"
   "${PROJECT_BINARY_DIR}/adaptive_kConfig.cmake"
@@ -39,5 +43,6 @@ write_basic_package_version_file(
   COMPATIBILITY SameMinorVersion)
 install(FILES "${PROJECT_BINARY_DIR}/adaptive_kConfig.cmake"
               "${CMAKE_CURRENT_LIST_DIR}/parts.cmake"
+              "${CMAKE_CURRENT_LIST_DIR}/architectures.cmake"
               "${PROJECT_BINARY_DIR}/adaptive_kConfigVersion.cmake"
         DESTINATION "${package_dir}")

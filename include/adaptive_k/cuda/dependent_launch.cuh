@@ -34,9 +34,8 @@ inline status to_status(cudaError_t error) noexcept {
   if (error == cudaSuccess) return {};
   if (error == cudaErrorNoKernelImageForDevice)
     return status::error(status_code::cuda_error,
-                         "%s: adaptive_k's kernels were not compiled for this device; build them "
-                         "with its number in CMAKE_CUDA_ARCHITECTURES",
-                         cudaGetErrorName(error));
+                         "cudaErrorNoKernelImageForDevice: adaptive_k's kernels were not compiled "
+                         "for this device; build them with its number in CMAKE_CUDA_ARCHITECTURES");
   return status::error(status_code::cuda_error, "%s: %s", cudaGetErrorName(error),
                        cudaGetErrorString(error));
 }
