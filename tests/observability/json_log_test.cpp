@@ -94,6 +94,14 @@ TEST(JsonLog, HasTheStandardAttributesOfDatadog) {
   EXPECT_EQ(json::parse(line_of(example(), log_fields::datadog)), expected);
 }
 
+TEST(JsonLog, SaysWhatAPolicyInShadowModeWouldHaveSaved) {
+  routing_metrics batch;
+  batch.shadow_expert_calls = 50;
+  batch.shadow_full_expert_calls = 80;
+  const json line = json::parse(line_of(log_event(batch, 0.001)));
+  EXPECT_EQ(line.at("adaptive_k.shadow_savings"), 0.375);
+}
+
 TEST(JsonLog, LeavesOutWhatIsNotKnown) {
   constexpr double inf = std::numeric_limits<double>::infinity();
   for (const double bad : {inf, -inf, std::numeric_limits<double>::quiet_NaN()}) {

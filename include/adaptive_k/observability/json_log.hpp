@@ -46,6 +46,7 @@ struct log_event {
   std::uint64_t tokens = 0;
   double mean_k = NAN;           ///< written as avg_k
   double expert_savings = NAN;   ///< of the model's own expert calls, [0, 1); written as savings
+  double shadow_savings = NAN;   ///< likewise, what a policy in shadow mode would have saved
   double latency_seconds = NAN;  ///< at least 0; written as latency_ms, and in ns as the duration
   std::chrono::system_clock::time_point time = std::chrono::system_clock::now();
 
@@ -55,6 +56,7 @@ struct log_event {
       : tokens(batch.tokens),
         mean_k(batch.mean_k()),
         expert_savings(batch.expert_savings()),
+        shadow_savings(batch.shadow_full_expert_calls != 0 ? batch.shadow_expert_savings() : NAN),
         latency_seconds(latency) {}
 };
 
@@ -131,6 +133,8 @@ inline void append_json(std::string& out, const log_event& event, std::string_vi
   number("adaptive_k.tokens", event.tokens);
   if (std::isfinite(event.mean_k)) number("adaptive_k.avg_k", event.mean_k);
   if (std::isfinite(event.expert_savings)) number("adaptive_k.savings", event.expert_savings);
+  if (std::isfinite(event.shadow_savings))
+    number("adaptive_k.shadow_savings", event.shadow_savings);
   // Past 1e9 s, 31 years, the nanoseconds would leave their 64 bits: no latency of a call.
   if (event.latency_seconds >= 0 && event.latency_seconds < 1e9) {
     const auto ns = std::int64_t{std::llround(event.latency_seconds * 1e9)};
