@@ -20,6 +20,7 @@
 #include <thread>
 #include <vector>
 
+#include "blocking_sink.hpp"
 #include "in_child.hpp"
 #include "no_more_threads.hpp"
 
@@ -29,6 +30,15 @@ using namespace adaptive_k;  // NOLINT(google-build-using-namespace)
 using nlohmann::json;
 using std::chrono::milliseconds;
 using time_point = std::chrono::system_clock::time_point;
+
+/// For a sink that does take its lines, on a machine that has other things to do.
+constexpr std::chrono::minutes long_enough{1};
+
+json_log_options patient_options() {
+  json_log_options options;
+  options.patience = long_enough;
+  return options;
+}
 
 time_point at(std::int64_t ms) {
   return time_point(std::chrono::duration_cast<time_point::duration>(milliseconds(ms)));
@@ -203,7 +213,7 @@ TEST(JsonLog, TenThousandFuzzedStringsParseBack) {
 TEST(JsonLogger, WritesAllInOrder) {
   std::vector<std::string> lines;
   {
-    json_logger logger([&](std::string_view line) { lines.emplace_back(line); });
+    json_logger logger([&](std::string_view line) { lines.emplace_back(line); }, patient_options());
     for (int i = 0; i < 100; ++i) {
       std::string model = "model " + std::to_string(i) + std::string(i == 50 ? 5000 : 0, 'x');
       log_event event = example();
@@ -214,7 +224,7 @@ TEST(JsonLogger, WritesAllInOrder) {
     log_event quiet;
     quiet.level = log_level::debug;
     EXPECT_TRUE(logger.log(quiet)) << "below the level: not logged, not dropped";
-    EXPECT_TRUE(logger.flush());
+    EXPECT_TRUE(logger.flush(long_enough));
     EXPECT_EQ(logger.written(), 100U);
     EXPECT_EQ(lines.size(), 100U) << "flush waits for the sink";
     EXPECT_EQ(logger.dropped(), 0U);
@@ -259,7 +269,7 @@ TEST(JsonLogger, NeverWaitsForTheSink) {
     open = true;
   }
   changed.notify_all();
-  logger.flush();
+  logger.flush(long_enough);
   ASSERT_EQ(logger.written(), 10U);
   const std::lock_guard<std::mutex> lock(mutex);
   // Told of once the queue's first round is written.
@@ -270,50 +280,6 @@ TEST(JsonLogger, NeverWaitsForTheSink) {
             std::string::npos)
       << told;
 }
-
-/// A sink that blocks from its first line on until it is let go; shared, since it may outlive the
-/// logger.
-class blocking_sink {
- public:
-  json_logger::sink sink() const {
-    return [state = state_](std::string_view line) {
-      std::unique_lock<std::mutex> lock(state->mutex);
-      ++state->calls;
-      state->bytes += line.size();
-      state->changed.notify_all();
-      state->changed.wait(lock, [&] { return state->open; });
-    };
-  }
-  void wait_until_called() const {
-    std::unique_lock<std::mutex> lock(state_->mutex);
-    state_->changed.wait(lock, [&] { return state_->calls > 0; });
-  }
-  void let_go() const {
-    const std::lock_guard<std::mutex> lock(state_->mutex);
-    state_->open = true;
-    state_->changed.notify_all();
-  }
-  int calls() const {
-    const std::lock_guard<std::mutex> lock(state_->mutex);
-    return state_->calls;
-  }
-  std::size_t bytes() const {
-    const std::lock_guard<std::mutex> lock(state_->mutex);
-    return state_->bytes;
-  }
-  /// Whether a thread of the logger still holds the sink.
-  bool in_use() const { return state_.use_count() > 1; }
-
- private:
-  struct state {
-    std::mutex mutex;
-    std::condition_variable changed;
-    int calls = 0;
-    std::size_t bytes = 0;
-    bool open = false;
-  };
-  std::shared_ptr<state> state_ = std::make_shared<state>();
-};
 
 TEST(JsonLogger, FlushAndTheEndWaitForABlockedSinkOnlySoLong) {
   const blocking_sink blocked;
@@ -340,10 +306,12 @@ TEST(JsonLogger, FlushAndTheEndWaitForABlockedSinkOnlySoLong) {
 TEST(JsonLogger, ASlowSinkGetsAllThatItCanTake) {
   int lines = 0;
   {
-    json_logger logger([&](std::string_view) {
-      std::this_thread::sleep_for(milliseconds(1));
-      ++lines;
-    });
+    json_logger logger(
+        [&](std::string_view) {
+          std::this_thread::sleep_for(milliseconds(1));
+          ++lines;
+        },
+        patient_options());
     for (int i = 0; i < 50; ++i) EXPECT_TRUE(logger.log(example()));
   }
   EXPECT_EQ(lines, 50);
@@ -352,28 +320,28 @@ TEST(JsonLogger, ASlowSinkGetsAllThatItCanTake) {
 TEST(JsonLogger, WaitingLinesHaveBoundedBytes) {
   const blocking_sink blocked;
   json_log_options options;
-  options.max_bytes = 1000000;
+  options.max_bytes = 100000;
   json_logger logger(blocked.sink(), options);
   EXPECT_TRUE(logger.log(example()));
   blocked.wait_until_called();
-  const std::string long_text(100000, 'x');
+  const std::string long_text(10000, 'x');
   log_event event;
   event.message = long_text;
   int taken = 0;
   for (int i = 0; i < 1000; ++i) taken += logger.log(event) ? 1 : 0;
   EXPECT_EQ(taken, 10);
   EXPECT_EQ(logger.dropped(), 990U);
-  const std::string huge(1000001, 'x');
+  const std::string huge(100001, 'x');
   event.model = huge;
   EXPECT_FALSE(logger.log(event));
   EXPECT_TRUE(logger.log(example())) << "a short one has its place";
   blocked.let_go();
-  EXPECT_TRUE(logger.flush());
-  EXPECT_GT(blocked.bytes(), 1000000U);
+  EXPECT_TRUE(logger.flush(long_enough));
+  EXPECT_GT(blocked.bytes(), 100000U);
   event.model = {};
   for (int round = 0; round < 20; ++round) {  // what was written is room again
     for (int i = 0; i < 10; ++i) EXPECT_TRUE(logger.log(event)) << round;
-    EXPECT_TRUE(logger.flush());
+    EXPECT_TRUE(logger.flush(long_enough));
   }
   EXPECT_EQ(logger.dropped(), 991U);
 }
@@ -382,7 +350,7 @@ TEST(JsonLogger, BelongsToTheProcessThatMadeIt) {
   std::atomic<int> lines{0};
   auto logger = std::make_unique<json_logger>([&](std::string_view) { ++lines; });
   EXPECT_TRUE(logger->log(example()));
-  EXPECT_TRUE(logger->flush());
+  EXPECT_TRUE(logger->flush(long_enough));
   EXPECT_EQ(in_child([&] {
               EXPECT_FALSE(logger->log(example()));
               EXPECT_EQ(logger->dropped(), 1U);
@@ -392,14 +360,14 @@ TEST(JsonLogger, BelongsToTheProcessThatMadeIt) {
               int own = 0;
               if (!child_may_start_threads) return;
               {
-                json_logger another([&](std::string_view) { ++own; });
+                json_logger another([&](std::string_view) { ++own; }, patient_options());
                 EXPECT_TRUE(another.log(example()));
               }
               EXPECT_EQ(own, 1);
             }),
             0);
   EXPECT_TRUE(logger->log(example()));
-  EXPECT_TRUE(logger->flush());
+  EXPECT_TRUE(logger->flush(long_enough));
   EXPECT_EQ(lines, 2);
   EXPECT_EQ(logger->dropped(), 0U);
 }
@@ -452,7 +420,7 @@ TEST(JsonLogger, EightThreadsLoseNothingUncounted) {
       }
     });
   for (std::thread& thread : threads) thread.join();
-  logger.flush();
+  logger.flush(long_enough);
   EXPECT_TRUE(in_order);
   EXPECT_EQ(lines + logger.dropped(), std::uint64_t{num_threads} * each);
   EXPECT_EQ(refused, logger.dropped());
@@ -468,7 +436,7 @@ TEST(JsonLogger, OutlivesASinkThatThrows) {
     if (++calls % 2 == 1) throw std::runtime_error("disk full");
   });
   for (int i = 0; i < 10; ++i) logger.log(example());
-  logger.flush();
+  logger.flush(long_enough);
   EXPECT_EQ(logger.failed(), 5U);
   EXPECT_EQ(logger.written(), 5U);
 }

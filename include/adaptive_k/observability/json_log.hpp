@@ -419,8 +419,10 @@ class json_logger {
   /// Throws std::invalid_argument for options out of their ranges or an empty sink,
   /// std::system_error where no thread can be started.
   explicit json_logger(sink to, json_log_options options = {})
-      : queue_(std::make_shared<detail::json_log_queue>(std::move(to), std::move(options))),
-        thread_(std::make_unique<std::thread>([queue = queue_] { queue->run(); })),
+      : owner_(std::make_unique<owner>(
+            std::make_shared<detail::json_log_queue>(std::move(to), std::move(options)))),
+        queue_(owner_->get()),
+        thread_(std::make_unique<std::thread>([queue = *owner_] { queue->run(); })),
         forks_(detail::forks_so_far()) {}
 
   json_logger(const json_logger&) = delete;
@@ -431,7 +433,7 @@ class json_logger {
   /// blocks then goes on, on a thread that is left behind: what the sink refers to must outlive it.
   ~json_logger() {
     if (!own_process()) {  // the thread, and whatever it held when it forked, are the parent's
-      static_cast<void>(new std::shared_ptr<detail::json_log_queue>(std::move(queue_)));
+      static_cast<void>(owner_.release());
       static_cast<void>(thread_.release());
     } else if (queue_->end()) {
       thread_->join();
@@ -468,7 +470,9 @@ class json_logger {
  private:
   bool own_process() const noexcept { return forks_ == detail::forks_so_far(); }
 
-  std::shared_ptr<detail::json_log_queue> queue_;
+  using owner = std::shared_ptr<detail::json_log_queue>;
+  std::unique_ptr<owner> owner_;  // the thread, which may outlive the logger, is another
+  detail::json_log_queue* queue_;
   std::unique_ptr<std::thread> thread_;
   unsigned forks_ = 0;
 };
