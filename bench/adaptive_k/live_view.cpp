@@ -8,6 +8,7 @@
 #include <adaptive_k/observability/prometheus.hpp>
 #include <atomic>
 #include <cerrno>
+#include <chrono>
 #include <climits>
 #include <cstddef>
 #include <cstdio>
@@ -70,6 +71,10 @@ class log_output {
   std::atomic<bool> is_stuck_{false};
 };
 
+/// For the lines that wait at the end: more than `log_output` gives a reader, so that it gives up
+/// first.
+constexpr std::chrono::seconds logger_patience{30};
+
 /// One for all lines of a run, in the form of W3C's trace context.
 std::string make_trace_id() {
   std::random_device random;
@@ -108,6 +113,7 @@ struct live_view::parts {
     log = std::make_unique<log_output>(asked.log);
     adaptive_k::json_log_options lines;
     if (asked.log_fields == "datadog") lines.fields = adaptive_k::log_fields::datadog;
+    lines.patience = logger_patience;
     logger = std::make_unique<adaptive_k::json_logger>(
         [this](std::string_view line) { log->write(line); }, lines);
   }
@@ -146,11 +152,11 @@ void live_view::watch(variant& routing, const std::string& model, const std::str
 void live_view::finish() {
   if (!parts_ || !parts_->logger) return;
   adaptive_k::json_logger& logger = *parts_->logger;
-  logger.flush();
+  const bool flushed = logger.flush().ok();
   const std::string& name = parts_->asked.log;
   const bool is_stuck = parts_->log->is_stuck();
   const bool closed = parts_->log->close();
-  if (logger.failed() > 0 || !closed)
+  if (!flushed || logger.failed() > 0 || !closed)
     throw failure(fmt::format("--log: {}: not all lines could be written{}", name,
                               is_stuck ? ": nobody reads them" : ""));
   if (logger.dropped() > 0)
