@@ -1,9 +1,12 @@
 // adaptive-k: what does adaptive K save on a model, what does it cost, against which controls.
 #include <CLI/CLI.hpp>
+#include <adaptive_k/calibration/printable.hpp>
 #include <adaptive_k/config.hpp>
 #include <cstdio>
 #include <exception>
+#include <iostream>
 #include <new>
+#include <sstream>
 #include <string>
 #include <system_error>
 
@@ -34,7 +37,12 @@ int run(int argc, char** argv) {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
     // Help and version also come this way, with status 0.
-    return app.exit(error) == 0 ? 0 : status_of_a_mistake;
+    std::ostringstream refusal;
+    if (app.exit(error, std::cout, refusal) == 0) return 0;
+    std::string line;
+    for (std::istringstream lines(refusal.str()); std::getline(lines, line);)
+      std::fprintf(stderr, "%s\n", adaptive_k::detail::printable_message(line, 1000).c_str());
+    return status_of_a_mistake;
   }
   if (app.get_subcommands().empty()) {
     std::fputs("A command is required.\nRun with --help for more information.\n", stderr);
@@ -56,7 +64,8 @@ int main(int argc, char** argv) {
     // Printing throws this, in words that do not say where to; that is said below.
     if (std::ferror(stdout) == 0) std::fprintf(stderr, "adaptive-k: %s\n", error.what());
   } catch (const std::exception& error) {
-    std::fprintf(stderr, "adaptive-k: %s\n", error.what());
+    std::fprintf(stderr, "adaptive-k: %s\n",
+                 adaptive_k::detail::printable_message(error.what(), 1100).c_str());
   }
   if (const std::string problem = bench::stdout_problem(); !problem.empty()) {
     std::fprintf(stderr, "adaptive-k: stdout: cannot be written: %s\n", problem.c_str());

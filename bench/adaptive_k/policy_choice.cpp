@@ -62,6 +62,11 @@ std::optional<adaptive_k::preset> find_preset(const std::vector<std::string>& na
     return std::nullopt;
   }
   note = fmt::format("no preset is called {}", tried);
+  std::vector<adaptive_k::preset_error> unusable;
+  adaptive_k::list_presets(&unusable);
+  if (!unusable.empty())
+    note += fmt::format("; unusable: {} of the search path's files, such as {}", unusable.size(),
+                        unusable.front().what());
   return std::nullopt;
 }
 

@@ -18,7 +18,10 @@ namespace bench {
 namespace {
 
 void list() {
-  const std::vector<adaptive_k::preset> presets = adaptive_k::list_presets();
+  std::vector<adaptive_k::preset_error> unusable;
+  const std::vector<adaptive_k::preset> presets = adaptive_k::list_presets(&unusable);
+  for (const adaptive_k::preset_error& error : unusable)
+    fmt::print(stderr, "adaptive-k: warning: {}\n", error.what());
   if (presets.empty())
     throw failure("no presets found; ADAPTIVE_K_CALIBRATIONS names their folders");
   text_table table({"<name", "experts", "<gating", "<default policy", "<its numbers are"});

@@ -6,6 +6,7 @@
 #include <set>
 #include <sstream>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "adaptive_k/calibration/preset.hpp"
@@ -14,24 +15,12 @@
 
 namespace {
 
+using calibration_test::BadFiles;
+using calibration_test::dotted;
 using calibration_test::error_of;
 using calibration_test::good_file;
 using calibration_test::json;
-using calibration_test::temporary_folder;
-
-class BadFiles : public ::testing::Test {
- protected:
-  std::string refusal_of_text(const std::string& text) const {
-    const auto file = folder_.write("bad.json", text);
-    const std::string message = error_of([&] { adaptive_k::load_preset(file.string()); });
-    if (message.empty()) return "";
-    EXPECT_EQ(message.rfind(file.string() + ": ", 0), 0u) << "no file named: " << message;
-    return message.substr(file.string().size() + 2);
-  }
-  std::string refusal(const json& value) const { return refusal_of_text(value.dump(2)); }
-
-  temporary_folder folder_;
-};
+using calibration_test::list_paths;
 
 struct spoiled {
   const char* what;
@@ -234,26 +223,34 @@ TEST_F(BadFiles, FilesThatAreNoneAreRefused) {
             folder + ": cannot be read, expected a file");
 }
 
-/// The paths of all values within `value`, itself left out.
-void list_paths(const json& value, const std::string& at, std::vector<std::string>& paths) {
-  if (!value.is_structured()) return;
-  for (const auto& item : value.items()) {
-    const std::string path = at + "/" + item.key();  // a reference into `paths` would not last
-    paths.push_back(path);
-    list_paths(item.value(), path, paths);
-  }
+/// Every key that a file may have, each in one place or more.
+json file_with_everything() {
+  json file = good_file();
+  file["$schema"] = "schema.json";
+  file["unverified"] = {"u"};
+  file["notes"] = "n";
+  file["gating"].update({{"routed_scaling_factor", 2.5},
+                         {"n_group", 2},
+                         {"topk_group", 1},
+                         {"group_rank", "maximum"},
+                         {"jitter_epsilon", 0.5}});
+  file["policies"][0].update({{"k_min", 1}, {"k_max", 4}});
+  file["policies"].push_back(json::parse(R"({
+    "name": "d", "provenance": "measured", "rule": "distortion", "k_max": 3, "k_min": 1,
+    "source": "s", "notes": "n", "signal": "margin", "mass_exponent": 0.5,
+    "distortion": {"lambda": 1, "coefficients": [[0, 1, 0, 0, 0], [0, 1, 0, 0, 0], [0, 1, 0, 0, 0]]},
+    "layers": [{}, {"distortion": {"sensitivity": 2}}, {"rule": "fixed", "k": 1}],
+    "published": {"unit": "bits", "thresholds": [1], "mean_k": 2, "saving": 0.5, "mean_signal": 1,
+                  "perplexity": {"dataset": "d", "baseline": 1, "adaptive": 1},
+                  "contradictions": ["c"]},
+    "measured": {"model": "m", "data": "d", "tokens": 1, "date": "d", "command": "c", "mean_k": 1,
+                 "expert_savings": 0.5, "mean_kl": 1, "fixed_k_mean_kl": 1, "perplexity_ratio": 1}
+  })"));
+  return file;
 }
 
 TEST_F(BadFiles, NoValueAnywhereEscapesAsAnotherException) {
-  json file = good_file();
-  file["policies"].push_back(json::parse(R"({
-    "name": "d", "provenance": "measured", "rule": "distortion", "k_max": 3,
-    "distortion": {"lambda": 1, "coefficients": [[0, 1, 0, 0, 0], [0, 1, 0, 0, 0], [0, 1, 0, 0, 0]]},
-    "layers": [{}, {"distortion": {"sensitivity": 2}}, {"rule": "fixed", "k": 1}],
-    "published": {"unit": "bits", "thresholds": [1], "perplexity":
-                  {"dataset": "d", "baseline": 1, "adaptive": 1}},
-    "measured": {"model": "m", "data": "d", "tokens": 1, "date": "d", "command": "c"}
-  })"));
+  const json file = file_with_everything();
   ASSERT_EQ(refusal(file), "");
   std::vector<std::string> paths;
   list_paths(file, "", paths);
@@ -278,6 +275,44 @@ TEST_F(BadFiles, NoValueAnywhereEscapesAsAnotherException) {
     }
   }
   EXPECT_GT(refused, static_cast<int>(paths.size() * values.size() / 2));
+}
+
+TEST_F(BadFiles, EveryKeyWithEveryWrongTypeIsNamedWithWhatWasExpected) {
+  const auto refusal_at = [&](const json& whole, bool is_policy) {
+    std::vector<std::string> paths;
+    list_paths(whole, "", paths);
+    for (const std::string& path : paths) {
+      const json before = whole[json::json_pointer(path)];
+      for (const json& value : json::parse(R"([null, true, 5, "text", [1], {"a": 1}])")) {
+        if (value.type() == before.type() || (value.is_number() && before.is_number())) continue;
+        json changed = whole;
+        changed[json::json_pointer(path)] = value;
+        const auto file = folder_.write("wrong.json", changed);
+        try {
+          if (is_policy)
+            adaptive_k::parse_policy(file.string(), adaptive_k::load_preset("mixtral").model);
+          else
+            adaptive_k::load_preset_file(file);
+          // "$schema" is for editors.
+          EXPECT_EQ(path, "/$schema") << path << " may not be " << value;
+        } catch (const adaptive_k::preset_error& error) {
+          EXPECT_EQ(error.file(), file.string());
+          EXPECT_EQ(error.key(), dotted(path)) << value;
+          const std::string message = error.what();
+          EXPECT_NE(message.find(": " + error.key() + ": " + value.dump() + ", expected "),
+                    std::string::npos)
+              << message;
+        }
+      }
+    }
+  };
+  refusal_at(file_with_everything(), false);
+  json policy = good_file()["policies"][0];
+  policy["$schema"] = "x";
+  policy["schema_version"] = 1;
+  policy["k_values"] = {1, 2};
+  policy["thresholds_nats"] = {0.5};
+  refusal_at(policy, true);
 }
 
 /// The keys that the loader says it knows at the place where `unknown` was added.

@@ -1,11 +1,15 @@
 // Files for the tests: a good calibration file to spoil, and a folder to put files in.
 #pragma once
 
+#include <gtest/gtest.h>
+
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
+#include <sstream>
 #include <string>
+#include <vector>
 
 #include "adaptive_k/calibration/preset.hpp"
 
@@ -88,5 +92,42 @@ std::string error_of(Call&& call) {
   }
   return "";
 }
+
+/// The paths of all values within `value`, itself left out.
+inline void list_paths(const json& value, const std::string& at, std::vector<std::string>& paths) {
+  if (!value.is_structured()) return;
+  for (const auto& item : value.items()) {
+    const std::string path = at + "/" + item.key();  // a reference into `paths` would not last
+    paths.push_back(path);
+    list_paths(item.value(), path, paths);
+  }
+}
+
+/// "policies[0].k" for "/policies/0/k".
+inline std::string dotted(const std::string& pointer) {
+  std::string path;
+  std::istringstream parts(pointer.substr(1));
+  for (std::string part; std::getline(parts, part, '/');)
+    if (part.find_first_not_of("0123456789") == std::string::npos)
+      path += "[" + part + "]";
+    else
+      path += (path.empty() ? "" : ".") + part;
+  return path;
+}
+
+/// Files that are to be refused.
+class BadFiles : public ::testing::Test {
+ protected:
+  std::string refusal_of_text(const std::string& text) const {
+    const auto file = folder_.write("bad.json", text);
+    const std::string message = error_of([&] { adaptive_k::load_preset(file.string()); });
+    if (message.empty()) return "";
+    EXPECT_EQ(message.rfind(file.string() + ": ", 0), 0u) << "no file named: " << message;
+    return message.substr(file.string().size() + 2);
+  }
+  std::string refusal(const json& value) const { return refusal_of_text(value.dump(2)); }
+
+  temporary_folder folder_;
+};
 
 }  // namespace calibration_test

@@ -62,7 +62,28 @@ TEST(PresetLookup, ABadFileDoesNotHideTheOthers) {
   EXPECT_EQ(load_preset("tiny").name, "tiny");
   EXPECT_NE(error_of([] { load_preset("broken"); }).find("broken.json: line 1"), std::string::npos);
   EXPECT_NE(error_of([] { load_preset("none"); }).find("unusable: "), std::string::npos);
-  EXPECT_NE(error_of([] { adaptive_k::list_presets(); }).find("broken.json"), std::string::npos);
+  std::vector<adaptive_k::preset_error> unusable;
+  const auto listed = adaptive_k::list_presets(&unusable);
+  EXPECT_TRUE(
+      std::any_of(listed.begin(), listed.end(), [](const auto& p) { return p.name == "tiny"; }));
+  ASSERT_EQ(unusable.size(), 1u);
+  EXPECT_NE(std::string(unusable[0].what()).find("broken.json: line 1"), std::string::npos);
+  EXPECT_EQ(adaptive_k::list_presets().size(), listed.size());
+}
+
+TEST(PresetLookup, NoFileOfTheFolderEndsTheProcess) {
+  const temporary_folder folder;
+  folder.write("deep.json", "{\"top_k\":" + std::string(100000, '['));
+  folder.write("wide.json", std::string("[{}"));
+  for (int i = 0; i < 20; ++i)
+    folder.write("bad" + std::to_string(i) + ".json", std::string(2000, '{'));
+  folder.write("tiny.json", good_file());
+  const search_path path(folder.path().string());
+  EXPECT_EQ(load_preset("tiny").name, "tiny");
+  const std::string message = error_of([] { load_preset("none"); });
+  EXPECT_NE(message.find("unusable: "), std::string::npos);
+  EXPECT_NE(message.find("mixtral-8x7b"), std::string::npos);
+  EXPECT_LE(message.size(), 1100u);
 }
 
 TEST(PresetLookup, ListsEachNameOnceInOrder) {

@@ -130,6 +130,46 @@ TEST(Mistakes, Trace) {
   expect_refusal({"benchmark", "--trace", model}, {"is not a trace"});
 }
 
+TEST(Mistakes, BrokenFilesOfTheSearchPathAreNamedWhereTheyMatter) {
+  const scratch_folder folder;
+  folder.write("deep.json", "{\"top_k\":" + std::string(100000, '['));
+  folder.write("broken.json", "{");
+  const std::string path = "ADAPTIVE_K_CALIBRATIONS=" + folder.path().string();
+  const outcome benchmark = run_program(small_benchmark(), path);
+  EXPECT_EQ(benchmark.status, 0) << benchmark.err;
+  EXPECT_FALSE(contains(benchmark.err, "broken.json"));
+  const outcome list = run_program({"presets"}, path);
+  EXPECT_EQ(list.status, 0) << list.err;
+  EXPECT_TRUE(contains(list.out, "olmoe-1b-7b"));
+  for (const char* word : {"broken.json: line 1", "deep.json: top_k", "deep, expected"})
+    EXPECT_TRUE(contains(list.err, word)) << list.err;
+  EXPECT_EQ(run_program({"presets", "olmoe-1b-7b"}, path).status, 0);
+  const outcome named = run_program({"presets", "broken"}, path);
+  EXPECT_EQ(named.status, 2);
+  EXPECT_TRUE(contains(named.err, "broken.json: line 1")) << named.err;
+}
+
+TEST(Mistakes, MessagesStayShort) {
+  const std::string word(100'000, 'x');
+  for (const std::vector<std::string>& arguments : std::vector<std::vector<std::string>>{
+           small_benchmark({"--policy", word}),
+           small_benchmark({"--policy", "top_p:" + word}),
+           {"presets", word},
+           {"benchmark", "--model", word},
+           {"benchmark", "--trace", word},
+           {"benchmark", "--dataset", word},
+           {"benchmark", "--" + word},
+           {word},
+           {"speed", "--shape", word},
+           small_benchmark({"--layers", word}),
+           {"benchmark", "--policy", std::string("\xFF\x1B[2J")}}) {
+    const outcome result = run_program(arguments);
+    EXPECT_EQ(result.status, 2);
+    EXPECT_LE(result.err.size(), 1500u) << arguments.front();
+    EXPECT_FALSE(contains(result.err, "\x1B"));
+  }
+}
+
 TEST(Mistakes, PresetsAndShapes) {
   expect_refusal({"presets", "no-such-preset"}, {"no-such-preset", "olmoe-1b-7b"});
   expect_refusal({"presets", "none.json"}, {"none.json"});

@@ -4,46 +4,21 @@
 #include <cmath>
 #include <cstdint>
 #include <filesystem>
-#include <fstream>
 #include <initializer_list>
-#include <iterator>
 #include <memory>
-#include <nlohmann/json.hpp>
 #include <optional>
-#include <set>
-#include <stdexcept>
 #include <string>
 #include <string_view>
 #include <utility>
 #include <vector>
 
+#include "adaptive_k/calibration/json_parse.hpp"
 #include "adaptive_k/calibration/names.hpp"
 #include "adaptive_k/config.hpp"
 
 ADAPTIVE_K_NAMESPACE_BEGIN
 
-/// A calibration file, preset name or policy that cannot be used. `what()` reads
-/// "FILE: KEY: VALUE, expected ...".
-class preset_error : public std::runtime_error {
- public:
-  preset_error(std::string file, std::string key, const std::string& problem)
-      : std::runtime_error(file + ": " + (key.empty() ? "" : key + ": ") + problem),
-        file_(std::move(file)),
-        key_(std::move(key)) {}
-
-  /// The file, or the text given on a command line.
-  const std::string& file() const noexcept { return file_; }
-  /// The path of the key, such as policies[0].thresholds_nats[1]; "" where there is none.
-  const std::string& key() const noexcept { return key_; }
-
- private:
-  std::string file_;
-  std::string key_;
-};
-
 namespace detail {
-
-using json = nlohmann::json;
 
 struct json_document {
   std::string file;
@@ -65,7 +40,7 @@ class json_node {
   }
 
   [[noreturn]] void refuse(const std::string& expected) const {
-    throw preset_error(file(), path_, shown(*value_) + ", expected " + expected);
+    throw preset_error(file(), path_, shown_value(*value_) + ", expected " + expected);
   }
 
   std::optional<json_node> find(const char* key) const {
@@ -96,7 +71,7 @@ class json_node {
       for (const char* key : known) list += (list.empty() ? "" : ", ") + std::string(key);
       throw preset_error(
           file(), path_of(item.key()),
-          "unknown key (value " + shown(item.value()) + "), expected one of " + list);
+          "unknown key (value " + shown_value(item.value()) + "), expected one of " + list);
     }
     return *this;
   }
@@ -165,126 +140,20 @@ class json_node {
   json_node(std::shared_ptr<const json_document> document, const json& value, std::string path)
       : document_(std::move(document)), value_(&value), path_(std::move(path)) {}
 
-  static std::string shown(const json& value) {
-    constexpr std::size_t longest = 60;
-    std::string text = value.dump(-1, ' ', false, json::error_handler_t::replace);
-    if (text.size() > longest) text = text.substr(0, longest) + "...";
-    return text;
-  }
-
   std::shared_ptr<const json_document> document_;
   const json* value_;
   std::string path_;
 };
 
-/// Follows the parser, to know the path of what it reads and to refuse a key that comes twice
-/// (which the parser would accept, keeping the last).
-class json_path_tracker {
- public:
-  explicit json_path_tracker(std::string file) : file_(std::move(file)) {}
-
-  bool operator()(json::parse_event_t event, const json& parsed) {
-    switch (event) {
-      case json::parse_event_t::object_start:
-        levels_.push_back({false, 0, {}, {}});
-        break;
-      case json::parse_event_t::array_start:
-        levels_.push_back({true, 0, {}, {}});
-        break;
-      case json::parse_event_t::object_end:
-      case json::parse_event_t::array_end:
-        levels_.pop_back();
-        finish_value();
-        break;
-      case json::parse_event_t::value:
-        finish_value();
-        break;
-      case json::parse_event_t::key:
-        levels_.back().key = parsed.get<std::string>();
-        if (!levels_.back().keys.insert(levels_.back().key).second)
-          throw preset_error(file_, path(), "the key comes twice, expected once");
-        break;
-    }
-    return true;
-  }
-
-  std::string path() const {
-    std::string path;
-    for (const level& l : levels_) {
-      if (l.is_array)
-        path += "[" + std::to_string(l.index) + "]";
-      else if (!l.key.empty())
-        path += (path.empty() ? "" : ".") + l.key;
-    }
-    return path;
-  }
-
- private:
-  struct level {
-    bool is_array;
-    std::size_t index;
-    std::string key;
-    std::set<std::string> keys;
-  };
-
-  void finish_value() {
-    if (levels_.empty()) return;
-    if (levels_.back().is_array) ++levels_.back().index;
-  }
-
-  std::string file_;
-  std::vector<level> levels_;
-};
-
-/// "line 3, column 14 ('"top_k": NaN,')" of the character before `end`.
-inline std::string place_in(const std::string& text, std::size_t end) {
-  const std::size_t at = end == 0 ? 0 : (end <= text.size() ? end - 1 : text.size());
-  std::size_t line = 1;
-  std::size_t start = 0;
-  for (std::size_t i = 0; i < at; ++i) {
-    if (text[i] != '\n') continue;
-    ++line;
-    start = i + 1;
-  }
-  std::string content = text.substr(start, text.find('\n', start) - start);
-  content.erase(0, content.find_first_not_of(" \t"));
-  if (content.size() > 60) content = content.substr(0, 60) + "...";
-  return "line " + std::to_string(line) + ", column " + std::to_string(at - start + 1) + " (" +
-         content + ")";
+/// Throws file_error, as all that reads files here.
+inline json_node parse_json(std::string_view text, const std::string& file,
+                            const json_limits& limits = {}) {
+  return json_node(
+      std::make_shared<json_document>(json_document{file, parse_json_text(text, file, limits)}));
 }
 
-inline json_node parse_json(const std::string& text, const std::string& file) {
-  json_path_tracker tracker(file);
-  auto document = std::make_shared<json_document>();
-  document->file = file;
-  try {
-    document->root = json::parse(text, [&tracker](int, json::parse_event_t event, json& parsed) {
-      return tracker(event, parsed);
-    });
-  } catch (const json::parse_error& error) {
-    throw preset_error(file, tracker.path(),
-                       place_in(text, error.byte) + " is no JSON, expected what JSON allows " +
-                           "(numbers are finite decimals)");
-  } catch (const json::exception& error) {  // a number beyond double; it tells only its text
-    const std::string message = error.what();
-    const std::size_t quote = message.find('\'');
-    const std::string number = quote == std::string::npos
-                                   ? message
-                                   : message.substr(quote + 1, message.rfind('\'') - quote - 1);
-    throw preset_error(
-        file, tracker.path(),
-        number + " at " + place_in(text, text.find(number) + 1) + ", expected a finite number");
-  }
-  return json_node(std::move(document));
-}
-
-inline json_node read_json_file(const std::filesystem::path& path) {
-  std::error_code ignored;
-  std::ifstream stream;
-  if (std::filesystem::is_regular_file(path, ignored)) stream.open(path, std::ios::binary);
-  if (!stream.is_open()) throw preset_error(path.string(), "", "cannot be read, expected a file");
-  const std::string text{std::istreambuf_iterator<char>(stream), {}};
-  return parse_json(text, path.string());
+inline json_node read_json_file(const std::filesystem::path& path, const json_limits& limits = {}) {
+  return parse_json(read_bounded_file(path, limits.bytes), path.string(), limits);
 }
 
 }  // namespace detail

@@ -20,6 +20,7 @@
 ADAPTIVE_K_NAMESPACE_BEGIN
 
 inline constexpr int calibration_schema_version = 1;
+inline constexpr int calibration_max_layers = 10000;  ///< MoE layers of a model
 
 /// A named policy: one entry for every layer, or one for each.
 struct preset_policy : policy_origin {
@@ -230,11 +231,12 @@ inline preset_policy read_policy(const json_node& node, const gating& model, int
   } else {
     check_distortion(node);
     const std::size_t count = layers->expect_array("an array with one object a layer");
-    if (count == 0 || (num_layers > 0 && count != static_cast<std::size_t>(num_layers)))
-      throw preset_error(
-          layers->file(), layers->path(),
-          std::to_string(count) + " layers, expected " +
-              (num_layers > 0 ? std::to_string(num_layers) : std::string("1 or more")));
+    if (count == 0 || count > static_cast<std::size_t>(calibration_max_layers) ||
+        (num_layers > 0 && count != static_cast<std::size_t>(num_layers)))
+      throw preset_error(layers->file(), layers->path(),
+                         std::to_string(count) + " layers, expected " +
+                             (num_layers > 0 ? std::to_string(num_layers)
+                                             : "1.." + std::to_string(calibration_max_layers)));
     for (std::size_t i = 0; i < count; ++i) {
       const json_node layer = layers->at(i);
       layer.expect_keys({"rule", "k", "signal", "k_values", "thresholds", "thresholds_nats",

@@ -47,7 +47,11 @@ inline std::vector<std::string> split(std::string_view text, char separator) {
 /// Read as JSON reads numbers, whatever the locale; ".5" is allowed too.
 inline float spec_number(const std::string& spec, const std::string& text) {
   const bool starts_with_point = !text.empty() && text.front() == '.';
-  const json parsed = json::parse((starts_with_point ? "0" : "") + text, nullptr, false);
+  // Of these characters alone the parser makes a number or nothing.
+  const bool may_be_number =
+      text.size() <= 100 && text.find_first_not_of("0123456789.+-eE") == std::string::npos;
+  const json parsed =
+      may_be_number ? json::parse((starts_with_point ? "0" : "") + text, nullptr, false) : json();
   const float number = parsed.is_number() ? parsed.get<float>() : std::nanf("");
   if (!std::isfinite(number))
     throw preset_error("policy '" + spec + "'", "", "'" + text + "', expected a finite number");

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <filesystem>
+#include <set>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -79,7 +80,7 @@ inline std::string lower_case(std::string_view text) {
 inline void read_sizes(const json_node& node, preset& result) {
   constexpr std::int64_t widest = std::int64_t{1} << 24;
   node.expect_keys({"num_moe_layers", "hidden", "intermediate", "matrices", "shared_experts"});
-  result.num_moe_layers = node.at("num_moe_layers", "an integer").as_int(1, 10000);
+  result.num_moe_layers = node.at("num_moe_layers", "an integer").as_int(1, calibration_max_layers);
   result.sizes.hidden = node.at("hidden", "an integer").as_integer(1, widest);
   result.sizes.intermediate = node.at("intermediate", "an integer").as_integer(1, widest);
   result.sizes.matrices = node.at("matrices", "2 or 3").as_int(2, 3);
@@ -95,13 +96,10 @@ inline void read_names(const json_node& root, preset& result) {
   result.name = root.at("name", "a name").as_string();
   const json_node aliases = root.at("aliases", "an array of strings");
   result.aliases = aliases.as_strings();
-  std::vector<std::string> taken = {lower_case(result.name)};
-  for (std::size_t i = 0; i < result.aliases.size(); ++i) {
-    const std::string alias = lower_case(result.aliases[i]);
-    if (std::find(taken.begin(), taken.end(), alias) != taken.end())
+  std::set<std::string> taken = {lower_case(result.name)};
+  for (std::size_t i = 0; i < result.aliases.size(); ++i)
+    if (!taken.insert(lower_case(result.aliases[i])).second)
       aliases.at(i).refuse("a name that the file does not have already (case is ignored)");
-    taken.push_back(alias);
-  }
 }
 
 inline preset read_preset(const json_node& root, std::filesystem::path file) {
@@ -124,13 +122,12 @@ inline preset read_preset(const json_node& root, std::filesystem::path file) {
 
   const json_node policies = root.at("policies", "an array of policies");
   const std::size_t count = policies.expect_array("an array of policies");
+  std::set<std::string> taken;
   for (std::size_t i = 0; i < count; ++i) {
     const json_node node = policies.at(i);
-    preset_policy policy = read_policy(node, result.model, result.num_moe_layers);
-    for (const preset_policy& before : result.policies)
-      if (before.name == policy.name)
-        node.at("name", "").refuse("a name that no policy before it has");
-    result.policies.push_back(std::move(policy));
+    result.policies.push_back(read_policy(node, result.model, result.num_moe_layers));
+    if (!taken.insert(result.policies.back().name).second)
+      node.at("name", "").refuse("a name that no policy before it has");
   }
   const json_node chosen = root.at("default_policy", "the name of one of the policies");
   result.default_policy = chosen.as_string();
@@ -189,17 +186,20 @@ inline preset load_preset_file(const std::filesystem::path& file) {
 }
 
 /// Every preset on the search path, by name; the first directory wins where two have the same
-/// name. Throws preset_error at a bad file.
-inline std::vector<preset> list_presets() {
+/// name. A file that cannot be used does not stand in the way of the others: it is added to
+/// `unusable` where given.
+inline std::vector<preset> list_presets(std::vector<preset_error>* unusable = nullptr) {
   std::vector<preset> presets;
+  std::set<std::string> known;
   for (const std::filesystem::path& folder : calibration_path())
     for (const std::filesystem::path& file : detail::calibration_files(folder)) {
-      preset candidate = load_preset_file(file);
-      const std::string name = detail::lower_case(candidate.name);
-      const bool is_known = std::any_of(presets.begin(), presets.end(), [&](const preset& p) {
-        return detail::lower_case(p.name) == name;
-      });
-      if (!is_known) presets.push_back(std::move(candidate));
+      try {
+        preset candidate = load_preset_file(file);
+        if (known.insert(detail::lower_case(candidate.name)).second)
+          presets.push_back(std::move(candidate));
+      } catch (const preset_error& error) {
+        if (unusable != nullptr) unusable->push_back(error);
+      }
     }
   std::sort(presets.begin(), presets.end(),
             [](const preset& a, const preset& b) { return a.name < b.name; });
@@ -224,14 +224,18 @@ inline preset load_preset(std::string_view name_alias_or_path) {
         known += (known.empty() ? "" : ", ") + candidate.name;
       } catch (const preset_error& error) {
         if (detail::lower_case(file.stem().string()) == name) throw;
-        unusable += std::string("; unusable: ") + error.what();
+        unusable += (unusable.empty() ? "" : "; ") + std::string(error.what());
       }
     }
   }
-  throw preset_error("preset '" + given + "'", "",
-                     "unknown, expected one of " + (known.empty() ? "(none found)" : known) +
-                         ", or a path to a .json file; searched: " +
-                         (searched.empty() ? "(no directory)" : searched) + unusable);
+  const auto part = [](const std::string& text, std::size_t most, const char* none) {
+    return text.empty() ? std::string(none) : detail::printable(text, most);
+  };
+  throw preset_error(
+      "preset '" + given + "'", "",
+      "unknown, expected one of " + part(known, 450, "(none found)") +
+          ", or a path to a .json file; searched: " + part(searched, 200, "(no directory)") +
+          (unusable.empty() ? "" : "; unusable: ") + part(unusable, 250, ""));
 }
 
 /// A router for a model by name, alias or path; `policy` as in preset::make_router. Of the models
