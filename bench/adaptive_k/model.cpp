@@ -2,16 +2,15 @@
 
 #include <fmt/format.h>
 
+#include <adaptive_k/calibration/json_parse.hpp>
 #include <algorithm>
+#include <cstdio>
 #include <fstream>
-#include <nlohmann/json.hpp>
 #include <utility>
 #include <vector>
 
-#include "bench/adaptive_k/dataset.hpp"
 #include "bench/adaptive_k/failure.hpp"
 #include "bench/adaptive_k/policy_choice.hpp"
-#include "bench/adaptive_k/safetensors.hpp"
 
 namespace bench {
 namespace {
@@ -24,27 +23,6 @@ constexpr const char* reference_preset = "reference-32x8";
 bool is_reference(const fs::path& folder) {
   std::error_code error;
   return fs::equivalent(folder, reference_folder(), error);
-}
-
-/// The name that config.json gives the model; "" where it gives none.
-std::string declared_name(const fs::path& folder) {
-  const auto config = nlohmann::json::parse(read_file(folder / "config.json"), nullptr, false);
-  return config.is_object() ? config.value("_name_or_path", std::string()) : std::string();
-}
-
-/// The type that the model's file stores its experts in.
-std::string expert_dtype(const fs::path& folder) {
-  std::vector<fs::path> files;
-  for (const auto& entry : fs::directory_iterator(folder))
-    if (entry.path().extension() == ".safetensors") files.push_back(entry.path());
-  std::sort(files.begin(), files.end());
-  for (const fs::path& file : files) {
-    const safetensors_file opened = safetensors_file::open(file);
-    for (const auto& [name, tensor] : opened.tensors())
-      if (name.find(".experts.") != std::string::npos) return tensor.dtype;
-  }
-  throw failure(
-      fmt::format("{}: no tensor of an expert in its safetensors files", folder.string()));
 }
 
 double bytes_of(const std::string& dtype) {
@@ -82,11 +60,18 @@ void check_kind(const fs::path& folder) {
         refuse_kind(entry->path(), "is a GGUF file");
     return;  // the engine names what is missing
   }
-  const auto json = nlohmann::json::parse(read_file(config), nullptr, false);
-  if (!json.is_object()) return;
-  const auto type = json.find("model_type");
-  if (type != json.end() && type->is_string() && *type != "mixtral")
-    refuse_kind(config, fmt::format("model_type is '{:.60}'", type->get<std::string>()));
+  try {
+    const auto json = adaptive_k::detail::parse_json_text(
+        adaptive_k::detail::read_bounded_file(config, adaptive_k::detail::json_limits().bytes),
+        config.string());
+    if (!json.is_object()) return;
+    const auto type = json.find("model_type");
+    if (type != json.end() && type->is_string() && *type != "mixtral")
+      refuse_kind(config, fmt::format("model_type is '{}'",
+                                      adaptive_k::detail::printable(type->get<std::string>(), 60)));
+  } catch (const adaptive_k::file_error&) {
+    // The engine says what is wrong with the file.
+  }
 }
 
 fs::path folder_of(const std::string& name) {
@@ -124,10 +109,13 @@ fs::path reference_folder() {
 loaded_model load_model(const std::string& name_or_folder) {
   const fs::path folder = folder_of(name_or_folder);
   moe_engine::engine engine = moe_engine::engine::load(folder);
-  loaded_model model{"", folder, std::move(engine), expert_dtype(folder), {}, {}, {}};
+  loaded_model model{"", folder, std::move(engine), "", {}, {}, {}};
+  model.weight_dtype = model.engine.expert_dtype();
+  for (const std::string& warning : model.engine.warnings())
+    std::fprintf(stderr, "adaptive-k: warning: %s\n", warning.c_str());
   const moe_engine::model_config& config = model.engine.config();
   model.name = config.name;
-  const std::string declared = declared_name(folder);
+  const std::string& declared = config.declared_name;
   std::vector<std::string> names = {declared, fs::path(declared).filename().string()};
   if (is_reference(folder)) {
     names.emplace_back(reference_preset);

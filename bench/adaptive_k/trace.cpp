@@ -1,13 +1,19 @@
 #include "bench/adaptive_k/trace.hpp"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
+#include <adaptive_k/calibration/json_parse.hpp>
 #include <adaptive_k/calibration/names.hpp>
+#include <algorithm>
 #include <charconv>
+#include <initializer_list>
 #include <map>
+#include <set>
 #include <utility>
 
 #include "bench/adaptive_k/failure.hpp"
+#include "bench/adaptive_k/safetensors.hpp"
 
 namespace bench {
 namespace {
@@ -22,12 +28,12 @@ std::string tensor_name(int layer, const char* what) {
 /// The metadata of a file, read with complaints that name file, key and value.
 class metadata_reader {
  public:
-  explicit metadata_reader(const safetensors_file& file) : file_(file) {}
+  explicit metadata_reader(const moe_engine::safetensors_file& file) : file_(file) {}
 
   const std::string& text(const char* key) const {
     const auto found = file_.metadata().find(key);
     if (found == file_.metadata().end())
-      throw failure(fmt::format("{}: metadata {}: missing", file_.path().string(), key));
+      throw failure(fmt::format("{}: metadata {}: missing", file_.name(), key));
     return found->second;
   }
 
@@ -49,16 +55,26 @@ class metadata_reader {
 
   bool has(const char* key) const { return file_.metadata().count(key) != 0; }
 
-  [[noreturn]] void refuse(const char* key, const std::string& expected) const {
-    throw failure(fmt::format("{}: metadata {}: '{}', expected {}", file_.path().string(), key,
-                              text(key), expected));
+  [[noreturn]] void refuse(const std::string& key, const std::string& expected) const {
+    throw adaptive_k::file_error(
+        file_.name(), "metadata " + key,
+        fmt::format("'{}', expected {}",
+                    adaptive_k::detail::printable(file_.metadata().at(key), 60), expected));
+  }
+
+  /// What a key that is not known would change is not read.
+  void expect_keys(std::initializer_list<const char*> known) const {
+    for (const auto& [key, value] : file_.metadata())
+      if (std::find(known.begin(), known.end(), key) == known.end())
+        refuse(key, fmt::format("no other keys than {}", fmt::join(known, ", ")));
   }
 
  private:
-  const safetensors_file& file_;
+  const moe_engine::safetensors_file& file_;
 };
 
-adaptive_k::gating read_gating(const metadata_reader& metadata, const safetensors_file& file) {
+adaptive_k::gating read_gating(const metadata_reader& metadata,
+                               const moe_engine::safetensors_file& file) {
   adaptive_k::gating gating;
   const auto* kind =
       adaptive_k::detail::find_name(adaptive_k::detail::gating_kind_names, metadata.text("gating"));
@@ -70,7 +86,9 @@ adaptive_k::gating read_gating(const metadata_reader& metadata, const safetensor
       static_cast<int>(metadata.integer("num_experts", 1, adaptive_k::max_experts));
   gating.top_k = static_cast<int>(metadata.integer("top_k", 1, adaptive_k::max_top_k));
   gating.renormalize = metadata.boolean("renormalize");
-  gating.selection_bias = file.has(tensor_name(0, "selection_bias"));
+  gating.selection_bias = file.tensors().count(tensor_name(0, "selection_bias")) != 0;
+  if (metadata.has("groups_kept") && !metadata.has("num_groups"))
+    metadata.refuse("groups_kept", "num_groups beside it");
   if (metadata.has("num_groups")) {
     gating.n_group = static_cast<int>(metadata.integer("num_groups", 1, adaptive_k::max_experts));
     gating.topk_group =
@@ -80,20 +98,26 @@ adaptive_k::gating read_gating(const metadata_reader& metadata, const safetensor
                                               : adaptive_k::group_score::maximum;
   }
   const adaptive_k::status fits = adaptive_k::validate(gating);
-  if (!fits) throw failure(fmt::format("{}: metadata: {}", file.path().string(), fits.message()));
+  if (!fits) throw failure(fmt::format("{}: metadata: {}", file.name(), fits.message()));
   return gating;
 }
 
 }  // namespace
 
 trace_reader::trace_reader(const std::filesystem::path& file)
-    : file_(safetensors_file::open(file)) {
+    : trace_reader(moe_engine::safetensors_file(file)) {}
+
+trace_reader::trace_reader(moe_engine::safetensors_file opened) : file_(std::move(opened)) {
+  const std::string& file = file_.name();
   const metadata_reader metadata(file_);
   if (file_.metadata().count("format") == 0 || metadata.text("format") != format_name)
-    throw failure(fmt::format("{}: is not a trace: its metadata have no format '{}'", file.string(),
-                              format_name));
+    throw failure(
+        fmt::format("{}: is not a trace: its metadata have no format '{}'", file, format_name));
   if (metadata.text("version") != format_version)
     metadata.refuse("version", fmt::format("'{}'", format_version));
+  metadata.expect_keys({"format", "version", "model", "num_layers", "num_experts", "top_k",
+                        "gating", "renormalize", "num_tokens", "window", "dataset",
+                        "dataset_sha256", "num_groups", "groups_kept"});
   info_.model = metadata.text("model");
   info_.num_layers = static_cast<int>(metadata.integer("num_layers", 1, 10000));
   info_.gating = read_gating(metadata, file_);
@@ -103,28 +127,39 @@ trace_reader::trace_reader(const std::filesystem::path& file)
     metadata.refuse("num_tokens", fmt::format("a multiple of window = {}", info_.window));
   info_.dataset = metadata.text("dataset");
   info_.dataset_sha256 = metadata.text("dataset_sha256");
-  const std::vector<std::int64_t> shape = {info_.num_tokens, info_.gating.num_experts};
-  for (int layer = 0; layer < info_.num_layers; ++layer) {
-    const std::string name = tensor_name(layer, "router_logits");
+  std::set<std::string> known;
+  const auto expect_floats = [&](const std::string& name, const std::vector<std::int64_t>& shape) {
     const auto found = file_.tensors().find(name);
     if (found == file_.tensors().end())
-      throw failure(fmt::format("{}: {}: missing, metadata num_layers is {}", file.string(), name,
-                                info_.num_layers));
-    if (found->second.dtype != "F32" || found->second.shape != shape)
       throw failure(
-          fmt::format("{}: {}: expected F32 [{}, {}]", file.string(), name, shape[0], shape[1]));
+          fmt::format("{}: {}: missing, metadata num_layers is {}", file, name, info_.num_layers));
+    if (found->second.dtype != "F32" || found->second.shape != shape)
+      throw failure(fmt::format("{}: {}: is {} {}, expected F32 {}", file, name,
+                                found->second.dtype, moe_engine::text_of(found->second.shape),
+                                moe_engine::text_of(shape)));
+    known.insert(name);
+  };
+  for (int layer = 0; layer < info_.num_layers; ++layer) {
+    expect_floats(tensor_name(layer, "router_logits"),
+                  {info_.num_tokens, info_.gating.num_experts});
+    if (info_.gating.selection_bias)
+      expect_floats(tensor_name(layer, "selection_bias"), {info_.gating.num_experts});
   }
+  for (const auto& [name, tensor] : file_.tensors())
+    if (known.count(name) == 0)
+      throw failure(fmt::format("{}: {}: unknown tensor, expected router_logits of {} layers{}",
+                                file, adaptive_k::detail::printable(name, 150), info_.num_layers,
+                                info_.gating.selection_bias ? " and their selection_bias" : ""));
 }
 
 std::vector<float> trace_reader::logits(int layer, std::int64_t first, std::int64_t rows) const {
-  return file_.read_floats(tensor_name(layer, "router_logits"),
-                           {info_.num_tokens, info_.gating.num_experts}, first, rows);
+  return file_.read_rows(tensor_name(layer, "router_logits"),
+                         {info_.num_tokens, info_.gating.num_experts}, first, rows);
 }
 
 std::vector<float> trace_reader::selection_bias(int layer) const {
   if (!info_.gating.selection_bias) return {};
-  return file_.read_floats(tensor_name(layer, "selection_bias"), {info_.gating.num_experts}, 0,
-                           info_.gating.num_experts);
+  return file_.read(tensor_name(layer, "selection_bias"), {info_.gating.num_experts});
 }
 
 void write_trace(const std::filesystem::path& file, const trace_info& info,

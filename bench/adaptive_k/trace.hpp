@@ -4,10 +4,9 @@
 #include <adaptive_k/core/gating.hpp>
 #include <cstdint>
 #include <filesystem>
+#include <moe_engine/safetensors.hpp>
 #include <string>
 #include <vector>
-
-#include "bench/adaptive_k/safetensors.hpp"
 
 namespace bench {
 
@@ -25,8 +24,9 @@ struct trace_info {
 /// `layer.{i}.selection_bias` [E]. Metadata as in bench/README.md.
 class trace_reader {
  public:
-  /// Throws failure naming the file, and the key or tensor that is missing or wrong.
+  /// Throws std::runtime_error naming the file, and the key or tensor that is missing or wrong.
   explicit trace_reader(const std::filesystem::path& file);
+  explicit trace_reader(moe_engine::safetensors_file file);
 
   const trace_info& info() const noexcept { return info_; }
   /// [rows, E], from row `first` on.
@@ -35,7 +35,7 @@ class trace_reader {
   std::vector<float> selection_bias(int layer) const;
 
  private:
-  safetensors_file file_;
+  moe_engine::safetensors_file file_;
   trace_info info_;
 };
 

@@ -4,11 +4,13 @@
 #include <adaptive_k/core/gating.hpp>
 #include <filesystem>
 #include <string>
+#include <string_view>
 
 namespace moe_engine {
 
 struct model_config {
-  std::string name;  ///< of the model's folder
+  std::string name;           ///< of the model's folder
+  std::string declared_name;  ///< its own "_name_or_path"; "" where it has none
   int vocab_size = 0;
   int hidden_size = 0;        ///< H
   int intermediate_size = 0;  ///< F, width of one expert
@@ -24,7 +26,12 @@ struct model_config {
   adaptive_k::gating gating;  ///< softmax, renormalised: Mixtral's own
 };
 
-/// Reads `folder`/config.json. Throws std::runtime_error naming file, key and value.
+/// Reads `folder`/config.json. A setting that the engine does not know, or knows and does not
+/// implement, is refused, so that no other model is computed than the file says. Throws
+/// std::runtime_error naming file, key and value.
 model_config read_config(const std::filesystem::path& folder);
+
+/// The same of the file's text; messages call it `file`. Leaves `name` empty.
+model_config parse_config(std::string_view text, const std::string& file);
 
 }  // namespace moe_engine

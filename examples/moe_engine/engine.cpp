@@ -1,13 +1,15 @@
 #include "engine.hpp"
 
 #include <Eigen/Core>
+#include <adaptive_k/calibration/json_parse.hpp>
+#include <cstdlib>
 #include <stdexcept>
 #include <string>
 #include <utility>
 
+#include "checkpoint.hpp"
 #include "engine_parts.hpp"
 #include "parallel.hpp"
-#include "safetensors.hpp"
 
 namespace moe_engine {
 namespace {
@@ -35,11 +37,72 @@ moe_layer load_moe(const checkpoint& weights, const std::string& prefix,
   return moe;
 }
 
+std::string name_of_layer(int index) {
+  return "model.layers." + std::to_string(index) + ".";
+}
+
+[[noreturn]] void refuse_tensor(const checkpoint& weights, const std::string& name,
+                                const std::string& reason) {
+  throw adaptive_k::file_error(
+      weights.source(), "tensor \"" + adaptive_k::detail::printable(name, 150) + '"', reason);
+}
+
+/// A model that is cut short by its config.json is another model.
+void refuse_layers_beyond(const checkpoint& weights, int num_layers) {
+  const std::string prefix = "model.layers.";
+  for (const std::string& name : weights.names()) {
+    if (name.compare(0, prefix.size(), prefix) != 0) continue;
+    const std::string digits =
+        name.substr(prefix.size(), name.find('.', prefix.size()) - prefix.size());
+    const bool is_number = !digits.empty() && digits.size() < 9 &&
+                           digits.find_first_not_of("0123456789") == std::string::npos;
+    if (is_number && std::atoi(digits.c_str()) >= num_layers)
+      refuse_tensor(weights, name,
+                    "stored, but num_hidden_layers is " + std::to_string(num_layers) +
+                        " in config.json: expected the layers that are stored");
+  }
+}
+
+/// Every stored tensor was read, or is one that cannot matter.
+void account_for_tensors(const checkpoint& weights, std::vector<std::string>& warnings) {
+  const std::string frequencies = ".self_attn.rotary_emb.inv_freq";
+  std::size_t num_frequencies = 0;
+  const std::vector<std::string> unread = weights.unread();
+  for (const std::string& name : unread) {
+    const bool is_frequency =
+        name.size() > frequencies.size() &&
+        name.compare(name.size() - frequencies.size(), frequencies.size(), frequencies) == 0;
+    if (!is_frequency)
+      refuse_tensor(weights, name,
+                    "stored, but the engine does not read it, expected the tensors of a Mixtral "
+                    "model alone (" +
+                        std::to_string(unread.size()) + " are unread)");
+    ++num_frequencies;
+  }
+  if (num_frequencies != 0)
+    warnings.push_back(weights.source() + ": " + std::to_string(num_frequencies) + " tensors *" +
+                       frequencies + " are not read: the engine computes them from rope_theta");
+}
+
+/// The type that the experts are stored in; of the first one where they differ.
+std::string read_expert_dtype(const checkpoint& weights, std::vector<std::string>& warnings) {
+  const std::string first =
+      weights.dtype(name_of_layer(0) + "block_sparse_moe.experts.0.w1.weight");
+  for (const std::string& name : weights.names())
+    if (name.find(".block_sparse_moe.experts.") != std::string::npos &&
+        weights.dtype(name) != first) {
+      warnings.push_back(weights.source() + ": experts are stored as " + first + " and as " +
+                         weights.dtype(name) + ": sizes in bytes are those of " + first);
+      break;
+    }
+  return first;
+}
+
 layer load_layer(const checkpoint& weights, const model_config& config, int index) {
   const std::int64_t hidden = config.hidden_size;
   const std::int64_t q_width = std::int64_t{config.num_heads} * config.head_dim;
   const std::int64_t kv_width = std::int64_t{config.num_kv_heads} * config.head_dim;
-  const std::string prefix = "model.layers." + std::to_string(index) + ".";
+  const std::string prefix = name_of_layer(index);
   const std::string attention = prefix + "self_attn.";
   auto qkv = weights.read(attention + "q_proj.weight", {q_width, hidden});
   append(qkv, weights.read(attention + "k_proj.weight", {kv_width, hidden}));
@@ -62,18 +125,36 @@ const model_config& engine::config() const noexcept {
   return parts_->config;
 }
 
+const std::string& engine::expert_dtype() const noexcept {
+  return parts_->expert_dtype;
+}
+
+const std::vector<std::string>& engine::warnings() const noexcept {
+  return parts_->warnings;
+}
+
 engine engine::load(const std::filesystem::path& folder) {
   auto parts = std::make_unique<implementation>();
   const model_config& config = parts->config = read_config(folder);
   const checkpoint weights(folder);
+  refuse_layers_beyond(weights, config.num_layers);
   const std::int64_t hidden = config.hidden_size;
   const std::int64_t vocab = config.vocab_size;
   parts->embeddings = weights.read("model.embed_tokens.weight", {vocab, hidden});
   for (int i = 0; i < config.num_layers; ++i)
     parts->layers.push_back(load_layer(weights, config, i));
   parts->norm = weights.read("model.norm.weight", {hidden});
-  const auto head = config.tie_word_embeddings ? parts->embeddings
-                                               : weights.read("lm_head.weight", {vocab, hidden});
+  const std::string head_name = "lm_head.weight";
+  const bool is_tied = config.tie_word_embeddings;
+  const auto head = is_tied && !weights.contains(head_name)
+                        ? parts->embeddings
+                        : weights.read(head_name, {vocab, hidden});
+  if (is_tied && head != parts->embeddings)
+    refuse_tensor(weights, head_name,
+                  "differs from model.embed_tokens.weight, expected the same: "
+                  "tie_word_embeddings is true in config.json");
+  account_for_tensors(weights, parts->warnings);
+  parts->expert_dtype = read_expert_dtype(weights, parts->warnings);
   parts->head = dense(head.data(), config.vocab_size, config.hidden_size);
   return engine(std::move(parts));
 }

@@ -4,6 +4,8 @@
 #include <cstdint>
 #include <filesystem>
 #include <memory>
+#include <string>
+#include <vector>
 
 #include "config.hpp"
 #include "moe_layer.hpp"
@@ -19,7 +21,8 @@ struct timing {
 class engine {
  public:
   /// Reads config.json and model.safetensors (or model.safetensors.index.json and its shards).
-  /// Throws std::runtime_error naming the file and the key or tensor that is wrong.
+  /// Throws std::runtime_error naming the file and the key or tensor that is wrong; also one that
+  /// the engine does not know, since what it is for would be missing.
   static engine load(const std::filesystem::path& folder);
 
   engine(engine&&) noexcept;
@@ -27,6 +30,10 @@ class engine {
   ~engine();
 
   const model_config& config() const noexcept;
+  /// The type that the experts are stored in: "F16", "BF16", "F32".
+  const std::string& expert_dtype() const noexcept;
+  /// What was found in the folder and left alone because it cannot matter; usually nothing.
+  const std::vector<std::string>& warnings() const noexcept;
 
   /// tokens [num_sequences, length] -> logits [num_sequences * length, vocab_size]. Causal, each
   /// sequence on its own, positions from 0. Adds to `time` where given. Not for two threads at

@@ -5,6 +5,7 @@
 #include <chrono>
 #include <cmath>
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include "attention.hpp"
@@ -44,6 +45,8 @@ inline void rms_norm(const float* x, std::int64_t num_tokens, const std::vector<
 
 struct engine::implementation {
   model_config config;
+  std::string expert_dtype;
+  std::vector<std::string> warnings;
   std::vector<float> embeddings;  // [V, H]
   std::vector<layer> layers;
   std::vector<float> norm;  // [H]

@@ -42,6 +42,8 @@ adaptive_k::k_policy top_p(int top_k, float mass) {
 int generate(const std::string& folder, const std::string& prompt, int num_tokens, float mass,
              std::uint64_t seed) {
   moe_engine::engine model = moe_engine::engine::load(folder);
+  for (const std::string& warning : model.warnings())
+    std::fprintf(stderr, "warning: %s\n", warning.c_str());
   const moe_engine::model_config& config = model.config();
   if (config.vocab_size != 256) {
     std::fprintf(stderr, "%s: vocab_size is %d, expected 256: this program has no tokenizer\n",

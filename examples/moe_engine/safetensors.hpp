@@ -4,13 +4,19 @@
 #include <cstdint>
 #include <filesystem>
 #include <map>
+#include <memory>
 #include <string>
+#include <string_view>
 #include <vector>
 
 namespace moe_engine {
 
-/// One file. The header is read and checked at once, tensors when asked for. Every failure is a
-/// std::runtime_error naming the file and, where there is one, the tensor.
+/// One file. The header is read and checked at once, tensors when asked for. What the format's own
+/// reference refuses is refused: data that no tensor or more than one covers, shapes that do not
+/// fit their bytes, headers above 100 MB; and what the format rules out though the reference lets
+/// it pass: names that come twice, a header that does not begin with '{'. Nothing is allocated for
+/// a size that the file does not have. Every failure is a std::runtime_error naming the file and,
+/// where there is one, the tensor.
 class safetensors_file {
  public:
   struct tensor {
@@ -20,41 +26,44 @@ class safetensors_file {
     std::uint64_t end = 0;
   };
 
-  explicit safetensors_file(std::filesystem::path path);
+  explicit safetensors_file(const std::filesystem::path& path);
+  /// The same of a file's bytes; messages call it `name`.
+  safetensors_file(std::string name, std::string bytes);
 
-  const std::filesystem::path& path() const noexcept { return path_; }
+  /// The path, or the name given.
+  const std::string& name() const noexcept { return name_; }
   const std::map<std::string, tensor>& tensors() const noexcept { return tensors_; }
   const std::map<std::string, std::string>& metadata() const noexcept { return metadata_; }
 
   /// The values as float, exactly: dtype F32, F16 or BF16.
-  std::vector<float> read(const std::string& name) const;
+  std::vector<float> read(const std::string& tensor_name) const;
   /// The same, of this very shape.
-  std::vector<float> read(const std::string& name, const std::vector<std::int64_t>& shape) const;
+  std::vector<float> read(const std::string& tensor_name,
+                          const std::vector<std::int64_t>& shape) const;
+  /// Of a tensor of this very shape the rows first .. first + rows - 1, along the first dimension.
+  std::vector<float> read_rows(const std::string& tensor_name,
+                               const std::vector<std::int64_t>& shape, std::int64_t first,
+                               std::int64_t rows) const;
   /// Integers: dtype I64, I32 or U8.
-  std::vector<std::int64_t> read_integers(const std::string& name) const;
+  std::vector<std::int64_t> read_integers(const std::string& tensor_name) const;
 
  private:
-  const tensor& find(const std::string& name) const;
-  std::vector<char> read_bytes(const std::string& name, const tensor& entry) const;
+  void parse(const std::string& header, std::uint64_t data_bytes);
+  const tensor& find(const std::string& tensor_name) const;
+  const tensor& find(const std::string& tensor_name, const std::vector<std::int64_t>& shape) const;
+  void copy(const std::string& tensor_name, std::uint64_t begin, void* target,
+            std::uint64_t bytes) const;
+  std::vector<float> read_range(const std::string& tensor_name, const tensor& entry,
+                                std::uint64_t begin, std::uint64_t end) const;
 
+  std::string name_;
   std::filesystem::path path_;
+  std::shared_ptr<const std::string> bytes_;  // null: in the file
   std::map<std::string, tensor> tensors_;
   std::map<std::string, std::string> metadata_;
 };
 
-/// The weights of a model folder: model.safetensors, or the shards that
-/// model.safetensors.index.json lists.
-class checkpoint {
- public:
-  explicit checkpoint(const std::filesystem::path& folder);
-
-  bool contains(const std::string& name) const { return home_.count(name) != 0; }
-  std::vector<float> read(const std::string& name, const std::vector<std::int64_t>& shape) const;
-
- private:
-  std::string source_;  // the file that lists the tensors
-  std::vector<safetensors_file> files_;
-  std::map<std::string, std::size_t> home_;  // tensor -> index of its file
-};
+/// "[2, 3]"
+std::string text_of(const std::vector<std::int64_t>& shape);
 
 }  // namespace moe_engine

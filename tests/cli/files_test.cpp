@@ -5,22 +5,24 @@
 #include <filesystem>
 #include <fstream>
 #include <functional>
+#include <map>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "bench/adaptive_k/dataset.hpp"
-#include "bench/adaptive_k/failure.hpp"
+#include "bench/adaptive_k/safetensors.hpp"
 #include "bench/adaptive_k/sha256.hpp"
 #include "bench/adaptive_k/trace.hpp"
 #include "cli/scratch.hpp"
 
 namespace {
 
-/// The message of the failure that `action` ends in; "" when it does not.
+/// The message of the error that `action` ends in; "" when it does not.
 std::string message_of(const std::function<void()>& action) {
   try {
     action();
-  } catch (const bench::failure& error) {
+  } catch (const std::runtime_error& error) {
     return error.what();
   }
   return "";
@@ -61,8 +63,8 @@ TEST(Dataset, OtherModelsReadTokenIds) {
   EXPECT_TRUE(contains(refusal("a.txt", "words"), "a.txt: the model has a vocabulary of 32000"));
   EXPECT_TRUE(contains(refusal("b.json", "[1, 32000]"), "b.json: token 1 is outside"));
   EXPECT_TRUE(contains(refusal("b2.json", "[1, 99999999999999]"), "token 1 is outside"));
-  EXPECT_TRUE(contains(refusal("c.json", "[1, \"x\"]"), "c.json: token 1 is \"x\", expected"));
-  EXPECT_TRUE(contains(refusal("d.json", "{"), "d.json: expected a JSON array"));
+  EXPECT_TRUE(contains(refusal("c.json", "[1, \"x\"]"), "c.json: [1]: \"x\", expected an integer"));
+  EXPECT_TRUE(contains(refusal("d.json", "{"), "d.json: line 1"));
   EXPECT_TRUE(contains(refusal("e.bin", "123"), "e.bin: 3 bytes are no whole number"));
 }
 
@@ -118,7 +120,7 @@ TEST(Trace, ReadsWhatWasWritten) {
   EXPECT_EQ(trace.logits(1, 0, 6), small_logits()[1]);
   EXPECT_EQ(trace.logits(0, 4, 1), (std::vector<float>{16, 17, 18, 19}));
   EXPECT_TRUE(trace.selection_bias(0).empty());
-  EXPECT_TRUE(contains(message_of([&] { trace.logits(0, 5, 2); }), "has no rows 5..6"));
+  EXPECT_TRUE(contains(message_of([&] { trace.logits(0, 5, 2); }), "no rows 5..6"));
 }
 
 TEST(Trace, EveryPartIsChecked) {
@@ -139,14 +141,15 @@ TEST(Trace, EveryPartIsChecked) {
     return refusal_of(text.replace(at, from.size(), to));
   };
   EXPECT_EQ(refusal_of(good), "");
-  EXPECT_TRUE(contains(refusal_of(""), "not a safetensors file"));
-  EXPECT_TRUE(contains(refusal_of(good.substr(0, 40)), "not a safetensors file, or cut short"));
-  EXPECT_TRUE(contains(refusal_of(good.substr(0, good.size() - 4)), "data_offsets"));
+  EXPECT_TRUE(contains(refusal_of(""), "truncated"));
+  EXPECT_TRUE(contains(refusal_of(good.substr(0, 40)), "truncated: the header has"));
+  EXPECT_TRUE(contains(refusal_of(good.substr(0, good.size() - 4)), "truncated: it ends at byte"));
   EXPECT_TRUE(contains(with("adaptive_k.trace", "adaptive_k.graph"), "is not a trace"));
   EXPECT_TRUE(contains(with("\"version\":\"1\"", "\"version\":\"2\""), "metadata version: '2'"));
   EXPECT_TRUE(contains(with("\"top_k\":\"2\"", "\"top_k\":\"9\""), "top_k is 9, expected 1..4"));
   EXPECT_TRUE(contains(with("\"top_k\":\"2\"", "\"top_k\":\"x\""), "metadata top_k: 'x'"));
-  EXPECT_TRUE(contains(with("\"top_k\":", "\"top_j\":"), "metadata top_k: missing"));
+  EXPECT_TRUE(
+      contains(with("\"top_k\":", "\"top_j\":"), "metadata top_j: '2', expected no other keys"));
   EXPECT_TRUE(contains(with("softmax", "hardmax"), "metadata gating: 'hardmax', expected one"));
   EXPECT_TRUE(contains(with("\"true\"", "\"TRUE\""), "metadata renormalize: 'TRUE'"));
   EXPECT_TRUE(contains(with("\"window\":\"3\"", "\"window\":\"4\""),
@@ -154,8 +157,106 @@ TEST(Trace, EveryPartIsChecked) {
   EXPECT_TRUE(contains(with("\"num_layers\":\"2\"", "\"num_layers\":\"3\""),
                        "layer.2.router_logits: missing"));
   EXPECT_TRUE(contains(with("layer.1.router", "layer.7.router"), "layer.1.router_logits: missing"));
-  EXPECT_TRUE(contains(with("\"F32\"", "\"F16\""), "layer.0.router_logits: expected F32 [6, 4]"));
-  EXPECT_TRUE(contains(with("\"dtype\"", "\"dtipe\""), "expected dtype, shape and data_offsets"));
+  EXPECT_TRUE(
+      contains(with("\"F32\"", "\"F16\""), "data_offsets: [0,96], expected 48 bytes for F16"));
+  EXPECT_TRUE(contains(with("\"dtype\"", "\"dtipe\""), "dtype: missing, expected"));
+}
+
+/// A trace of `logits` and `more`, with `changes` to good metadata; "" leaves a key out.
+std::string refusal_of_trace(const std::map<std::string, std::string>& changes,
+                             std::vector<bench::float_tensor> more = {}) {
+  std::map<std::string, std::string> metadata = {{"format", "adaptive_k.trace"},
+                                                 {"version", "1"},
+                                                 {"model", "m"},
+                                                 {"num_layers", "1"},
+                                                 {"num_experts", "4"},
+                                                 {"top_k", "2"},
+                                                 {"gating", "softmax"},
+                                                 {"renormalize", "true"},
+                                                 {"num_tokens", "2"},
+                                                 {"window", "2"},
+                                                 {"dataset", "d"},
+                                                 {"dataset_sha256", "s"}};
+  for (const auto& [key, value] : changes)
+    if (value.empty())
+      metadata.erase(key);
+    else
+      metadata[key] = value;
+  more.push_back({"layer.0.router_logits", {2, 4}, std::vector<float>(8, 0.5f)});
+  const scratch_folder folder;
+  const auto file = folder.path() / "t.safetensors";
+  bench::write_safetensors(file, more, metadata);
+  const std::string message = message_of([&] { bench::trace_reader reader(file); });
+  EXPECT_LE(message.size(), 1200u);
+  if (message.empty()) return "";
+  EXPECT_EQ(message.rfind(file.string() + ": ", 0), 0u) << message;
+  return message.substr(file.string().size() + 2);
+}
+
+TEST(Trace, EveryKeyWithAWrongValueIsNamed) {
+  EXPECT_EQ(refusal_of_trace({}), "");
+  std::string euros;
+  while (euros.size() < 2'000'000) euros += "\xE2\x82\xAC";
+  for (const char* key : {"version", "num_layers", "num_experts", "top_k", "gating", "renormalize",
+                          "num_tokens", "window"}) {
+    for (const std::string& value :
+         {std::string("x"), std::string("-1"), std::string("1e300"), std::string("2.0"),
+          std::string(" 2"), std::string("99999999999999999999"), std::string("[]"), euros}) {
+      const std::string message = refusal_of_trace({{key, value}});
+      EXPECT_EQ(message.rfind("metadata " + std::string(key) + ": '" + value.substr(0, 20), 0), 0u)
+          << message;
+      EXPECT_TRUE(contains(message, "expected ")) << message;
+    }
+    EXPECT_EQ(refusal_of_trace({{key, ""}}), "metadata " + std::string(key) + ": missing");
+  }
+}
+
+TEST(Trace, ReadsEverythingThatIsStoredOrRefusesIt) {
+  EXPECT_TRUE(
+      contains(refusal_of_trace({{"routed_scaling_factor", "2.5"}}),
+               "metadata routed_scaling_factor: '2.5', expected no other keys than format"));
+  EXPECT_TRUE(contains(refusal_of_trace({{"groups_kept", "2"}}), "expected num_groups beside it"));
+  const std::vector<float> four(4, 1.0f), eight(8, 1.0f);
+  EXPECT_TRUE(
+      contains(refusal_of_trace({}, {{"layer.1.router_logits", {2, 4}, eight}}),
+               "layer.1.router_logits: unknown tensor, expected router_logits of 1 layers"));
+  EXPECT_TRUE(contains(refusal_of_trace({}, {{"other", {4}, four}}), "other: unknown tensor"));
+  EXPECT_EQ(refusal_of_trace({}, {{"layer.0.selection_bias", {4}, four}}), "");
+  EXPECT_TRUE(contains(refusal_of_trace({}, {{"layer.0.selection_bias", {2, 2}, four}}),
+                       "layer.0.selection_bias: is F32 [2, 2], expected F32 [4]"));
+}
+
+TEST(Trace, TakesNoMemoryForTokensThatAreNotThere) {
+  // 400 bytes that speak of 2^40 tokens.
+  EXPECT_TRUE(contains(refusal_of_trace({{"num_tokens", "1099511627776"}, {"window", "2"}}),
+                       "layer.0.router_logits: is F32 [2, 4], expected F32 [1099511627776, 4]"));
+  const scratch_folder folder;
+  std::string header =
+      R"({"layer.0.router_logits":{"dtype":"F32","shape":[1099511627776,4],"data_offsets":[0,0]}})";
+  std::string bytes;
+  for (unsigned i = 0; i < 8; ++i) bytes += static_cast<char>(header.size() >> (8 * i) & 0xFF);
+  const auto file = folder.write("t.safetensors", bytes + header);
+  EXPECT_TRUE(contains(message_of([&] { bench::trace_reader reader(file); }),
+                       "expected 17592186044416 bytes"));
+}
+
+TEST(Dataset, HostileTokenFilesEndInAShortMessage) {
+  scratch_folder folder;
+  std::string wide = "[";
+  while (wide.size() < 10'000'000) wide += "{},";
+  wide.back() = ']';
+  std::string euros;
+  while (euros.size() < 3'000'000) euros += "\xE2\x82\xAC";
+  for (const std::string& text :
+       {std::string(100'000, '['), "[" + std::string(100'000, '['), wide, "[\"" + euros + "\"]",
+        euros, std::string("{}"), std::string("5"), std::string("[null]"), std::string("[[1]]"),
+        std::string("[true]"), std::string("[1.5]"), std::string("[{\"a\": 1}]")}) {
+    const auto file = folder.write("ids.json", text);
+    const std::string message = message_of([&] { bench::read_dataset(file, 32000); });
+    EXPECT_EQ(message.rfind(file.string() + ": ", 0), 0u) << message;
+    EXPECT_TRUE(contains(message, "expected ")) << message;
+    EXPECT_LE(message.size(), 1100u);
+  }
 }
 
 TEST(Trace, ReadsTheBiasesAndGroupsOfOtherRouters) {
