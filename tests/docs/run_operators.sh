@@ -2,6 +2,7 @@
 # folder: the same commands, on few windows and tokens.
 set -eu
 lines="$1"
+[ -s "$lines" ]
 PATH="$2:$PATH"
 work="$(mktemp -d)"
 trap 'rm -rf "$work"' EXIT
