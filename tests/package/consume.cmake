@@ -91,7 +91,7 @@ if(REFUSED)
 endif()
 
 run_step("configure" ${configure} ${OPTIONS} -S "${work}/source" -B "${work}/build")
-if(PREFIX)
+if(PREFIX AND EXISTS "${work}/build/compile_commands.json")
   # What was installed must stand without the source tree.
   file(READ "${work}/build/compile_commands.json" commands)
   string(FIND "${commands}" "${SOURCE}" position)

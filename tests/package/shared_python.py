@@ -35,7 +35,12 @@ class RouteParams(ctypes.Structure):
                 ("logits_type", ctypes.c_int32), ("ids_type", ctypes.c_int32),
                 ("weights_type", ctypes.c_int32), ("layer", ctypes.c_int32),
                 ("row_stride", ctypes.c_int64), ("plans", ctypes.c_void_p),
-                ("topk_counts", ctypes.c_void_p), ("signal", ctypes.c_void_p)]
+                ("topk_counts", ctypes.c_void_p), ("signal", ctypes.c_void_p),
+                ("chosen_counts", ctypes.c_void_p), ("routing_bias", ctypes.c_void_p),
+                ("padding_mask", ctypes.c_void_p), ("k_min", ctypes.c_void_p), ("k_max", ctypes.c_void_p),
+                ("replay_ids", ctypes.c_void_p), ("replay_counts", ctypes.c_void_p),
+                ("metrics", ctypes.c_void_p), ("overlap_previous", ctypes.c_int32),
+                ("reserved", ctypes.c_int32)]
 
 
 def sized(struct):
