@@ -148,8 +148,9 @@ TEST(c_api_host, routes_by_the_best_instructions_and_says_which) {
   EXPECT_STREQ(adaptive_k_router_instruction_set(router.get()), name_of(best_instruction_set()));
   EXPECT_EQ(adaptive_k_router_instruction_set(nullptr), nullptr);
 #if defined(__x86_64__)
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
     EXPECT_STRNE(adaptive_k_router_instruction_set(router.get()), "scalar");
+  }
 #endif
 }
 
