@@ -12,14 +12,13 @@ namespace {
 
 using words = std::vector<std::string>;
 
-void expect_refusal(const std::vector<std::string>& arguments,
-                    const std::vector<std::string>& words) {
+void expect_refusal(const words& arguments, const words& expected) {
   const outcome result = run_program(arguments);
   std::string command;
   for (const std::string& argument : arguments) command += argument + " ";
   EXPECT_EQ(result.status, 2) << command << "\n" << result.err;
   EXPECT_EQ(result.out, "") << command;
-  for (const std::string& word : words)
+  for (const std::string& word : expected)
     EXPECT_TRUE(contains(result.err, word))
         << command << "\nexpected: " << word << "\nsaid: " << result.err;
   EXPECT_FALSE(contains(result.err, "terminate called")) << command;

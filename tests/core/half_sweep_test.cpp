@@ -118,7 +118,8 @@ TYPED_TEST(EveryPattern, TakesItsPlaceInARowByEveryInstructionSet) {
   std::vector<TypeParam> logits;
   for (int row = 0; row < num_rows; ++row)
     for (int expert = 0; expert < num_experts; ++expert)  // an odd factor: each pattern once
-      logits.push_back(this->pattern((row + expert * num_rows) * 40503 % num_patterns));
+      logits.push_back(this->pattern(static_cast<int>(
+          static_cast<unsigned>(row + expert * num_rows) * 40503u % unsigned{num_patterns})));
   for (const gating_kind kind : {gating_kind::softmax, gating_kind::sigmoid,
                                  gating_kind::top_k_softmax, gating_kind::sqrt_softplus}) {
     gating model;
