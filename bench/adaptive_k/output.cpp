@@ -46,13 +46,13 @@ bool is_same(const struct stat& a, const struct stat& b) {
   return a.st_dev == b.st_dev && a.st_ino == b.st_ino;
 }
 
-/// The file that the shell gave as stdout or stderr, as /dev/stdout names it.
-bool is_standard_stream(const struct stat& file) {
+/// The stream whose file, given by the shell, this is, as /dev/stdout names it; -1 for neither.
+int standard_stream_of(const struct stat& file) {
   for (const int stream : {STDOUT_FILENO, STDERR_FILENO}) {
     struct stat opened {};
-    if (fstat(stream, &opened) == 0 && is_same(opened, file)) return true;
+    if (fstat(stream, &opened) == 0 && is_same(opened, file)) return stream;
   }
-  return false;
+  return -1;
 }
 
 /// A new, empty file in the folder of `target`; -1 and errno where there can be none.
@@ -87,8 +87,14 @@ output_file::output_file(std::string option, fs::path file)
   const bool exists = stat(target_.c_str(), &old) == 0;
   if (!exists && errno != ENOENT) refuse(errno);
   if (exists && S_ISDIR(old.st_mode)) refuse(EISDIR);
-  if (exists && (!S_ISREG(old.st_mode) || is_standard_stream(old))) {
-    descriptor_ = open_in_place(target_, S_ISREG(old.st_mode) ? O_APPEND : 0);
+  const int stream = exists ? standard_stream_of(old) : -1;
+  if (stream >= 0) {  // one position in the file for both, or one would write over the other
+    descriptor_ = fcntl(stream, F_DUPFD_CLOEXEC, 0);
+    if (descriptor_ < 0) refuse(errno);
+    return;
+  }
+  if (exists && !S_ISREG(old.st_mode)) {
+    descriptor_ = open_in_place(target_, 0);
     if (descriptor_ < 0) refuse(errno);
     // The wait for a reader is over; its pauses are to be waited for.
     fcntl(descriptor_, F_SETFL, fcntl(descriptor_, F_GETFL) & ~O_NONBLOCK);
