@@ -94,6 +94,7 @@ run_step("configure" ${configure} ${OPTIONS} -S "${work}/source" -B "${work}/bui
 if(PREFIX AND EXISTS "${work}/build/compile_commands.json")
   # What was installed must stand without the source tree.
   file(READ "${work}/build/compile_commands.json" commands)
+  string(REPLACE "${prefix}/" "/prefix/" commands "${commands}")  # itself in a build tree
   string(FIND "${commands}" "${SOURCE}" position)
   if(NOT position EQUAL -1)
     finish("the installed package points back to the source tree:\n${commands}")
