@@ -101,7 +101,8 @@ ADAPTIVE_K_HD constexpr bool renormalizes(const Gating& g) noexcept {
 }
 
 /// Whether experts are ranked by score + bias rather than by logit. Every score grows with its
-/// logit, so without bias or summed groups the logits give the same order, and finer.
+/// logit (sqrt_softplus near 0 up to rounding: neighbours may fall by an ULP), so without bias or
+/// summed groups the logits give the same order, and finer.
 ADAPTIVE_K_HD inline bool selects_by_score(const gating& g) noexcept {
   return g.selection_bias || (g.n_group > 1 && g.group_rank == group_score::top2_sum);
 }
