@@ -1,4 +1,5 @@
 // The vectorised host path for every instruction set, compiled once: adaptive_k::host.
+#define ADAPTIVE_K_LINKS_SCALAR 1  // what no vectors take is in route_scalar.cpp
 #include "adaptive_k/host/route_vectors.hpp"
 
 ADAPTIVE_K_NAMESPACE_BEGIN

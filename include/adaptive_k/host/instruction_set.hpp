@@ -12,7 +12,7 @@ ADAPTIVE_K_NAMESPACE_BEGIN
 enum class instruction_set : std::uint8_t {
   best,     ///< the widest that this build and this machine have
   scalar,   ///< one token, one expert at a time
-  generic,  ///< vectors of 4, as the compiler makes them: NEON and others
+  generic,  ///< vectors of 4, as the compiler makes them: NEON and others; not on x86-64
   avx2,     ///< 8 lanes; needs AVX2, FMA, F16C, BMI1 and BMI2
   avx512,   ///< 16 lanes; needs AVX-512 F, BW, DQ and VL, and what avx2 does
 };
@@ -24,7 +24,7 @@ inline bool is_available(instruction_set set) noexcept {
     case instruction_set::scalar:
       return true;
     case instruction_set::generic:
-      return ADAPTIVE_K_HAS_GENERIC || ADAPTIVE_K_LINKS_EVERY_SET;
+      return ADAPTIVE_K_HAS_GENERIC || (ADAPTIVE_K_LINKS_EVERY_SET && !ADAPTIVE_K_X86_SETS);
     case instruction_set::avx2:  // NOLINT(bugprone-branch-clone): a build may lack both
 #if ADAPTIVE_K_X86_SETS && (ADAPTIVE_K_HAS_AVX2 || ADAPTIVE_K_LINKS_EVERY_SET)
       return ADAPTIVE_K_BUILT_FOR_AVX2 != 0 ||

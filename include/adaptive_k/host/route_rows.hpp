@@ -6,10 +6,10 @@
 
 #include "adaptive_k/config.hpp"
 #include "adaptive_k/core/gating.hpp"
-#include "adaptive_k/core/host_warp.hpp"
 #include "adaptive_k/core/route_token.hpp"
 #include "adaptive_k/host/call_metrics.hpp"
 #include "adaptive_k/host/instruction_set.hpp"
+#include "adaptive_k/host/route_scalar.hpp"
 #include "adaptive_k/host/simd/row.hpp"
 #include "adaptive_k/host/usual_token.hpp"
 #include "adaptive_k/types.hpp"
@@ -29,43 +29,6 @@ struct routing_call {
   routing_output<Id, Weight> output;
   routing_extras extras;
 };
-
-/// One token's dictated experts; none where `ids` is null.
-struct host_replay {
-  static constexpr bool possible = true;
-  const int* ids;
-  int number;
-  ADAPTIVE_K_HD bool active() const noexcept { return ids != nullptr; }
-  ADAPTIVE_K_HD int count() const noexcept { return number; }
-  ADAPTIVE_K_HD int expert(int rank) const noexcept { return ids[rank]; }
-};
-
-template <gating_kind Kind>
-void route_by_scalar(const row_request& request, const float* row, const host_replay& replay,
-                     token_route<max_top_k>& route) noexcept {
-  constexpr int max_rows = max_experts / reduction_slots;
-  const bool shadow = request.dictated != choice_counts;
-  route = route_token<Kind, max_rows, max_top_k>(host_warp<1>{}, *request.model, *request.plan,
-                                                 request.routing_bias, request.limits, shadow,
-                                                 logit_row<float>{row}, replay);
-}
-
-/// The reference path: any call, one expert at a time.
-inline void route_by_scalar(const row_request& request, const float* row, const host_replay& replay,
-                            token_route<max_top_k>& route) noexcept {
-  switch (request.model->kind) {
-    case gating_kind::softmax:
-      return route_by_scalar<gating_kind::softmax>(request, row, replay, route);
-    case gating_kind::sigmoid:
-      return route_by_scalar<gating_kind::sigmoid>(request, row, replay, route);
-    case gating_kind::top_k_softmax:
-      return route_by_scalar<gating_kind::top_k_softmax>(request, row, replay, route);
-    case gating_kind::sqrt_softplus:
-      return route_by_scalar<gating_kind::sqrt_softplus>(request, row, replay, route);
-    case gating_kind::sparsemixer:
-      return route_by_scalar<gating_kind::sparsemixer>(request, row, replay, route);
-  }
-}
 
 template <class Logit, class Id, class Weight>
 class row_router;
@@ -211,14 +174,7 @@ class row_router {
   ADAPTIVE_K_NOINLINE void decide_alone(std::int64_t token, const host_replay& replay,
                                         token_route<max_top_k>& route) noexcept {
     limits_of(token);
-    const Logit* row = row_of(token);
-    if constexpr (std::is_same_v<Logit, float>) {
-      route_by_scalar(request_, row, replay, route);
-    } else {
-      float floats[max_experts];
-      for (int e = 0; e < call_.model->num_experts; ++e) floats[e] = to_float(row[e]);
-      route_by_scalar(request_, floats, replay, route);
-    }
+    route_scalar(request_, row_of(token), replay, route);
   }
 
   void route_alone(std::int64_t token) noexcept {

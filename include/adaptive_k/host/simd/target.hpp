@@ -17,10 +17,10 @@
 #endif
 
 // Code that is compiled here. Without a word from the caller: for the widest vectors that the
-// build's own flags allow, if any. ADAPTIVE_K_VECTORISE=1: for every set, chosen at run time, which
-// makes a file that routes take several times as long to compile; =0: none. Files linked with
-// adaptive_k::host have ADAPTIVE_K_HOST_LIBRARY and compile none: the library has every set. Not
-// under nvcc: cudafe knows few of the intrinsics.
+// build's own flags allow, if any. ADAPTIVE_K_VECTORISE=1: for every set that a machine of this
+// kind may run best on, chosen at run time, which makes a file that routes take several times as
+// long to compile; =0: none. Files linked with adaptive_k::host have ADAPTIVE_K_HOST_LIBRARY and
+// compile none: the library has every set. Not under nvcc: cudafe knows few of the intrinsics.
 #if !defined(__GNUC__) || defined(__CUDACC__)
 #define ADAPTIVE_K_EVERY_SET 0
 #define ADAPTIVE_K_BUILT_SET 0
@@ -35,9 +35,12 @@
 #define ADAPTIVE_K_BUILT_SET 1
 #endif
 
-// g++ for Windows keeps vectors wider than 16 bytes at stack addresses where they trap (GCC bug
-// 54412).
-#if defined(__x86_64__) && (!defined(__MINGW32__) || defined(__clang__))
+// The sets of x86-64. g++ for Windows keeps vectors wider than 16 bytes at stack addresses where
+// they trap (GCC bug 54412). ADAPTIVE_K_GENERIC_VECTORS: those of every other machine here too, for
+// tests; they are no set to run best on, as vectors of 4 would emulate fma lane by lane or find
+// AVX2 beside it.
+#if defined(__x86_64__) && (!defined(__MINGW32__) || defined(__clang__)) && \
+    !defined(ADAPTIVE_K_GENERIC_VECTORS)
 #define ADAPTIVE_K_X86_SETS 1
 #else
 #define ADAPTIVE_K_X86_SETS 0
@@ -49,7 +52,7 @@
 #define ADAPTIVE_K_HAS_AVX2 \
   (ADAPTIVE_K_EVERY_SET ||  \
    (ADAPTIVE_K_BUILT_SET && ADAPTIVE_K_BUILT_FOR_AVX2 && !ADAPTIVE_K_BUILT_FOR_AVX512))
-#define ADAPTIVE_K_HAS_GENERIC ADAPTIVE_K_EVERY_SET
+#define ADAPTIVE_K_HAS_GENERIC 0
 #else
 #define ADAPTIVE_K_HAS_AVX512 0
 #define ADAPTIVE_K_HAS_AVX2 0
@@ -67,6 +70,16 @@
 #define ADAPTIVE_K_LINKS_EVERY_SET 0
 #endif
 #define ADAPTIVE_K_VECTORS (ADAPTIVE_K_SIMD || ADAPTIVE_K_LINKS_EVERY_SET)
+
+// The library's scalar path is for any machine, so a build that may use more of its own compiles
+// it.
+#if !defined(ADAPTIVE_K_LINKS_SCALAR)
+#if ADAPTIVE_K_LINKS_EVERY_SET && !defined(__FMA__)
+#define ADAPTIVE_K_LINKS_SCALAR 1
+#else
+#define ADAPTIVE_K_LINKS_SCALAR 0
+#endif
+#endif
 
 // Whoever compiles the slow path unasked learns it. A message, so that no -Werror stumbles over it.
 #if !ADAPTIVE_K_VECTORS && !defined(ADAPTIVE_K_VECTORISE) && !defined(__CUDACC__) && \
