@@ -1,4 +1,5 @@
-// A settled plan gives the K of the plan that it was made of, whatever limits a token has.
+// When a threshold is met and which k costs least, at equality too; and a settled plan gives the K
+// of the plan that it was made of, whatever limits a token has.
 #include "adaptive_k/core/choose_k.hpp"
 
 #include <gtest/gtest.h>
@@ -75,6 +76,55 @@ TEST(choose_k, a_usual_rule_keeps_to_any_limits) {
       });
     }
   }
+}
+
+adaptive_k::detail::ranked_experts<top_k> ranked_by(const float (&scores)[top_k]) {
+  detail::ranked_experts<top_k> ranked = {};
+  for (int j = 0; j < top_k; ++j) {
+    ranked.expert[j] = j;
+    ranked.score[j] = scores[j];
+    ranked.mass[j] = ranked.total += scores[j];
+  }
+  return ranked;
+}
+
+TEST(choose_k, a_signal_at_its_threshold_is_sure_where_high_is_and_else_not) {
+  using adaptive_k::signal_kind;
+  // Masses 0.5, 0.75, 0.875, 1; ratios to the first 0.5, 0.25, 0.25.
+  const auto ranked = ranked_by({0.5f, 0.25f, 0.125f, 0.125f});
+  const auto enough = [&](signal_kind kind, float threshold, float signal, int rank) {
+    detail::k_plan plan;
+    plan.signal = kind;
+    plan.threshold[rank] = threshold;
+    return detail::is_enough(plan, signal, ranked, rank);
+  };
+  EXPECT_TRUE(enough(signal_kind::topk_mass, 0.75f, 0.0f, 1));
+  EXPECT_FALSE(enough(signal_kind::topk_mass, 0.75f, 0.0f, 0));
+  EXPECT_FALSE(enough(signal_kind::score_ratio, 0.25f, 0.0f, 1));
+  EXPECT_TRUE(enough(signal_kind::score_ratio, 0.2500001f, 0.0f, 1));
+  EXPECT_TRUE(enough(signal_kind::margin, 0.25f, 0.25f, 0));
+  EXPECT_FALSE(enough(signal_kind::margin, 0.25f, 0.2499999f, 0));
+  for (const auto kind :
+       {signal_kind::softmax_entropy, signal_kind::normalized_entropy, signal_kind::topk_entropy}) {
+    EXPECT_FALSE(enough(kind, 0.25f, 0.25f, 0));
+    EXPECT_TRUE(enough(kind, 0.25f, 0.2499999f, 0));
+  }
+}
+
+TEST(choose_k, of_equal_costs_the_larger_k_is_taken) {
+  const float coefficients[top_k * adaptive_k::distortion_ref::num_features] = {};
+  detail::k_plan plan;
+  plan.distortion.coefficients = coefficients;
+  plan.distortion.sensitivity = 0.0f;
+  plan.distortion.lambda = 0.0f;
+  const auto ranked = ranked_by({0.5f, 0.25f, 0.125f, 0.125f});
+  const auto chosen_of = [&](k_limits limits) {
+    return detail::least_cost_k(plan, ranked, 1.0f, 8, top_k,
+                                detail::loop_count<false, top_k>{top_k}, limits);
+  };
+  for_each_limits([&](k_limits limits) { EXPECT_EQ(chosen_of(limits), limits.k_max); });
+  plan.distortion.lambda = 1.0f;  // now every expert costs
+  for_each_limits([&](k_limits limits) { EXPECT_EQ(chosen_of(limits), limits.k_min); });
 }
 
 }  // namespace
