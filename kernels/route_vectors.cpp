@@ -2,6 +2,8 @@
 #define ADAPTIVE_K_LINKS_SCALAR 1  // what no vectors take is in route_scalar.cpp
 #include "adaptive_k/host/route_vectors.hpp"
 
+#if ADAPTIVE_K_SIMD  // no set serves on x86-64 under g++ for Windows
+
 ADAPTIVE_K_NAMESPACE_BEGIN
 
 namespace detail {
@@ -24,3 +26,5 @@ template bool route_usual_token<float16>(const usual_setup&, const float16*,
 }  // namespace detail
 
 ADAPTIVE_K_NAMESPACE_END
+
+#endif

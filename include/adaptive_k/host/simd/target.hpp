@@ -16,34 +16,52 @@
 #define ADAPTIVE_K_BUILT_FOR_AVX2 0
 #endif
 
-// Code that is compiled here. Without a word from the caller: for the widest vectors that the
-// build's own flags allow, if any. ADAPTIVE_K_VECTORISE=1: for every set that a machine of this
-// kind may run best on, chosen at run time, which makes a file that routes take several times as
-// long to compile; =0: none. Files linked with adaptive_k::host have ADAPTIVE_K_HOST_LIBRARY and
-// compile none: the library has every set. Not under nvcc: cudafe knows few of the intrinsics.
-#if !defined(__GNUC__) || defined(__CUDACC__)
-#define ADAPTIVE_K_EVERY_SET 0
-#define ADAPTIVE_K_BUILT_SET 0
-#elif defined(ADAPTIVE_K_VECTORISE)
-#define ADAPTIVE_K_EVERY_SET (ADAPTIVE_K_VECTORISE + 0)
-#define ADAPTIVE_K_BUILT_SET 0
-#elif defined(ADAPTIVE_K_HOST_LIBRARY)
-#define ADAPTIVE_K_EVERY_SET 0
-#define ADAPTIVE_K_BUILT_SET 0
-#else
-#define ADAPTIVE_K_EVERY_SET 0
-#define ADAPTIVE_K_BUILT_SET 1
-#endif
-
 // The sets of x86-64. g++ for Windows keeps vectors wider than 16 bytes at stack addresses where
-// they trap (GCC bug 54412). ADAPTIVE_K_GENERIC_VECTORS: those of every other machine here too, for
-// tests; they are no set to run best on, as vectors of 4 would emulate fma lane by lane or find
-// AVX2 beside it.
+// they trap (GCC bug 54412). ADAPTIVE_K_GENERIC_VECTORS: those of other machines in their place,
+// for tests.
 #if defined(__x86_64__) && (!defined(__MINGW32__) || defined(__clang__)) && \
     !defined(ADAPTIVE_K_GENERIC_VECTORS)
 #define ADAPTIVE_K_X86_SETS 1
 #else
 #define ADAPTIVE_K_X86_SETS 0
+#endif
+
+// Vectors of 4 serve where fma is an instruction: else they would emulate it lane by lane.
+#if ADAPTIVE_K_X86_SETS || (defined(__x86_64__) && !defined(__FMA__))
+#define ADAPTIVE_K_GENERIC_SERVES 0
+#else
+#define ADAPTIVE_K_GENERIC_SERVES 1
+#endif
+
+// Under g++ and clang++, and not under nvcc: cudafe knows few of the intrinsics.
+#if defined(__GNUC__) && !defined(__CUDACC__)
+#define ADAPTIVE_K_VECTOR_COMPILER 1
+#else
+#define ADAPTIVE_K_VECTOR_COMPILER 0
+#endif
+
+// Whether the program is linked with adaptive_k::host, and that has every set that serves on such a
+// machine. It is built for a baseline one.
+#if defined(ADAPTIVE_K_HOST_LIBRARY) && ADAPTIVE_K_VECTOR_COMPILER && \
+    (ADAPTIVE_K_X86_SETS || !defined(__x86_64__))
+#define ADAPTIVE_K_LINKS_EVERY_SET 1
+#else
+#define ADAPTIVE_K_LINKS_EVERY_SET 0
+#endif
+
+// Code that is compiled here. Without a word from the caller: for the widest vectors that the
+// build's own flags allow, if any, and none where the library has it. ADAPTIVE_K_VECTORISE=1: for
+// every set, chosen at run time, which makes a file that routes take several times as long to
+// compile; =0: none.
+#if !ADAPTIVE_K_VECTOR_COMPILER
+#define ADAPTIVE_K_EVERY_SET 0
+#define ADAPTIVE_K_BUILT_SET 0
+#elif defined(ADAPTIVE_K_VECTORISE)
+#define ADAPTIVE_K_EVERY_SET (ADAPTIVE_K_VECTORISE + 0)
+#define ADAPTIVE_K_BUILT_SET 0
+#else
+#define ADAPTIVE_K_EVERY_SET 0
+#define ADAPTIVE_K_BUILT_SET (!ADAPTIVE_K_LINKS_EVERY_SET)
 #endif
 
 #if ADAPTIVE_K_X86_SETS
@@ -52,23 +70,13 @@
 #define ADAPTIVE_K_HAS_AVX2 \
   (ADAPTIVE_K_EVERY_SET ||  \
    (ADAPTIVE_K_BUILT_SET && ADAPTIVE_K_BUILT_FOR_AVX2 && !ADAPTIVE_K_BUILT_FOR_AVX512))
-#define ADAPTIVE_K_HAS_GENERIC 0
 #else
 #define ADAPTIVE_K_HAS_AVX512 0
 #define ADAPTIVE_K_HAS_AVX2 0
-#if defined(__x86_64__) && !defined(__FMA__)
-#define ADAPTIVE_K_HAS_GENERIC ADAPTIVE_K_EVERY_SET
-#else
-#define ADAPTIVE_K_HAS_GENERIC (ADAPTIVE_K_EVERY_SET || ADAPTIVE_K_BUILT_SET)
 #endif
-#endif
+#define ADAPTIVE_K_HAS_GENERIC \
+  (ADAPTIVE_K_GENERIC_SERVES && (ADAPTIVE_K_EVERY_SET || ADAPTIVE_K_BUILT_SET))
 #define ADAPTIVE_K_SIMD (ADAPTIVE_K_HAS_AVX512 || ADAPTIVE_K_HAS_AVX2 || ADAPTIVE_K_HAS_GENERIC)
-
-#if defined(ADAPTIVE_K_HOST_LIBRARY) && defined(__GNUC__) && !defined(__CUDACC__)
-#define ADAPTIVE_K_LINKS_EVERY_SET 1
-#else
-#define ADAPTIVE_K_LINKS_EVERY_SET 0
-#endif
 #define ADAPTIVE_K_VECTORS (ADAPTIVE_K_SIMD || ADAPTIVE_K_LINKS_EVERY_SET)
 
 // The library's scalar path is for any machine, so a build that may use more of its own compiles
@@ -84,7 +92,10 @@
 // Whoever compiles the slow path unasked learns it. A message, so that no -Werror stumbles over it.
 #if !ADAPTIVE_K_VECTORS && !defined(ADAPTIVE_K_VECTORISE) && !defined(__CUDACC__) && \
     !defined(ADAPTIVE_K_NO_SCALAR_NOTE)
-#if defined(__GNUC__)
+#if defined(ADAPTIVE_K_HOST_LIBRARY)
+#pragma message( \
+    "adaptive_k::host has no vectors for this compiler: compile for AVX2 (-march=x86-64-v3). ADAPTIVE_K_NO_SCALAR_NOTE silences this.")
+#elif defined(__GNUC__)
 #pragma message( \
     "adaptive_k routes without vectors here, 25 to 130 times slower: link adaptive_k::host, or compile for AVX2 (-march=x86-64-v3). ADAPTIVE_K_NO_SCALAR_NOTE silences this.")
 #else
