@@ -18,6 +18,11 @@ namespace {
 
 constexpr int status_of_a_mistake = 2;
 
+void say(const char* message) {
+  std::fprintf(stderr, "adaptive-k: %s\n",
+               adaptive_k::detail::printable_message(message, 1100).c_str());
+}
+
 int run(int argc, char** argv) {
   CLI::App app("Mixture-of-Experts routing with fewer experts per token: what it saves and costs.",
                "adaptive-k");
@@ -59,16 +64,15 @@ int main(int argc, char** argv) {
   try {
     status = run(argc, argv);
   } catch (const std::bad_alloc&) {
-    std::fprintf(stderr, "adaptive-k: not enough memory\n");
+    say("not enough memory");
   } catch (const std::system_error& error) {
     // Printing throws this, in words that do not say where to; that is said below.
-    if (std::ferror(stdout) == 0) std::fprintf(stderr, "adaptive-k: %s\n", error.what());
+    if (std::ferror(stdout) == 0) say(error.what());
   } catch (const std::exception& error) {
-    std::fprintf(stderr, "adaptive-k: %s\n",
-                 adaptive_k::detail::printable_message(error.what(), 1100).c_str());
+    say(error.what());
   }
   if (const std::string problem = bench::stdout_problem(); !problem.empty()) {
-    std::fprintf(stderr, "adaptive-k: stdout: cannot be written: %s\n", problem.c_str());
+    say(("stdout: cannot be written: " + problem).c_str());
     status = status_of_a_mistake;
   }
   return status;

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
+#include <adaptive_k/calibration/json_parse.hpp>
 #include <algorithm>
 #include <cerrno>
 #include <cstdio>
@@ -39,6 +40,16 @@ adaptive_k::routing_outcome outcome_of(const nlohmann::json& json) {
         {w.at(0).get<double>(), w.at(1).get<double>(), w.at(2).get<double>()});
   outcome.layer_mean_k = json.at("layer_mean_k").get<std::vector<double>>();
   return outcome;
+}
+
+/// What a line holds; empty where that is no JSON object, as of one that was cut off.
+nlohmann::json object_in(const std::string& line) {
+  try {
+    nlohmann::json value = adaptive_k::detail::parse_json_text(line, "");
+    if (value.is_object()) return value;
+  } catch (const adaptive_k::file_error&) {  // refused here means not kept
+  }
+  return nlohmann::json::object();
 }
 
 /// The names whose values are not the same, or that only one has.
@@ -96,8 +107,8 @@ void run_journal::read() {
     return !line.empty() || old.good();
   };
   if (!old || !next()) return;  // nothing kept yet
-  const auto head = nlohmann::json::parse(line, nullptr, false);
-  if (!head.is_object() || !head.contains("format") || head["format"] != format_name)
+  const nlohmann::json head = object_in(line);
+  if (!head.contains("format") || head["format"] != format_name)
     throw failure(
         fmt::format("--journal: {}: is no journal of this version of adaptive-k; name another "
                     "file, or remove it",
@@ -112,8 +123,8 @@ void run_journal::read() {
                     file_.string(), other));
   has_header_ = true;
   while (next()) {
-    const auto entry = nlohmann::json::parse(line, nullptr, false);
-    if (!entry.is_object()) continue;  // cut off
+    const nlohmann::json entry = object_in(line);
+    if (entry.empty()) continue;
     try {
       known_[entry.at("key").get<std::string>()] = outcome_of(entry);
     } catch (const nlohmann::json::exception&) {

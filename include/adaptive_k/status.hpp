@@ -87,7 +87,10 @@ inline int show_character(const char* text, std::size_t size, char (&shown)[4],
                           int& used) noexcept {
   const auto lead = static_cast<unsigned char>(text[0]);
   const int length = utf8_sequence(text, size);
-  if (length < 0 || lead < 0x20 || lead == 0x7F) {
+  // U+0080 to U+009F, with a lead of C2, are controls too.
+  const bool later_control =
+      lead == 0xC2 && length == 2 && static_cast<unsigned char>(text[1]) < 0xA0;
+  if (length < 0 || lead < 0x20 || lead == 0x7F || later_control) {
     constexpr char digits[] = "0123456789ABCDEF";
     shown[0] = '\\';
     shown[1] = 'x';

@@ -49,6 +49,10 @@ TEST(Status, EscapesWhatIsNoPrintableUtf8) {
   EXPECT_EQ(message_of("\xE2\x82"), "\\xE2\\x82") << "a sequence that the text itself cuts off";
   EXPECT_EQ(message_of("\xED\xA0\x80"), "\\xED\\xA0\\x80") << "a surrogate";
   EXPECT_EQ(message_of("\xC0\xAF"), "\\xC0\\xAF") << "an overlong form";
+  EXPECT_EQ(message_of("\xC2\x9B"
+                       "2J\xC2\xA0"),
+            "\\xC2\\x9B2J\xC2\xA0")
+      << "nor a control of two bytes";
   EXPECT_EQ(message_of("\033[2J\n\x7F"), "\\x1B[2J\\x0A\\x7F") << "a terminal obeys nothing";
   EXPECT_LE(message_of(std::string(300, '\xFF')).size(), 223u);
 }
