@@ -33,18 +33,14 @@ function(adaptive_k_compile_as_own)
       endif()
     endif()
   endif()
-  # What the tests link and users get compiled is watched too. The vectors of adaptive_k::host only
-  # while fuzzing: clang takes many minutes to instrument them.
-  set(libraries adaptive_k_c_host)
-  if(ADAPTIVE_K_FUZZ)
-    list(APPEND libraries adaptive_k_host)
-  endif()
-  foreach(library IN LISTS libraries)
-    if(sanitize AND TARGET ${library})
-      target_compile_options(${library} PRIVATE
-        ${sanitize} -fno-omit-frame-pointer -fno-sanitize-recover=all)
+  # What the tests link and users get compiled is watched too, but for adaptive_k::host: clang takes many minutes
+  # to instrument its vectors. While fuzzing it reports which of their branches were taken.
+  if(sanitize)
+    target_compile_options(adaptive_k_c_host PRIVATE ${sanitize} -fno-omit-frame-pointer -fno-sanitize-recover=all)
+    if(ADAPTIVE_K_FUZZ)
+      target_compile_options(adaptive_k_host PRIVATE -fsanitize=fuzzer-no-link)
     endif()
-  endforeach()
+  endif()
   foreach(folder IN LISTS ARGN)
     _adaptive_k_targets_below("${PROJECT_SOURCE_DIR}/${folder}" targets)
     foreach(target IN LISTS targets)
