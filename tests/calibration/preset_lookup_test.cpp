@@ -31,9 +31,10 @@ TEST(PresetLookup, TakesNamesAliasesAndPaths) {
 
 TEST(PresetLookup, UnknownNamesListWhatIsKnownAndWhereItLooked) {
   const std::string message = error_of([] { load_preset("mixtral-9x9b"); });
-  EXPECT_EQ(message.rfind("preset 'mixtral-9x9b': unknown, expected one of ", 0), 0u) << message;
+  const std::string start =
+      "preset 'mixtral-9x9b': unknown in " + shipped_folder().string() + ", expected one of ";
+  EXPECT_EQ(message.rfind(start, 0), 0u) << message;
   EXPECT_NE(message.find("mixtral-8x7b"), std::string::npos);
-  EXPECT_NE(message.find("searched: " + shipped_folder().string()), std::string::npos) << message;
 }
 
 TEST(PresetLookup, TheEnvironmentComesFirst) {
@@ -45,13 +46,44 @@ TEST(PresetLookup, TheEnvironmentComesFirst) {
   file["name"] = "other";
   file["aliases"] = {"mixtral-8x7b"};
   second.write("other.json", file);
-  const search_path path("::/nowhere/at/all:" + first.path().string() + ":" +
-                         second.path().string());
-  EXPECT_EQ(adaptive_k::calibration_path().size(), 4u);
+  const std::string both = first.path().string() + ":" + second.path().string();
+  const search_path path("::" + both + ":" + both + "/.:" + shipped_folder().string());
+  EXPECT_EQ(adaptive_k::calibration_path().size(), 3u) << "each folder once";
   EXPECT_EQ(load_preset("ORG/tiny").model.num_experts, 16);
   EXPECT_EQ(load_preset("other").model.num_experts, 99);
   EXPECT_EQ(load_preset("mixtral-8x7b").name, "other") << "own files override the library's";
   EXPECT_EQ(load_preset("olmoe").name, "olmoe-1b-7b") << "the library's own stay known";
+}
+
+TEST(PresetLookup, AFolderThatIsNotThereIsRefused) {
+  const temporary_folder folder;
+  const std::string missing = (folder.path() / "missing").string();
+  const search_path path(folder.path().string() + ":" + missing);
+  for (const std::string& message : {error_of([] { load_preset("mixtral-8x7b"); }),
+                                     error_of([] { adaptive_k::list_presets(); })})
+    EXPECT_EQ(message, "ADAPTIVE_K_CALIBRATIONS: '" + missing + "', expected a folder");
+}
+
+TEST(PresetLookup, ANameIsTakenOnceInAFolder) {
+  const temporary_folder folder;
+  json file = good_file();
+  folder.write("a.json", file);
+  folder.write("z.json", file);
+  file["name"] = "another";
+  file["aliases"] = {"org/tiny"};
+  folder.write("by_alias.json", file);
+  const search_path path(folder.path().string());
+  const std::string refused =
+      "z.json: name: 'tiny' is also that of a.json, expected each name once";
+  EXPECT_NE(error_of([] { load_preset("tiny"); }).find(refused), std::string::npos)
+      << error_of([] { load_preset("tiny"); });
+  EXPECT_NE(error_of([] { load_preset("org/TINY"); }).find("also that of a.json"),
+            std::string::npos);
+  EXPECT_EQ(load_preset((folder.path() / "z.json").string()).name, "tiny") << "by path it is plain";
+  std::vector<adaptive_k::preset_error> unusable;
+  adaptive_k::list_presets(&unusable);
+  ASSERT_EQ(unusable.size(), 1u);
+  EXPECT_NE(std::string(unusable[0].what()).find(refused), std::string::npos);
 }
 
 TEST(PresetLookup, ABadFileDoesNotHideTheOthers) {
@@ -149,6 +181,20 @@ TEST(Preset, GivesPoliciesByName) {
                          "published, full"),
             std::string::npos)
       << message;
+}
+
+TEST(PresetLookup, APresetsFileOfAnotherVersionIsNoPolicyEither) {
+  const temporary_folder folder;
+  json file = good_file();
+  const adaptive_k::preset tiny = load_preset(folder.write("tiny.json", file).string());
+  EXPECT_TRUE(tiny.make_router(tiny.file.string()).validity());
+  file["schema_version"] = 2;
+  const std::string newer = folder.write("newer.json", file).string();
+  EXPECT_NE(error_of([&] { tiny.make_router(newer); }).find("newer.json: schema_version: 2"),
+            std::string::npos);
+  file.erase("schema_version");
+  folder.write("newer.json", file);
+  EXPECT_NE(error_of([&] { tiny.make_router(newer); }).find("schema_version"), std::string::npos);
 }
 
 TEST(PresetLookup, APolicysFileIsToldFromAPresets) {

@@ -288,6 +288,8 @@ inline std::string describe_router(const gating& model) {
 /// The default policy of a preset's file, which must be of a router like `model`.
 inline preset_policy read_default_policy(const json_node& root, const gating& model,
                                          int num_layers) {
+  root.at("schema_version", "an integer")
+      .as_integer(calibration_schema_version, calibration_schema_version);
   const json_node node = root.at("gating", "an object");
   const gating own = read_gating(node);
   if (!is_same_router(own, model))

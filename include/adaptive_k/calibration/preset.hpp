@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <cstdlib>
 #include <filesystem>
+#include <map>
+#include <optional>
 #include <set>
 #include <string>
 #include <string_view>
@@ -160,10 +162,18 @@ inline bool has_name(const preset& candidate, const std::string& lower_name) {
                      [&](const std::string& alias) { return lower_case(alias) == lower_name; });
 }
 
+inline preset_error same_name(const std::filesystem::path& file, const std::string& name,
+                              const std::filesystem::path& other) {
+  return {file.string(), "name",
+          "'" + name + "' is also that of " + other.filename().string() +
+              ", expected each name once in a folder"};
+}
+
 }  // namespace detail
 
-/// Directories with calibration files, in the order they are searched: those of the environment
-/// variable ADAPTIVE_K_CALIBRATIONS (':' between them; ';' on Windows), then the library's own.
+/// Directories with calibration files, in the order they are searched, each once: those of the
+/// environment variable ADAPTIVE_K_CALIBRATIONS (':' between them; ';' on Windows), then the
+/// library's own. Throws preset_error where the variable names what is no directory.
 inline std::vector<std::filesystem::path> calibration_path() {
 #if defined(_WIN32)
   constexpr char separator = ';';
@@ -171,11 +181,22 @@ inline std::vector<std::filesystem::path> calibration_path() {
   constexpr char separator = ':';
 #endif
   std::vector<std::filesystem::path> folders;
+  const auto add = [&](const std::filesystem::path& folder) {
+    std::error_code ignored;
+    for (const std::filesystem::path& before : folders)
+      if (before == folder || std::filesystem::equivalent(before, folder, ignored)) return;
+    folders.push_back(folder);
+  };
   if (const char* list = std::getenv("ADAPTIVE_K_CALIBRATIONS"))
-    for (const std::string& folder : detail::split(list, separator))
-      if (!folder.empty()) folders.emplace_back(folder);
+    for (const std::string& folder : detail::split(list, separator)) {
+      if (folder.empty()) continue;
+      std::error_code ignored;
+      if (!std::filesystem::is_directory(folder, ignored))
+        throw preset_error("ADAPTIVE_K_CALIBRATIONS", "", "'" + folder + "', expected a folder");
+      add(folder);
+    }
 #if defined(ADAPTIVE_K_CALIBRATION_DIR)
-  folders.emplace_back(ADAPTIVE_K_CALIBRATION_DIR);
+  add(ADAPTIVE_K_CALIBRATION_DIR);
 #endif
   return folders;
 }
@@ -186,17 +207,20 @@ inline preset load_preset_file(const std::filesystem::path& file) {
 }
 
 /// Every preset on the search path, by name; the first directory wins where two have the same
-/// name. A file that cannot be used does not stand in the way of the others: it is added to
-/// `unusable` where given.
+/// name. A file that cannot be used, or has the name of another of its directory, does not stand in
+/// the way of the others: it is added to `unusable` where given. Throws as calibration_path does.
 inline std::vector<preset> list_presets(std::vector<preset_error>* unusable = nullptr) {
   std::vector<preset> presets;
-  std::set<std::string> known;
+  std::map<std::string, std::filesystem::path> known;
   for (const std::filesystem::path& folder : calibration_path())
     for (const std::filesystem::path& file : detail::calibration_files(folder)) {
       try {
         preset candidate = load_preset_file(file);
-        if (known.insert(detail::lower_case(candidate.name)).second)
+        const auto [same, is_new] = known.emplace(detail::lower_case(candidate.name), file);
+        if (is_new)
           presets.push_back(std::move(candidate));
+        else if (same->second.parent_path() == folder)
+          throw detail::same_name(file, candidate.name, same->second);
       } catch (const preset_error& error) {
         if (unusable != nullptr) unusable->push_back(error);
       }
@@ -207,7 +231,8 @@ inline std::vector<preset> list_presets(std::vector<preset_error>* unusable = nu
 }
 
 /// The preset with that name or alias (case is ignored), or the one in that .json file. A bad file
-/// elsewhere on the search path does not stand in the way of a good one. Throws preset_error.
+/// elsewhere on the search path does not stand in the way of a good one; two of one directory that
+/// both have the name do. Throws preset_error.
 inline preset load_preset(std::string_view name_alias_or_path) {
   const std::string given(name_alias_or_path);
   if (std::filesystem::path(given).extension() == ".json") return load_preset_file(given);
@@ -217,25 +242,30 @@ inline preset load_preset(std::string_view name_alias_or_path) {
   std::string unusable;
   for (const std::filesystem::path& folder : calibration_path()) {
     searched += (searched.empty() ? "" : ", ") + folder.string();
+    std::optional<preset> found;
     for (const std::filesystem::path& file : detail::calibration_files(folder)) {
+      std::optional<preset> candidate;
       try {
-        preset candidate = load_preset_file(file);
-        if (detail::has_name(candidate, name)) return candidate;
-        known += (known.empty() ? "" : ", ") + candidate.name;
+        candidate = load_preset_file(file);
       } catch (const preset_error& error) {
-        if (detail::lower_case(file.stem().string()) == name) throw;
+        if (!found && detail::lower_case(file.stem().string()) == name) throw;
         unusable += (unusable.empty() ? "" : "; ") + std::string(error.what());
+        continue;
       }
+      known += (known.empty() ? "" : ", ") + candidate->name;
+      if (!detail::has_name(*candidate, name)) continue;
+      if (found) throw detail::same_name(file, given, found->file);
+      found = std::move(candidate);
     }
+    if (found) return *std::move(found);
   }
   const auto part = [](const std::string& text, std::size_t most, const char* none) {
     return text.empty() ? std::string(none) : detail::printable(text, most);
   };
-  throw preset_error(
-      "preset '" + given + "'", "",
-      "unknown, expected one of " + part(known, 450, "(none found)") +
-          ", or a path to a .json file; searched: " + part(searched, 200, "(no directory)") +
-          (unusable.empty() ? "" : "; unusable: ") + part(unusable, 250, ""));
+  throw preset_error("preset '" + given + "'", "",
+                     "unknown in " + part(searched, 200, "(no directory)") + ", expected one of " +
+                         part(known, 450, "(none found)") + ", or a path to a .json file" +
+                         (unusable.empty() ? "" : "; unusable: ") + part(unusable, 250, ""));
 }
 
 /// A router for a model by name, alias or path; `policy` as in preset::make_router. Of the models
