@@ -29,6 +29,13 @@ struct spoiled {
   bool schema_refuses;  ///< a schema cannot compare one value with another
 };
 
+/// A measurement of which `key` has that value.
+json measured(const char* key, double value) {
+  json result = {{"model", "m"}, {"data", "d"}, {"tokens", 1}, {"date", "d"}, {"command", "c"}};
+  result[key] = value;
+  return result;
+}
+
 TEST_F(BadFiles, AGoodFileIsGood) {
   EXPECT_EQ(refusal(good_file()), "");
 }
@@ -53,6 +60,15 @@ TEST_F(BadFiles, AreRefusedByKeyAndValue) {
        "gating.top_k: 2.5, expected an integer in 1..32", true},
       {"an object for an array", [](json& f) { f["policies"] = json::object(); },
        "policies: {}, expected an array of policies", true},
+      {"a share that is none",
+       [](json& f) { f["policies"][0]["measured"] = measured("expert_savings", 2); },
+       "policies[0].measured.expert_savings: 2.0, expected a share, 0..1", true},
+      {"a mean K that is none",
+       [](json& f) { f["policies"][0]["measured"] = measured("mean_k", -1e308); },
+       "policies[0].measured.mean_k: -1e+308, expected a number of experts, 0..32", true},
+      {"a distance below 0",
+       [](json& f) { f["policies"][0]["measured"] = measured("mean_kl", -1); },
+       "policies[0].measured.mean_kl: -1.0, expected 0 or more", true},
       {"null", [](json& f) { f["policies"][0]["thresholds_nats"][0] = nullptr; },
        "policies[0].thresholds_nats[0]: null, expected a number", true},
       {"unknown gating", [](json& f) { f["gating"]["kind"] = "soft"; },

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <optional>
 #include <string>
 #include <vector>
@@ -60,6 +61,23 @@ inline std::optional<double> number_of(const json_node& node, const char* key) {
   return found ? std::optional<double>(found->as_number()) : std::nullopt;
 }
 
+/// The same where it must lie within least..most.
+inline std::optional<double> number_within(const json_node& node, const char* key, double least,
+                                           double most, const char* expected) {
+  const std::optional<double> number = number_of(node, key);
+  if (number && !(*number >= least && *number <= most)) node.find(key)->refuse(expected);
+  return number;
+}
+
+inline constexpr double any_amount = (std::numeric_limits<double>::max)();
+
+inline std::optional<double> mean_k_of(const json_node& node) {
+  return number_within(node, "mean_k", 0.0, max_top_k, "a number of experts, 0..32");
+}
+inline std::optional<double> share_of(const json_node& node, const char* key) {
+  return number_within(node, key, 0.0, 1.0, "a share, 0..1");
+}
+
 inline published_claims read_claims(const json_node& node) {
   node.expect_keys(
       {"unit", "thresholds", "mean_k", "saving", "mean_signal", "perplexity", "contradictions"});
@@ -68,9 +86,9 @@ inline published_claims read_claims(const json_node& node) {
   claims.unit = unit.as_string();
   if (claims.unit != "nats" && claims.unit != "bits") unit.refuse("\"nats\" or \"bits\"");
   claims.thresholds = node.at("thresholds", "an array of numbers").as_numbers();
-  claims.mean_k = number_of(node, "mean_k");
-  claims.saving = number_of(node, "saving");
-  claims.mean_signal = number_of(node, "mean_signal");
+  claims.mean_k = mean_k_of(node);
+  claims.saving = share_of(node, "saving");
+  claims.mean_signal = number_within(node, "mean_signal", -1.0, 1024.0, "a signal, -1..1024");
   if (const auto perplexity = node.find("perplexity")) {
     perplexity->expect_keys({"dataset", "baseline", "adaptive"});
     claims.dataset = perplexity->at("dataset", "a name").as_string();
@@ -90,11 +108,11 @@ inline policy_measurement read_measurement(const json_node& node) {
   result.tokens = node.at("tokens", "an integer").as_integer(1, INT64_MAX);
   result.date = node.at("date", "a date").as_string();
   result.command = node.at("command", "the command that measured it").as_string();
-  result.mean_k = number_of(node, "mean_k");
-  result.expert_savings = number_of(node, "expert_savings");
-  result.mean_kl = number_of(node, "mean_kl");
-  result.fixed_k_mean_kl = number_of(node, "fixed_k_mean_kl");
-  result.perplexity_ratio = number_of(node, "perplexity_ratio");
+  result.mean_k = mean_k_of(node);
+  result.expert_savings = share_of(node, "expert_savings");
+  result.mean_kl = number_within(node, "mean_kl", 0.0, any_amount, "0 or more");
+  result.fixed_k_mean_kl = number_within(node, "fixed_k_mean_kl", 0.0, any_amount, "0 or more");
+  result.perplexity_ratio = number_within(node, "perplexity_ratio", 0.0, any_amount, "0 or more");
   return result;
 }
 
