@@ -118,7 +118,8 @@ struct policy_set {
 enum class k_dealing { chosen, shuffled, inverted };
 
 /// Where results of runs are kept, so that work cut short goes on. `recall` returns false for an
-/// unknown key; both may be null. `step` is told before every run, and may throw to stop.
+/// unknown key; a result of another number of windows or layers is not used. Both may be null.
+/// `step` is told before every run, and may throw to stop.
 struct run_memory {
   std::function<bool(const std::string& key, routing_outcome& outcome)> recall;
   std::function<void(const std::string& key, const routing_outcome& outcome)> remember;
@@ -147,10 +148,11 @@ class calibration_runner {
 
   routing_outcome run(const policy_set& policies, window_range range,
                       k_dealing dealing = k_dealing::chosen, std::uint64_t seed = 1) const {
-    return remembered(key_of(policies, range, static_cast<int>(dealing), seed), "run", [&] {
-      return dealing == k_dealing::chosen ? run_chosen(policies, range)
-                                          : run_dealt(policies, range, dealing, seed);
-    });
+    return remembered(
+        key_of(policies, range, static_cast<int>(dealing), seed), range.count, "run", [&] {
+          return dealing == k_dealing::chosen ? run_chosen(policies, range)
+                                              : run_dealt(policies, range, dealing, seed);
+        });
   }
 
   /// The ceiling: K's from the true distortion of each token, layer after layer on what the layers
@@ -159,7 +161,7 @@ class calibration_runner {
                              double mass_exponent, window_range range) const {
     std::string key = "oracle " + bits(lambda) + bits(mass_exponent) + range_key(range);
     for (const double g : sensitivities) key += bits(g);
-    return remembered(key, "oracle",
+    return remembered(key, range.count, "oracle",
                       [&] { return oracle_outcome(sensitivities, lambda, mass_exponent, range); });
   }
 
@@ -291,9 +293,13 @@ class calibration_runner {
   }
 
   template <class Run>
-  routing_outcome remembered(const std::string& key, const char* what, const Run& run) const {
+  routing_outcome remembered(const std::string& key, std::int64_t num_windows, const char* what,
+                             const Run& run) const {
     routing_outcome outcome;
-    if (memory_.recall && memory_.recall(key, outcome)) return outcome;
+    if (memory_.recall && memory_.recall(key, outcome) &&
+        outcome.windows.size() == static_cast<std::size_t>(num_windows) &&
+        outcome.layer_mean_k.size() == static_cast<std::size_t>(source_.num_layers))
+      return outcome;
     if (memory_.step) memory_.step(what);
     outcome = run();
     if (memory_.remember) memory_.remember(key, outcome);
