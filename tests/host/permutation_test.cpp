@@ -129,6 +129,8 @@ TEST(permutation, capacity_holds_the_worst_case_and_no_more_than_a_block_each) {
   EXPECT_EQ(permuted_capacity({1, 2, 8, 0, 16}), 32);     // two experts, a block each
   EXPECT_EQ(permuted_capacity({100, 8, 4, 0, 16}), 848);  // 800 + 4 * 15 = 860, in whole blocks
   EXPECT_EQ(permuted_capacity({0, 8, 64, 0, 16}), 0);
+  EXPECT_EQ(permuted_capacity({-1, 8, 64}), -1) << "what a vector of that size refuses";
+  EXPECT_EQ(permuted_capacity({1, 8, 64, 0, 0}), -1);
   // One token for every expert: nothing but padding beside it.
   const permutation_shape shape = {2, 4, 8, 0, 32};
   const std::vector<std::int32_t> ids = {0, 1, 2, 3, 4, 5, 6, 7};

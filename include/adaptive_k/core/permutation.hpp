@@ -52,8 +52,12 @@ constexpr int local_experts(const permutation_shape& shape) noexcept {
 }  // namespace detail
 
 /// Rows that the largest permutation of this shape takes: a multiple of `block_size`. Past
-/// `expert_offsets[L]` rows hold padding.
+/// `expert_offsets[L]` rows hold padding. -1 for values that `validate` refuses as negative, or 0
+/// as a block size.
 constexpr std::int64_t permuted_capacity(const permutation_shape& shape) noexcept {
+  if (shape.num_tokens < 0 || shape.top_k < 0 || detail::local_experts(shape) < 0 ||
+      shape.block_size < 1)
+    return -1;
   const std::int64_t slots = shape.num_tokens * shape.top_k;
   const std::int64_t local = detail::local_experts(shape);
   const std::int64_t used = slots < local ? slots : local;
