@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <numeric>
 
+#include "bench/adaptive_k/figure_text.hpp"
 #include "bench/adaptive_k/statistics.hpp"
 
 namespace bench {
@@ -118,10 +119,9 @@ comparison_with_fixed compare_with_fixed(const evaluated& policy, const fixed_at
     return result;
   }
   const std::string figures = fmt::format(
-      "mean KL {:.5f} against {:.5f} nats at mean K {:.2f}, difference {:+.5f} +- {:.5f}; "
-      "perplexity {:+.4f} +- {:.4f}",
-      mean(window_kl(policy.result)), mean(fixed.kl_of_windows), mean_k, delta, se,
-      result.delta_perplexity.value, result.delta_perplexity.se);
+      "mean KL {:.5f} against {:.5f} nats at mean K {:.2f}, difference {}; perplexity {}",
+      mean(window_kl(policy.result)), mean(fixed.kl_of_windows), mean_k,
+      with_se({delta, se}, 5, "+"), with_se(result.delta_perplexity, 4, "+"));
   if (std::isnan(se)) {
     result.outcome = verdict::cannot_tell;
     result.sentence =

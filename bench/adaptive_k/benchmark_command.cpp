@@ -66,7 +66,7 @@ void add_benchmark_command(CLI::App& app) {
       ->add_option("--metrics-port", options->live.metrics_port,
                    "While it runs, serve metrics for Prometheus on this port of 127.0.0.1 (0: a "
                    "free one)")
-      ->check(CLI::Range(0, 65535));
+      ->check(whole_number(0, 65535));
   CLI::Option* log = command->add_option(
       "--log", options->live.log,
       "Append one JSON line a routing call to this file ('-': stdout, and no table)");

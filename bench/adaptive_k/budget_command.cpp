@@ -4,6 +4,7 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -185,7 +186,8 @@ void run(const budget_options& options) {
       table.add_row({std::to_string(batch), is_all ? "-" : std::to_string(budget), name,
                      fmt::format("{:.2f}", route.distinct_experts()),
                      fmt::format("{:.3f}", route.mean_k()), fmt::format("{:.5f}", kl.value),
-                     fmt::format("{:.5f}", kl.se), std::to_string(whole)});
+                     std::isnan(kl.se) ? std::string("-") : fmt::format("{:.5f}", kl.se),
+                     std::to_string(whole)});
       rows.push_back({{"batch", batch},
                       {"windows", whole},
                       {"budget", budget},

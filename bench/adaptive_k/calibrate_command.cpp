@@ -43,7 +43,8 @@ adaptive_k::calibrator calibrator_of(const calibrate_options& options) {
   const int given = (options.target_savings ? 1 : 0) + (options.max_kl ? 1 : 0) +
                     (options.max_perplexity_increase ? 1 : 0);
   if (given != 1)
-    throw failure("expected one of --target-savings, --max-kl and --max-ppl-increase");
+    throw failure(fmt::format(
+        "{} of --target-savings, --max-kl and --max-ppl-increase given, expected one", given));
   if (options.target_savings)
     search.target = adaptive_k::target_savings(*options.target_savings);
   else if (options.max_kl)
@@ -120,7 +121,7 @@ std::string shell_word(const std::string& word) {
 
 /// `text` as a literal of C++, quotes and all.
 std::string literal(const std::string& text) {
-  return nlohmann::json(text).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+  return text_of(nlohmann::json(text));
 }
 
 /// The lines to use the written file by.
@@ -214,6 +215,10 @@ void run_on_trace(const calibrate_options& options) {
   fmt::print("{}: {} for a mean K of {:.3f} of {} (saves {:.1f}%)\n{}\n{}\n", options.output,
              adaptive_k::to_spec(result.policies.layers.front(), info.gating.top_k), result.mean_k,
              info.gating.top_k, 100.0 * result.expert_savings, result.sentence, weights);
+  constexpr double resolution = 0.0005;  // of what is printed
+  if (options.target_savings && result.expert_savings < *options.target_savings - resolution)
+    fmt::print("That misses the target of {}: one expert a token would save {}.\n",
+               percent(*options.target_savings, 1), percent(1.0 - 1.0 / info.gating.top_k, 1));
   print_use(options, "");
 }
 
@@ -224,6 +229,7 @@ void run(calibrate_options& options) {
     run_on_trace(options);
     return;
   }
+  check_writable("-o", options.output);
   if (options.journal.empty())
     options.journal =
         is_special(options.output) ? "adaptive-k-calibrate.journal" : options.output + ".journal";
@@ -260,10 +266,11 @@ void run(calibrate_options& options) {
                options.output, adaptive_k::to_string(result.rule), result.mass_exponent,
                result.mean_k, top_k, 100.0 * result.expert_savings);
     fmt::print(
-        "{}.\nOn {} tokens: mean KL {:.5f} +- {:.5f}, {:+.5f} +- {:.5f} against fixed K at "
-        "equal mean K; perplexity x {:.5f}.\n",
-        result.sentence, result.tokens_analyzed, result.mean_kl.value, result.mean_kl.se,
-        result.against_fixed.value, result.against_fixed.se, result.perplexity_ratio);
+        "{}.\nOn {} tokens: mean KL {}, {} against fixed K at equal mean K; perplexity x {:.5f}.\n",
+        result.sentence, result.tokens_analyzed,
+        with_se({result.mean_kl.value, result.mean_kl.se}, 5),
+        with_se({result.against_fixed.value, result.against_fixed.se}, 5, "+"),
+        result.perplexity_ratio);
     fmt::print("{}\n{}", frontier_table(points, top_k), target_sentence(options, kept));
     print_use(options, preset["name"].get<std::string>());
   }

@@ -9,6 +9,9 @@
 #include <cstddef>
 #include <filesystem>
 
+#include "bench/adaptive_k/figure_text.hpp"
+#include "bench/adaptive_k/output.hpp"
+
 namespace bench {
 namespace {
 
@@ -76,9 +79,10 @@ std::string figures_text(const std::vector<adaptive_k::frontier_point>& points,
   std::string text;
   for (const adaptive_k::frontier_point& point : points) {
     if (point.split != split) continue;
-    text += fmt::format("{}{} {:.5f} +- {:.5f} (K {:.3f})", text.empty() ? "" : ", ",
-                        adaptive_k::to_string(point.rule), point.outcome.mean_kl(),
-                        adaptive_k::kl_difference(point.outcome).se, point.outcome.mean_k());
+    const adaptive_k::paired_estimate kl = adaptive_k::kl_difference(point.outcome);
+    text += fmt::format("{}{} {} (K {:.3f})", text.empty() ? "" : ", ",
+                        adaptive_k::to_string(point.rule), with_se({kl.value, kl.se}, 5),
+                        point.outcome.mean_k());
   }
   return text.empty() ? text : fmt::format(" Mean KL on the {} text: {}.", split, text);
 }
@@ -184,7 +188,7 @@ void write(const ordered_json& json, int indent, std::string& text) {
                                                       [](const auto& v) { return v.is_number(); });
   if (is_flat) {
     text += '[';
-    for (std::size_t i = 0; i < json.size(); ++i) text += (i != 0 ? ", " : "") + json[i].dump();
+    for (std::size_t i = 0; i < json.size(); ++i) text += (i != 0 ? ", " : "") + text_of(json[i]);
     text += ']';
   } else if (json.is_structured()) {
     const bool is_object = json.is_object();
@@ -192,13 +196,13 @@ void write(const ordered_json& json, int indent, std::string& text) {
     bool first = true;
     for (const auto& [key, value] : json.items()) {
       text += (first ? "\n" : ",\n") + space;
-      if (is_object) text += ordered_json(key).dump() + ": ";
+      if (is_object) text += text_of(ordered_json(key)) + ": ";
       write(value, indent + 2, text);
       first = false;
     }
     text += "\n" + std::string(static_cast<std::size_t>(indent), ' ') + (is_object ? '}' : ']');
   } else {
-    text += json.dump();
+    text += text_of(json);
   }
 }
 

@@ -13,6 +13,7 @@
 #include "bench/adaptive_k/calibration_setup.hpp"
 #include "bench/adaptive_k/commands.hpp"
 #include "bench/adaptive_k/failure.hpp"
+#include "bench/adaptive_k/figure_text.hpp"
 #include "bench/adaptive_k/output.hpp"
 
 namespace bench {
@@ -64,10 +65,12 @@ void print_summary(const std::vector<frontier_point>& points, const std::vector<
     const auto gain = adaptive_k::kl_difference(own->outcome, &top_p->outcome);
     const double gap = fixed->outcome.mean_kl() - oracle->outcome.mean_kl();
     fmt::print(
-        "  mean K {:.2f}: {:.2f} of fixed K's KL; top-p's {:+.5f} +- {:.5f} ({:.1f} standard "
-        "errors); {:.0f}% of the gap from fixed K to the oracle\n",
-        mean_k, own->outcome.mean_kl() / fixed->outcome.mean_kl(), gain.value, gain.se,
-        -gain.value / gain.se,
+        "  mean K {:.2f}: {:.2f} of fixed K's KL; top-p's {}{}; {:.0f}% of the gap from fixed K to "
+        "the oracle\n",
+        mean_k, own->outcome.mean_kl() / fixed->outcome.mean_kl(),
+        with_se({gain.value, gain.se}, 5, "+"),
+        std::isnan(gain.se) ? std::string()
+                            : fmt::format(" ({:.1f} standard errors)", -gain.value / gain.se),
         gap > 0.0 ? 100.0 * (fixed->outcome.mean_kl() - own->outcome.mean_kl()) / gap : 0.0);
   }
   for (const double kl : {0.005, 0.02}) {

@@ -170,7 +170,7 @@ void add_inspect_command(CLI::App& app) {
   CLI::Option* data = command->add_option(
       "--dataset", options->dataset, "Take it from here (default: the model's heldout_test.txt)");
   CLI::Option* offset = command->add_option("--offset", options->offset, "First token (default: 0)")
-                            ->check(CLI::NonNegativeNumber);
+                            ->check(whole_number(0));
   CLI::Option* tokens = command->add_option("--tokens", options->tokens, "How many (default: 12)")
                             ->check(one_or_more());
   text->excludes(data)->excludes(offset)->excludes(tokens);

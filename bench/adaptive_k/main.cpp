@@ -11,6 +11,7 @@
 #include <system_error>
 
 #include "bench/adaptive_k/commands.hpp"
+#include "bench/adaptive_k/option_checks.hpp"
 #include "bench/adaptive_k/output.hpp"
 #include "bench/adaptive_k/version.hpp"
 
@@ -38,19 +39,23 @@ int run(int argc, char** argv) {
   bench::add_frontier_command(app);
   bench::add_combine_command(app);
   bench::add_budget_command(app);
+  bench::check_values(app);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
     // Help and version also come this way, with status 0.
     std::ostringstream refusal;
     if (app.exit(error, std::cout, refusal) == 0) return 0;
+    std::istringstream lines(refusal.str());
     std::string line;
-    for (std::istringstream lines(refusal.str()); std::getline(lines, line);)
+    if (std::getline(lines, line)) say(line.c_str());
+    while (std::getline(lines, line))  // where help is
       std::fprintf(stderr, "%s\n", adaptive_k::detail::printable_message(line, 1000).c_str());
     return status_of_a_mistake;
   }
   if (app.get_subcommands().empty()) {
-    std::fputs("A command is required.\nRun with --help for more information.\n", stderr);
+    say("A command is required.");
+    std::fputs("Run with --help for more information.\n", stderr);
     return status_of_a_mistake;
   }
   return 0;

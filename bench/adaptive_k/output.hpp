@@ -51,6 +51,12 @@ int open_to_append(const std::string& option, const std::filesystem::path& file)
 /// write(2) without SIGPIPE: a reader that went away is an error, EPIPE.
 std::ptrdiff_t write_some(int descriptor, std::string_view bytes) noexcept;
 
+/// One line of JSON; text that is no UTF-8, as a path may be, with U+FFFD in its place.
+template <class Json>
+std::string text_of(const Json& json) {
+  return json.dump(-1, ' ', false, Json::error_handler_t::replace);
+}
+
 /// Whether `file` exists and is no regular file: a pipe, a device, a folder.
 bool is_special(const std::filesystem::path& file);
 

@@ -153,10 +153,11 @@ void run_journal::keep(const std::string& key, const adaptive_k::routing_outcome
   std::string text;
   if (!stream_.is_open()) {
     stream_.open(file_, std::ios::binary | std::ios::app);
-    text = has_header_ ? "\n" : nlohmann::json(identity_).dump() + "\n";  // behind what was cut off
+    text =
+        has_header_ ? "\n" : text_of(nlohmann::json(identity_)) + "\n";  // behind what was cut off
   }
   errno = 0;
-  stream_ << text << line.dump() << '\n' << std::flush;
+  stream_ << text << text_of(line) << '\n' << std::flush;
   if (stream_) return;
   problem_ = fmt::format("--journal: {}: cannot be written: {}", file_.string(),
                          errno != 0 ? std::strerror(errno) : "unknown");

@@ -38,7 +38,7 @@ void write_safetensors(const std::filesystem::path& file, const std::vector<floa
         {"dtype", "F32"}, {"shape", tensor.shape}, {"data_offsets", {offset, end}}};
     offset = end;
   }
-  std::string text = header.dump();
+  std::string text = text_of(header);
   text.resize((text.size() + 7) / 8 * 8, ' ');  // so that the data are aligned
   unsigned char raw[length_bytes] = {};
   for (std::size_t i = 0; i < length_bytes; ++i)

@@ -141,7 +141,7 @@ void add_speed_command(CLI::App& app) {
                       "Compare this one too (as in `benchmark`); random logits decide its K");
   command->add_option("--batch", options->batches, "Tokens of a call (default: 1,16,64,512)")
       ->delimiter(',')
-      ->check(CLI::Range(1, 65536));
+      ->check(whole_number(1, 65536));
   command->add_option("--repeats", options->repeats, "Rounds a batch (default: about 10 seconds)")
       ->check(one_or_more());
   command->add_option("--seed", options->seed, "Of weights and inputs (default: 1)");

@@ -48,6 +48,22 @@ TEST(Mistakes, CommandLine) {
   expect_refusal({"inspect", "--text", "a", "--tokens", "3"}, {"--text", "--tokens"});
 }
 
+TEST(Mistakes, ValuesThatWouldBeTakenForOthers) {
+  for (const char* seed : {"", "-1", "18446744073709551616", "1x", "0x10", "1.0"})
+    expect_refusal({"benchmark", "--seed", seed}, {"--seed", "'", "whole number of 0 or more"});
+  for (const char* port : {"", "0x10", "80 ", "99999999999999999999"})
+    expect_refusal({"benchmark", "--metrics-port", port}, {"--metrics-port", "whole number"});
+  for (const char* share : {"", "0x1p-2", "0.5 and more", "nan"})
+    expect_refusal({"calibrate", "-o", "p.json", "--target-savings", share},
+                   {"--target-savings", "expected a number"});
+  expect_refusal({"inspect", "--text", "a", "--offset", ""}, {"--offset", "''"});
+  expect_refusal({"combine", "--merge-similarity", ""}, {"--merge-similarity", "''"});
+  for (const char* option : {"--json", "--log", "--model", "--dataset", "--policy"})
+    expect_refusal({"benchmark", option, ""}, {option, "'', expected a value"});
+  expect_refusal({"presets", ""}, {"'', expected a value"});
+  expect_refusal({"calibrate", "-o", "", "--max-kl", "1"}, {"--output", "'', expected a value"});
+}
+
 TEST(Mistakes, Model) {
   const scratch_folder folder;
   expect_refusal({"benchmark", "--model", "no-such-model"}, {"--model", "no-such-model"});

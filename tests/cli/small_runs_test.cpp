@@ -58,6 +58,18 @@ TEST_F(SmallRuns, RecordAndTrace) {
   run_on_model({"record", "-o", trace});
   run({"benchmark", "--trace", trace, "--policy", "top_p:0.7"});
   run({"calibrate", "--trace", trace, "--target-savings", "0.3", "-o", file("policy.json")});
+  const outcome beyond =
+      run({"calibrate", "--trace", trace, "--target-savings", "0.9", "-o", file("most.json")});
+  EXPECT_TRUE(contains(beyond.out, "misses the target of 90.0%")) << beyond.out;
+}
+
+TEST_F(SmallRuns, ANameThatIsNoTextGoesIntoFilesAsMuchAsItCan) {
+  const std::string odd = file("\xFF\xFE.txt");
+  std::filesystem::copy_file(fit_, odd);
+  for (const std::string command : {"record", "benchmark"})
+    run({command, "--model", model_, "--dataset", odd, "--context", "16", "--windows", "4",
+         command == "record" ? "-o" : "--json", file("out")});
+  EXPECT_FALSE(content_of(file("out")).empty());
 }
 
 TEST_F(SmallRuns, CalibrateAndUseWhatItWrote) {
