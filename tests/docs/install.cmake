@@ -1,6 +1,6 @@
 # Installs by the shell lines of include/adaptive_k/README.md, from a copy of the sources, and builds and runs a project of its
-# CMake lines against what was installed.
-#   cmake -DSOURCE=... -DSHELL_LINES=file -DCMAKE_LINES=file -DCOMPILER=... -P install.cmake
+# CMake lines against what was installed; and one of its C lines, which must find the installed presets.
+#   cmake -DSOURCE=... -DSHELL_LINES=file -DCMAKE_LINES=file -DC_SOURCE=file -DCOMPILER=... -P install.cmake
 
 set(temporary "$ENV{TMPDIR}")
 if(NOT temporary)
@@ -17,7 +17,9 @@ foreach(name .cmake calibrations include kernels CMakeLists.txt LICENSE)
 endforeach()
 file(READ "${CMAKE_LINES}" lines)
 file(WRITE "${work}/engine/CMakeLists.txt"
-  "cmake_minimum_required(VERSION 3.22)\nproject(engine LANGUAGES CXX)\nadd_executable(engine main.cpp)\n${lines}")
+  "cmake_minimum_required(VERSION 3.22)\nproject(engine LANGUAGES C CXX)\n"
+  "add_executable(engine main.cpp)\n${lines}\n"
+  "add_executable(engine_c \"${C_SOURCE}\")\ntarget_link_libraries(engine_c PRIVATE adaptive_k::shared)\n")
 file(WRITE "${work}/engine/main.cpp" [[
 #include <adaptive_k/calibration/preset.hpp>
 
@@ -44,6 +46,7 @@ endmacro()
 run_step(source sh -eu "${SHELL_LINES}")
 run_step(engine "${CMAKE_COMMAND}" -S . -B build "-DCMAKE_PREFIX_PATH=$ENV{PREFIX}")
 run_step(engine "${CMAKE_COMMAND}" --build build)
+run_step(engine build/engine_c)
 run_step(engine build/engine)
 file(REMOVE_RECURSE "${work}")
 if(NOT output MATCHES "runs [1-8] experts")
