@@ -99,7 +99,7 @@ inline int show_character(const char* text, std::size_t size, char (&shown)[4],
     used = 1;
     return 4;
   }
-  for (int i = 0; i < length; ++i) shown[i] = text[i];
+  for (int i = 0; i < 4 && i < length; ++i) shown[i] = text[i];  // g++ 12 does not see the 4
   used = length;
   return length;
 }
