@@ -9,6 +9,18 @@
 
 namespace bench {
 
+/// Reads all of `text`; false where that is no whole number of the type's range.
+template <class Number>
+bool reads_whole(const std::string& text, Number& value) {
+  const char* end = text.data() + text.size();
+  const auto read = std::from_chars(text.data(), end, value);
+  return read.ec == std::errc() && read.ptr == end;
+}
+
+inline std::string refusal(const std::string& text, const std::string& expected) {
+  return "'" + text + "', expected " + expected;
+}
+
 /// A whole number of `least` to `most`, or without an upper bound.
 inline CLI::Validator whole_number(long long least, std::optional<long long> most = {}) {
   const std::string bounds =
@@ -16,11 +28,8 @@ inline CLI::Validator whole_number(long long least, std::optional<long long> mos
   return CLI::Validator(
       [=](std::string& text) {
         long long value = 0;
-        const char* end = text.data() + text.size();
-        const auto read = std::from_chars(text.data(), end, value);
-        const bool fits = read.ec == std::errc() && read.ptr == end && value >= least &&
-                          (!most || value <= *most);
-        return fits ? std::string() : "'" + text + "', expected a whole number of " + bounds;
+        const bool fits = reads_whole(text, value) && value >= least && (!most || value <= *most);
+        return fits ? std::string() : refusal(text, "a whole number of " + bounds);
       },
       bounds, "whole number");
 }
@@ -31,31 +40,29 @@ inline CLI::Validator one_or_more() {
 /// What CLI11 would take for another value is refused, in every option of every command: nothing at
 /// all, numbers with something behind them, in other bases or beyond their type's range.
 inline void check_values(CLI::App& app) {
-  const auto refuse = [](const std::string& text, const char* expected) {
-    return "'" + text + "', expected " + expected;
+  const auto signed_number = [](std::string& text) {
+    long long value = 0;
+    return reads_whole(text, value) ? std::string() : refusal(text, "a whole number");
   };
-  const auto whole = [=](auto value, const char* expected) {
-    return [=](std::string& text) mutable {
-      const char* end = text.data() + text.size();
-      const auto read = std::from_chars(text.data(), end, value);
-      return read.ec == std::errc() && read.ptr == end ? std::string() : refuse(text, expected);
-    };
+  const auto unsigned_number = [](std::string& text) {
+    unsigned long long value = 0;
+    return reads_whole(text, value) ? std::string() : refusal(text, "a whole number of 0 or more");
   };
-  const auto decimal = [=](std::string& text) {
+  const auto decimal = [](std::string& text) {
     const bool fits = !text.empty() && text.find_first_not_of("0123456789+-.eE") == text.npos;
-    return fits ? std::string() : refuse(text, "a number");
+    return fits ? std::string() : refusal(text, "a number");
   };
-  const auto given = [=](std::string& text) {
-    return text.empty() ? refuse(text, "a value") : std::string();
+  const auto anything = [](std::string& text) {
+    return text.empty() ? refusal(text, "a value") : std::string();
   };
   for (CLI::App* command : app.get_subcommands({}))
     for (CLI::Option* option : command->get_options()) {
       const std::string type = option->get_type_name();
       const auto is = [&](const char* name) { return type.rfind(name, 0) == 0; };
-      if (is("INT")) option->check(CLI::Validator(whole(0ll, "a whole number"), ""));
-      if (is("UINT")) option->check(CLI::Validator(whole(0ull, "a whole number of 0 or more"), ""));
+      if (is("INT")) option->check(CLI::Validator(signed_number, ""));
+      if (is("UINT")) option->check(CLI::Validator(unsigned_number, ""));
       if (is("FLOAT")) option->check(CLI::Validator(decimal, ""));
-      if (is("TEXT")) option->check(CLI::Validator(given, ""));
+      if (is("TEXT")) option->check(CLI::Validator(anything, ""));
     }
 }
 

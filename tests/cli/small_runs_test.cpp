@@ -102,18 +102,7 @@ TEST_F(SmallRuns, Inspect) {
 TEST_F(SmallRuns, PresetsAndSpeed) {
   run({"presets"});
   run({"presets", "mixtral-8x7b"});
-  const std::string shape = folder_
-                                .write("tiny.json", R"({
-  "schema_version": 1, "name": "tiny", "aliases": [],
-  "gating": {"kind": "softmax", "num_experts": 8, "top_k": 2, "renormalize": true,
-             "selection_bias": false},
-  "sizes": {"num_moe_layers": 2, "hidden": 16, "intermediate": 8, "matrices": 3,
-            "shared_experts": {"count": 0, "intermediate": 0}},
-  "sources": ["made up for this test"],
-  "policies": [{"name": "full", "provenance": "the model's own routing", "rule": "full"}],
-  "default_policy": "full"
-})")
-                                .string();
+  const std::string shape = folder_.write("tiny.json", tiny_shape).string();
   run({"speed", "--shape", shape, "--batch", "1,16", "--repeats", "2", "--policy", "top_p:0.7"});
 }
 

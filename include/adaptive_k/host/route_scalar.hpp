@@ -33,8 +33,8 @@ void route_scalar(const row_request& request, const Logit* row, const host_repla
 #if !ADAPTIVE_K_LINKS_SCALAR
 
 template <gating_kind Kind>
-void route_by_scalar(const row_request& request, const float* row, const host_replay& replay,
-                     token_route<max_top_k>& route) noexcept {
+void route_floats(const row_request& request, const float* row, const host_replay& replay,
+                  token_route<max_top_k>& route) noexcept {
   constexpr int max_rows = max_experts / reduction_slots;
   const bool shadow = request.dictated != choice_counts;
   route = route_token<Kind, max_rows, max_top_k>(host_warp<1>{}, *request.model, *request.plan,
@@ -42,19 +42,19 @@ void route_by_scalar(const row_request& request, const float* row, const host_re
                                                  logit_row<float>{row}, replay);
 }
 
-inline void route_by_scalar(const row_request& request, const float* row, const host_replay& replay,
-                            token_route<max_top_k>& route) noexcept {
+inline void route_floats(const row_request& request, const float* row, const host_replay& replay,
+                         token_route<max_top_k>& route) noexcept {
   switch (request.model->kind) {
     case gating_kind::softmax:
-      return route_by_scalar<gating_kind::softmax>(request, row, replay, route);
+      return route_floats<gating_kind::softmax>(request, row, replay, route);
     case gating_kind::sigmoid:
-      return route_by_scalar<gating_kind::sigmoid>(request, row, replay, route);
+      return route_floats<gating_kind::sigmoid>(request, row, replay, route);
     case gating_kind::top_k_softmax:
-      return route_by_scalar<gating_kind::top_k_softmax>(request, row, replay, route);
+      return route_floats<gating_kind::top_k_softmax>(request, row, replay, route);
     case gating_kind::sqrt_softplus:
-      return route_by_scalar<gating_kind::sqrt_softplus>(request, row, replay, route);
+      return route_floats<gating_kind::sqrt_softplus>(request, row, replay, route);
     case gating_kind::sparsemixer:
-      return route_by_scalar<gating_kind::sparsemixer>(request, row, replay, route);
+      return route_floats<gating_kind::sparsemixer>(request, row, replay, route);
   }
 }
 
@@ -62,11 +62,11 @@ template <class Logit>
 void route_scalar(const row_request& request, const Logit* row, const host_replay& replay,
                   token_route<max_top_k>& route) noexcept {
   if constexpr (std::is_same_v<Logit, float>) {
-    route_by_scalar(request, row, replay, route);
+    route_floats(request, row, replay, route);
   } else {
     float floats[max_experts];
     for (int e = 0; e < request.model->num_experts; ++e) floats[e] = to_float(row[e]);
-    route_by_scalar(request, floats, replay, route);
+    route_floats(request, floats, replay, route);
   }
 }
 
