@@ -78,7 +78,7 @@ TEST(choose_k, a_usual_rule_keeps_to_any_limits) {
   }
 }
 
-adaptive_k::detail::ranked_experts<top_k> ranked_by(const float (&scores)[top_k]) {
+detail::ranked_experts<top_k> ranked_by(const float (&scores)[top_k]) {
   detail::ranked_experts<top_k> ranked = {};
   for (int j = 0; j < top_k; ++j) {
     ranked.expert[j] = j;
@@ -109,6 +109,17 @@ TEST(choose_k, a_signal_at_its_threshold_is_sure_where_high_is_and_else_not) {
     EXPECT_FALSE(enough(kind, 0.25f, 0.25f, 0));
     EXPECT_TRUE(enough(kind, 0.25f, 0.2499999f, 0));
   }
+}
+
+TEST(choose_k, a_tokens_limits_win_where_those_of_the_plan_lie_beside_them) {
+  const auto narrowed = [](k_limits plan, int k_min, int k_max) {
+    const k_limits both = detail::narrow_limits(plan, k_min, k_max);
+    return both.k_min * 10 + both.k_max;
+  };
+  EXPECT_EQ(narrowed({1, 2}, 3, 4), 33);
+  EXPECT_EQ(narrowed({3, 4}, 1, 2), 22);
+  EXPECT_EQ(narrowed({1, 4}, 2, 3), 23);
+  EXPECT_EQ(narrowed({2, 3}, 1, 4), 23);
 }
 
 TEST(choose_k, of_equal_costs_the_larger_k_is_taken) {

@@ -5,6 +5,8 @@
 
 #include <cmath>
 
+#include "adaptive_k/core/host_warp.hpp"
+
 namespace {
 
 namespace detail = adaptive_k::detail;
@@ -25,6 +27,32 @@ TEST(signal, an_entropy_is_never_negative) {
   }
   EXPECT_GT(cancelled, 0);
   EXPECT_GT(below, 0) << "no case of it";
+}
+
+constexpr int top_k = 2;
+
+float value_of(adaptive_k::signal_kind kind, float full_entropy, float first, float second) {
+  detail::ranked_experts<top_k> ranked = {};
+  ranked.score[0] = ranked.mass[0] = first;
+  ranked.score[1] = second;
+  ranked.mass[1] = ranked.total = first + second;
+  return detail::signal_value(kind, full_entropy, 1.0f / math::log(8.0f), ranked,
+                              detail::loop_count<false, top_k>{top_k});
+}
+
+TEST(signal, a_normalised_entropy_is_at_most_1) {
+  const float most = math::log(8.0f);
+  for (const float above : {most * 1.0000001f, most * 1.000001f})
+    EXPECT_EQ(value_of(adaptive_k::signal_kind::normalized_entropy, above, 0.5f, 0.25f), 1.0f);
+  EXPECT_LT(value_of(adaptive_k::signal_kind::normalized_entropy, most * 0.99f, 0.5f, 0.25f), 1.0f);
+}
+
+TEST(signal, a_ratio_is_at_most_1024) {
+  // A bias may put an expert first whose own score is 0.
+  constexpr auto ratio = adaptive_k::signal_kind::score_ratio;
+  EXPECT_EQ(value_of(ratio, 0.0f, 0.0f, 0.5f), 1024.0f);
+  EXPECT_EQ(value_of(ratio, 0.0f, 1e-6f, 0.5f), 1024.0f);
+  EXPECT_EQ(value_of(ratio, 0.0f, 0.25f, 0.5f), 2.0f);
 }
 
 }  // namespace
