@@ -158,7 +158,7 @@ TEST(ab_test, nothing_is_decided_before_the_planned_size_and_only_once_after_it)
   inputs::sequence from(3);
   const auto record = [&](int requests, double effect) {
     for (int i = 0; i < requests; ++i)
-      for (const std::size_t arm : {0, 1})
+      for (const std::size_t arm : {0u, 1u})
         ASSERT_TRUE(test.record(arm, request(from, arm == 1 ? effect : 0.0)));
   };
   record(99, -0.5);
