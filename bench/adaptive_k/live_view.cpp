@@ -26,7 +26,6 @@
 #endif
 
 namespace bench {
-namespace {
 
 /// Where the lines go. A reader that does not read holds nothing up: it is given up after a while.
 class log_output {
@@ -70,6 +69,8 @@ class log_output {
   int descriptor_;
   std::atomic<bool> is_stuck_{false};
 };
+
+namespace {
 
 /// For the lines that wait at the end: more than `log_output` gives a reader, so that it gives up
 /// first.

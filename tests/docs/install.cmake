@@ -10,6 +10,7 @@ string(RANDOM LENGTH 10 unique)
 set(work "${temporary}/adaptive_k_docs_${unique}")
 set(ENV{PREFIX} "${work}/prefix")
 set(ENV{CXX} "${COMPILER}")
+set(ENV{CMAKE_BUILD_TYPE} None)  # without optimising, which takes longer than the rest
 unset(ENV{ADAPTIVE_K_CALIBRATIONS})
 
 foreach(name .cmake calibrations include kernels CMakeLists.txt LICENSE)

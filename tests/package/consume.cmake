@@ -3,14 +3,11 @@
 #   cmake -DSOURCE=... -DGENERATOR=... -DCXX=... -DCONSUMER=... [-DPREFIX=<installed package>]
 #         [-DPRINTS=regex] [-DREFUSED=regex] [-DOPTIONS=option;...] [-DPROGRAM=name]
 #         [-DSTEPS=configure|build|run|install] [-DSECOND=folder] [-DBUILT=file;...]
-#         [-DEMULATOR=command;...]
-#         [-DKERNEL_OBJECTS=object;... -DARCHIVER=...] -P consume.cmake
+#         [-DEMULATOR=command;...] -P consume.cmake
 # STEPS: how far to go; run if not given. "install" installs CONSUMER, then builds and runs the
 # project in its subfolder SECOND against what was installed; of CONSUMER nothing is compiled: BUILT are
 # the libraries that it would compile, from this project's own build.
 # REFUSED: the configuration must fail with these words. PRINTS: what the last step must print.
-# KERNEL_OBJECTS take the place of the machine code in the installed adaptive_k::kernels: the same
-# kernels as the interpreter reads them, where there is no GPU to run the package's own.
 
 cmake_minimum_required(VERSION 3.22)
 
@@ -57,24 +54,15 @@ endif()
 file(COPY "${CONSUMER}/" DESTINATION "${work}/source")
 
 if(PREFIX)
-  set(prefix "${PREFIX}")
-  if(KERNEL_OBJECTS)
-    set(prefix "${work}/package")
-    file(COPY "${PREFIX}/" DESTINATION "${prefix}")
-    file(GLOB_RECURSE archive "${prefix}/libadaptive_k_kernels.a")
-    run_step("list members" "${ARCHIVER}" t "${archive}")
-    string(REGEX MATCHALL "[^\n]+\\.cu\\.o" members "${output}")
-    run_step("drop machine code" "${ARCHIVER}" d "${archive}" ${members})
-    run_step("put PTX" "${ARCHIVER}" qs "${archive}" ${KERNEL_OBJECTS})
-  endif()
-  list(APPEND OPTIONS "-DCMAKE_PREFIX_PATH=${prefix}")
+  list(APPEND OPTIONS "-DCMAKE_PREFIX_PATH=${PREFIX}")
 endif()
 if(NOT OPTIONS MATCHES "CMAKE_TOOLCHAIN_FILE")
   list(APPEND OPTIONS "-DCMAKE_CXX_COMPILER=${CXX}")
 endif()
 
+# "None": a type without flags of its own, so that most of the time does not go into optimising.
 set(configure "${CMAKE_COMMAND}" -G "${GENERATOR}" -DCMAKE_EXPORT_COMPILE_COMMANDS=ON
-    -DCMAKE_BUILD_TYPE=Release --no-warn-unused-cli)
+    -DCMAKE_BUILD_TYPE=None --no-warn-unused-cli)
 
 if(REFUSED)
   execute_process(COMMAND ${configure} ${OPTIONS} -S "${work}/source" -B "${work}/build"
@@ -94,7 +82,7 @@ run_step("configure" ${configure} ${OPTIONS} -S "${work}/source" -B "${work}/bui
 if(PREFIX AND EXISTS "${work}/build/compile_commands.json")
   # What was installed must stand without the source tree.
   file(READ "${work}/build/compile_commands.json" commands)
-  string(REPLACE "${prefix}/" "/prefix/" commands "${commands}")  # itself in a build tree
+  string(REPLACE "${PREFIX}/" "/prefix/" commands "${commands}")  # itself in a build tree
   string(FIND "${commands}" "${SOURCE}" position)
   if(NOT position EQUAL -1)
     finish("the installed package points back to the source tree:\n${commands}")
