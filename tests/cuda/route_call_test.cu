@@ -147,6 +147,16 @@ TEST(route_call, layers_have_their_own_plans) {
   EXPECT_FALSE(router.route(2, view, output, nullptr, {}, nullptr));
 }
 
+TEST(route_call, a_file_of_nvccs_routes_on_the_host_by_the_librarys_vectors) {
+  const router host(softmax_model(16, 4), k_policy::full());
+#if defined(__x86_64__)
+  const bool vectors = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#else
+  const bool vectors = true;
+#endif
+  EXPECT_EQ(host.instructions() != instruction_set::scalar, vectors);
+}
+
 TEST(route_call, metrics_add_up_over_launches) {
   const gating g = softmax_model(24, 4);
   const twin::batch<bfloat16> input = plain_batch<bfloat16>(27, g, 50);

@@ -42,7 +42,7 @@
 
 // Whether the program is linked with adaptive_k::host, and that has every set that serves on such a
 // machine. It is built for a baseline one.
-#if defined(ADAPTIVE_K_HOST_LIBRARY) && ADAPTIVE_K_VECTOR_COMPILER && \
+#if defined(ADAPTIVE_K_HOST_LIBRARY) && defined(__GNUC__) && \
     (ADAPTIVE_K_X86_SETS || !defined(__x86_64__))
 #define ADAPTIVE_K_LINKS_EVERY_SET 1
 #else
