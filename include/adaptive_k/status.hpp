@@ -81,16 +81,27 @@ inline std::size_t whole_characters(const char* text, std::size_t size, std::siz
   return end;
 }
 
+/// Whether a terminal obeys the well-formed character at the front of `text` [length] rather than
+/// show it: controls, and what ends a line or turns its direction (U+061C, 200E, 200F, 2028 to
+/// 202E, 2066 to 2069).
+inline bool is_obeyed(const char* text, int length) noexcept {
+  const auto byte = [&](int i) { return static_cast<unsigned char>(text[i]); };
+  if (length == 1) return byte(0) < 0x20 || byte(0) == 0x7F;
+  if (length == 2)
+    return (byte(0) == 0xC2 && byte(1) < 0xA0) || (byte(0) == 0xD8 && byte(1) == 0x9C);
+  if (length != 3 || byte(0) != 0xE2) return false;
+  const auto within = [&](int least, int most) { return byte(2) >= least && byte(2) <= most; };
+  return (byte(1) == 0x80 && (within(0x8E, 0x8F) || within(0xA8, 0xAE))) ||
+         (byte(1) == 0x81 && within(0xA6, 0xA9));
+}
+
 /// Writes the character at the front of `text` [size] as messages show it: printable UTF-8 as it
 /// is, of anything else one byte as \xNN. Returns the bytes written, 1 to 4; `used` those read.
 inline int show_character(const char* text, std::size_t size, char (&shown)[4],
                           int& used) noexcept {
   const auto lead = static_cast<unsigned char>(text[0]);
   const int length = utf8_sequence(text, size);
-  // U+0080 to U+009F, with a lead of C2, are controls too.
-  const bool later_control =
-      lead == 0xC2 && length == 2 && static_cast<unsigned char>(text[1]) < 0xA0;
-  if (length < 0 || lead < 0x20 || lead == 0x7F || later_control) {
+  if (length < 0 || is_obeyed(text, length)) {
     constexpr char digits[] = "0123456789ABCDEF";
     shown[0] = '\\';
     shown[1] = 'x';

@@ -53,6 +53,11 @@ TEST(Status, EscapesWhatIsNoPrintableUtf8) {
                        "2J\xC2\xA0"),
             "\\xC2\\x9B2J\xC2\xA0")
       << "nor a control of two bytes";
+  EXPECT_EQ(message_of("\u202Efdp.exe"), "\\xE2\\x80\\xAEfdp.exe") << "nor what turns it around";
+  for (const char* mark : {"\u061C", "\u200E", "\u200F", "\u2028", "\u202A", "\u2066", "\u2069"})
+    EXPECT_EQ(message_of(mark).rfind("\\x", 0), 0u) << message_of(mark);
+  for (const char* letter : {"\u061B", "\u200D", "\u2010", "\u2027", "\u202F", "\u2065", "\u206A"})
+    EXPECT_EQ(message_of(letter), letter);
   EXPECT_EQ(message_of("\033[2J\n\x7F"), "\\x1B[2J\\x0A\\x7F") << "a terminal obeys nothing";
   EXPECT_LE(message_of(std::string(300, '\xFF')).size(), 223u);
 }
