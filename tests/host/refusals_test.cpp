@@ -336,7 +336,7 @@ TEST(Refusals, OfAPolicy) {
        {"thresholds[1]", "0.5", "0.25"}},
       {"mass above 1", k_policy::top_p(1.25f, 4), {"thresholds[0]", "1.25"}},
       {"mass below 0", k_policy::top_p(-0.25f, 4), {"thresholds[0]", "-0.25"}},
-      {"mass NaN", k_policy::top_p(nan, 4), {"thresholds[0]", "nan"}},
+      {"mass NaN", k_policy::top_p(nan, 4), {"thresholds[0] is nan, expected 0..1"}},
       {"ratio above 1", k_policy::score_ratio(2.0f, 4), {"thresholds[0]", "2"}},
       {"threshold past the range",
        k_policy::entropy({1, 2}, {2e30f}),

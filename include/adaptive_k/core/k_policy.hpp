@@ -185,14 +185,16 @@ inline status validate_thresholds(const k_policy& policy, int top_k) noexcept {
   const int num_thresholds = policy.num_k_values - 1;
   for (int i = 0; i < (given.top_k != 0 ? num_thresholds + 1 : num_thresholds); ++i) {
     const float t = policy.thresholds[i];
+    if (is_per_rank(policy.signal)) {
+      if (!(t >= 0.0f && t <= 1.0f))
+        return status::error(invalid, "thresholds[%d] is %g, expected 0..1", i,
+                             static_cast<double>(t));
+      continue;
+    }
     if (!(math::magnitude(t) < 1e30f))
       return status::error(invalid, "thresholds[%d] is %g, expected more than -1e30, below 1e30", i,
                            static_cast<double>(t));
-    if (is_per_rank(policy.signal)) {
-      if (t < 0.0f || t > 1.0f)
-        return status::error(invalid, "thresholds[%d] is %g, expected 0..1", i,
-                             static_cast<double>(t));
-    } else if (i > 0) {
+    if (i > 0) {
       const bool down = high_is_sure(policy.signal);
       const float before = policy.thresholds[i - 1];
       if (down ? !(t < before) : !(t > before))
