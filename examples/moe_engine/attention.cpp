@@ -10,7 +10,6 @@ namespace moe_engine {
 namespace {
 
 constexpr int query_block = 64;
-constexpr std::int64_t row_block = 64;
 
 using row_major = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
 using strided = Eigen::Map<row_major, 0, Eigen::OuterStride<>>;

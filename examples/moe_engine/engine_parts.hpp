@@ -15,7 +15,6 @@
 namespace moe_engine {
 
 using clock_type = std::chrono::steady_clock;
-constexpr std::int64_t row_block = 64;
 
 inline double seconds_since(clock_type::time_point begin) {
   return std::chrono::duration<double>(clock_type::now() - begin).count();

@@ -13,7 +13,6 @@ namespace {
 
 constexpr int gate_up_slice = 256;  // intermediate units of a task; twice as many outputs
 constexpr int down_slice = 512;     // hidden units of a task
-constexpr std::int64_t row_block = 64;
 
 constexpr std::int64_t num_slices(int size, int slice) {
   return (size + slice - 1) / slice;

@@ -66,6 +66,9 @@ void parallel_for(std::int64_t count, const Body& body) {
   if (failure) std::rethrow_exception(failure);
 }
 
+/// The tokens of a task where rows are apart.
+constexpr std::int64_t row_block = 64;
+
 /// body(begin, end) for consecutive ranges of at most `size` that cover 0..count-1.
 template <class Body>
 void parallel_ranges(std::int64_t count, std::int64_t size, const Body& body) {
