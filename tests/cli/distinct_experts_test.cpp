@@ -31,7 +31,7 @@ TEST(DistinctExperts, AgreesWithSets) {
   constexpr int layers = 3;
   constexpr int experts = 150;  // more than two words of 64
   constexpr int length = 5;
-  constexpr int top_k = 4;
+  constexpr int chosen = 4;
   constexpr int windows = 11;
   for (const int batch : {1, 2, 5, 16}) {
     bench::distinct_experts steps(batch, layers, experts, length);
@@ -43,12 +43,12 @@ TEST(DistinctExperts, AgreesWithSets) {
       for (int layer = 0; layer < layers; ++layer) {
         std::vector<std::int32_t> ids;
         for (int t = 0; t < length; ++t)
-          for (int j = 0; j < top_k; ++j) {
+          for (int j = 0; j < chosen; ++j) {
             ids.push_back(static_cast<std::int32_t>(rng.below(experts + 20)) - 20);
             if (ids.back() >= 0)
               sets[static_cast<std::size_t>(layer * length + t)].insert(ids.back());
           }
-        steps.add_window(layer, ids.data(), top_k);
+        steps.add_window(layer, ids.data(), chosen);
       }
       if ((w + 1) % batch != 0) continue;
       for (auto& set : sets) {

@@ -18,12 +18,6 @@
 namespace {
 
 namespace fs = std::filesystem;
-using words = std::vector<std::string>;
-
-words operator+(words a, const words& b) {
-  a.insert(a.end(), b.begin(), b.end());
-  return a;
-}
 
 /// The reference model where a test may harm it.
 fs::path copy_model(const scratch_folder& folder) {
@@ -35,9 +29,9 @@ fs::path copy_model(const scratch_folder& folder) {
   return model;
 }
 
-const words short_texts = {"--context", "16", "--tokens", "256", "--test-windows", "4"};
-const words short_calibration =
-    words{"calibrate", "--target-savings", "0.4", "--signal", "top_p"} + short_texts;
+const command_line short_texts = {"--context", "16", "--tokens", "256", "--test-windows", "4"};
+const command_line short_calibration =
+    command_line{"calibrate", "--target-savings", "0.4", "--signal", "top_p"} + short_texts;
 
 TEST(Inputs, NoOutputIsOneOfThem) {
   const scratch_folder folder;
@@ -54,33 +48,34 @@ TEST(Inputs, NoOutputIsOneOfThem) {
   const std::string shape = folder.write("shape.json", tiny_shape).string();
   const std::string trace = (folder.path() / "trace.json").string();
   ASSERT_EQ(run_program({"record", "--windows", "2", "--context", "16", "-o", trace}).status, 0);
-  const words of_model = {"--model", model.string()};
+  const command_line of_model = {"--model", model.string()};
   const std::string new_file = (folder.path() / "new.json").string();
 
   struct collision {
-    words arguments;
+    command_line arguments;
     std::string harmed;
   };
   const std::vector<collision> collisions = {
-      {words{"record", "-o", weights} + of_model, weights},
-      {words{"record", "-o", (model / "config.json").string()} + of_model,
+      {command_line{"record", "-o", weights} + of_model, weights},
+      {command_line{"record", "-o", (model / "config.json").string()} + of_model,
        (model / "config.json").string()},
-      {words{"record", "--dataset", text, "-o", link}, text},
-      {words{"benchmark", "--dataset", text, "--json", hard}, text},
-      {words{"benchmark", "--dataset", text, "--log", text}, text},
-      {words{"benchmark", "--policy", policy, "--json", policy}, policy},
-      {words{"benchmark", "--policy", policy + ",a=0.5", "--json", policy}, policy},
-      {words{"benchmark", "--trace", trace, "--json", trace}, trace},
-      {words{"benchmark", "--trace", trace, "--log", trace}, trace},
-      {words{"combine", "--dataset", text, "--json", text}, text},
-      {words{"budget", "--dataset", text, "--json", text}, text},
-      {words{"inspect", "--dataset", text, "--policy", "entropy:2,8@2", "--perfetto", text}, text},
-      {words{"speed", "--shape", shape, "--json", shape}, shape},
-      {words{"frontier", "--json", text, "--test", text} + short_texts, text},
-      {words{"frontier", "--journal", text, "--other-domain", text} + short_texts, text},
-      {short_calibration + words{"-o", text, "--dataset", text}, text},
-      {short_calibration + words{"-o", new_file, "--json", weights} + of_model, weights},
-      {words{"calibrate", "--target-savings", "0.4", "--trace", trace, "-o", trace}, trace},
+      {command_line{"record", "--dataset", text, "-o", link}, text},
+      {command_line{"benchmark", "--dataset", text, "--json", hard}, text},
+      {command_line{"benchmark", "--dataset", text, "--log", text}, text},
+      {command_line{"benchmark", "--policy", policy, "--json", policy}, policy},
+      {command_line{"benchmark", "--policy", policy + ",a=0.5", "--json", policy}, policy},
+      {command_line{"benchmark", "--trace", trace, "--json", trace}, trace},
+      {command_line{"benchmark", "--trace", trace, "--log", trace}, trace},
+      {command_line{"combine", "--dataset", text, "--json", text}, text},
+      {command_line{"budget", "--dataset", text, "--json", text}, text},
+      {command_line{"inspect", "--dataset", text, "--policy", "entropy:2,8@2", "--perfetto", text},
+       text},
+      {command_line{"speed", "--shape", shape, "--json", shape}, shape},
+      {command_line{"frontier", "--json", text, "--test", text} + short_texts, text},
+      {command_line{"frontier", "--journal", text, "--other-domain", text} + short_texts, text},
+      {short_calibration + command_line{"-o", text, "--dataset", text}, text},
+      {short_calibration + command_line{"-o", new_file, "--json", weights} + of_model, weights},
+      {command_line{"calibrate", "--target-savings", "0.4", "--trace", trace, "-o", trace}, trace},
   };
   for (const collision& each : collisions) {
     const std::string before = content_of(each.harmed);
@@ -104,18 +99,18 @@ TEST(Inputs, APipeIsRefusedAndNeverWaitedFor) {
   fs::remove(model / "config.json");
   fs::create_symlink(pipe, model / "config.json");
   const std::string result = (folder.path() / "result.json").string();
-  for (const words& arguments :
-       std::vector<words>{{"benchmark", "--dataset", pipe},
-                          {"benchmark", "--policy", pipe},
-                          {"benchmark", "--trace", pipe},
-                          {"benchmark", "--model", pipe},
-                          {"benchmark", "--model", model.string()},
-                          {"inspect", "--dataset", pipe},
-                          {"presets", pipe},
-                          {"speed", "--shape", pipe},
-                          {"calibrate", "--target-savings", "0.4", "--trace", pipe, "-o", result},
-                          {"calibrate", "--target-savings", "0.4", "--journal", pipe, "-o", result},
-                          {"calibrate", "--target-savings", "0.4", "--test", pipe, "-o", result}}) {
+  for (const command_line& arguments : std::vector<command_line>{
+           {"benchmark", "--dataset", pipe},
+           {"benchmark", "--policy", pipe},
+           {"benchmark", "--trace", pipe},
+           {"benchmark", "--model", pipe},
+           {"benchmark", "--model", model.string()},
+           {"inspect", "--dataset", pipe},
+           {"presets", pipe},
+           {"speed", "--shape", pipe},
+           {"calibrate", "--target-savings", "0.4", "--trace", pipe, "-o", result},
+           {"calibrate", "--target-savings", "0.4", "--journal", pipe, "-o", result},
+           {"calibrate", "--target-savings", "0.4", "--test", pipe, "-o", result}}) {
     const outcome refused = run_program(arguments, "timeout 60");
     EXPECT_EQ(refused.status, 2) << arguments[0] << ' ' << arguments[1] << refused.err;
     EXPECT_TRUE(contains(refused.err, pipe) || contains(refused.err, "config.json")) << refused.err;
@@ -146,7 +141,7 @@ TEST(Log, AReaderThatNeverReadsHoldsNothingUp) {
   EXPECT_TRUE(contains(alone.err, "--log: " + pipe + ": cannot be written: nothing reads from it"))
       << alone.err;
   // More lines than a pipe holds.
-  const words many = {"benchmark", "--windows", "160", "--context", "16", "--log", pipe};
+  const command_line many = {"benchmark", "--windows", "160", "--context", "16", "--log", pipe};
   const outcome stuck = run_program(many, "sleep 300 < " + quoted(pipe) +
                                               " & sleeper=$!; trap 'kill $sleeper' EXIT; "
                                               "timeout 240");
@@ -157,7 +152,7 @@ TEST(Log, AReaderThatNeverReadsHoldsNothingUp) {
 }
 
 /// Runs the program, sends it SIGINT once `when` is true, and returns its exit status.
-int interrupted_run(const words& arguments, bool parent_ignores,
+int interrupted_run(const command_line& arguments, bool parent_ignores,
                     const std::function<bool()>& when) {
   const pid_t process = fork();
   if (process == 0) {
@@ -184,7 +179,7 @@ TEST(Interrupt, EndsBetweenRunsUnlessTheParentIgnoresIt) {
   const scratch_folder folder;
   const std::string file = (folder.path() / "p.json").string();
   const std::string journal = file + ".journal";
-  const words arguments = short_calibration + words{"-o", file};
+  const command_line arguments = short_calibration + command_line{"-o", file};
   const auto has_started = [&] { return fs::exists(journal) && fs::file_size(journal) > 0; };
   EXPECT_EQ(interrupted_run(arguments, false, has_started), 2);
   EXPECT_FALSE(fs::exists(file));
@@ -198,12 +193,13 @@ TEST(Journal, ARefusedValueLeavesNone) {
   const scratch_folder folder;
   const std::string journal = (folder.path() / "j").string();
   const std::string file = (folder.path() / "p.json").string();
-  for (const words& arguments : std::vector<words>{
-           words{"frontier", "--mean-k", "99"} + short_texts,
-           words{"calibrate", "--target-savings", "1.5", "-o", file} + short_texts,
-           words{"calibrate", "--max-kl", "-1", "-o", file} + short_texts,
-           words{"calibrate", "--max-kl", "0.1", "--test", "/no/such", "-o", file} + short_texts}) {
-    const outcome result = run_program(arguments + words{"--journal", journal});
+  for (const command_line& arguments : std::vector<command_line>{
+           command_line{"frontier", "--mean-k", "99"} + short_texts,
+           command_line{"calibrate", "--target-savings", "1.5", "-o", file} + short_texts,
+           command_line{"calibrate", "--max-kl", "-1", "-o", file} + short_texts,
+           command_line{"calibrate", "--max-kl", "0.1", "--test", "/no/such", "-o", file} +
+               short_texts}) {
+    const outcome result = run_program(arguments + command_line{"--journal", journal});
     EXPECT_EQ(result.status, 2) << result.err;
     EXPECT_FALSE(fs::exists(journal)) << arguments[0] << ' ' << arguments[1] << ' ' << arguments[2];
   }
@@ -214,10 +210,10 @@ TEST(Journal, IsOfOneModelAndOneTextAndOneSetting) {
   const fs::path model = copy_model(folder);
   const std::string journal = (folder.path() / "j").string();
   const std::string file = (folder.path() / "p.json").string();
-  const words arguments =
-      short_calibration + words{"--model", model.string(), "-o", file, "--journal", journal};
+  const command_line arguments =
+      short_calibration + command_line{"--model", model.string(), "-o", file, "--journal", journal};
   // Everything is run; then the points cannot be written, so that the journal stays.
-  const words cut = arguments + words{"--json", "/dev/full"};
+  const command_line cut = arguments + command_line{"--json", "/dev/full"};
   ASSERT_EQ(run_program(cut).status, 2);
   const std::string kept = content_of(journal);
   ASSERT_GT(kept.size(), 1000u);
@@ -246,8 +242,8 @@ TEST(Journal, IsOfOneModelAndOneTextAndOneSetting) {
       changed("config.json", [](std::string& text) { text.insert(text.find('{') + 1, " "); });
   EXPECT_EQ(config.status, 2);
   EXPECT_TRUE(contains(config.err, "differs in the model's config.json")) << config.err;
-  for (const words& other :
-       std::vector<words>{{"--seed", "2"}, {"--other-domain", (model / "config.json").string()}}) {
+  for (const command_line& other : std::vector<command_line>{
+           {"--seed", "2"}, {"--other-domain", (model / "config.json").string()}}) {
     const outcome result = run_program(arguments + other);
     EXPECT_EQ(result.status, 2) << other[0];
     EXPECT_TRUE(contains(result.err, "of other work")) << result.err;
@@ -255,7 +251,7 @@ TEST(Journal, IsOfOneModelAndOneTextAndOneSetting) {
   EXPECT_EQ(content_of(journal), kept);
   // What is no journal is not advised to be removed as other work.
   const std::string text = folder.write("notes", "my notes\n").string();
-  const outcome none = run_program(short_calibration + words{"-o", file, "--journal", text});
+  const outcome none = run_program(short_calibration + command_line{"-o", file, "--journal", text});
   EXPECT_EQ(none.status, 2);
   EXPECT_TRUE(contains(none.err, "is no journal")) << none.err;
   EXPECT_EQ(content_of(text), "my notes\n");

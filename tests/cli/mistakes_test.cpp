@@ -10,9 +10,7 @@
 
 namespace {
 
-using words = std::vector<std::string>;
-
-void expect_refusal(const words& arguments, const words& expected) {
+void expect_refusal(const command_line& arguments, const std::vector<std::string>& expected) {
   const outcome result = run_program(arguments);
   std::string command;
   for (const std::string& argument : arguments) command += argument + " ";
@@ -82,9 +80,10 @@ TEST(Mistakes, Model) {
 
 TEST(Mistakes, OtherModelsAreToldWhatWorks) {
   const scratch_folder folder;
-  const words what_works = {"record_trace.py", "benchmark --trace", "calibrate --trace"};
+  const std::vector<std::string> what_works = {"record_trace.py", "benchmark --trace",
+                                               "calibrate --trace"};
   const auto told = [&](const std::string& model, const std::string& what) {
-    words expected = what_works;
+    std::vector<std::string> expected = what_works;
     expected.push_back(what);
     expect_refusal({"benchmark", "--model", model}, expected);
     expect_refusal({"calibrate", "--max-kl", "1", "-o", "/tmp/x.json", "--model", model}, expected);
@@ -105,12 +104,12 @@ TEST(Mistakes, DataSet) {
   const std::string missing = (folder.path() / "none.txt").string();
   expect_refusal({"benchmark", "--dataset", missing}, {"none.txt", "cannot be read"});
   expect_refusal({"benchmark", "--dataset", folder.path().string()}, {"is a directory"});
-  const std::string small = folder.write("small.txt", "too short").string();
-  expect_refusal({"benchmark", "--dataset", small},
+  const std::string brief = folder.write("small.txt", "too short").string();
+  expect_refusal({"benchmark", "--dataset", brief},
                  {"small.txt: 9 bytes, fewer than one window of 256"});
   expect_refusal({"benchmark", "--context", "257"}, {"--context: 257, expected 2..256"});
   expect_refusal({"benchmark", "--context", "1"}, {"--context: 1, expected 2..256"});
-  expect_refusal({"inspect", "--dataset", small, "--offset", "9"}, {"--offset: 9", "9 bytes"});
+  expect_refusal({"inspect", "--dataset", brief, "--offset", "9"}, {"--offset: 9", "9 bytes"});
   expect_refusal({"inspect", "--text", std::string(300, 'x')}, {"--text: 300 tokens"});
 }
 

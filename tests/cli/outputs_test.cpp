@@ -12,12 +12,6 @@
 namespace {
 
 namespace fs = std::filesystem;
-using words = std::vector<std::string>;
-
-words operator+(words a, const words& b) {
-  a.insert(a.end(), b.begin(), b.end());
-  return a;
-}
 
 /// Every command at its smallest, on files of a folder of its own.
 class Outputs : public ::testing::Test {
@@ -26,28 +20,31 @@ class Outputs : public ::testing::Test {
     folder_.write("tiny.json", tiny_shape);
     folder_.write("policy.json",
                   R"({"name": "p", "provenance": "hand-set", "rule": "fixed", "k": 2})");
-    EXPECT_EQ(run_program(record + words{"-o", path("trace")}).status, 0);
+    EXPECT_EQ(run_program(record + command_line{"-o", path("trace")}).status, 0);
   }
 
   scratch_folder folder_;  // first: the command lines below name its files
 
   std::string path(const std::string& name) const { return (folder_.path() / name).string(); }
 
-  const words short_windows = {"--windows", "2", "--context", "16"};
-  const words short_texts = {"--context", "16", "--tokens", "256", "--test-windows", "4"};
-  const words benchmark = words{"benchmark"} + short_windows;
-  const words record = words{"record"} + short_windows;
-  const words combine = words{"combine"} + short_windows;
-  const words budget = words{"budget"} + short_windows + words{"--batch", "1", "--budget", "8"};
-  const words frontier = words{"frontier", "--mean-k", "4"} + short_texts;
-  const words calibrate =
-      words{"calibrate", "--target-savings", "0.4", "--signal", "top_p"} + short_texts;
-  const words calibrate_trace = {"calibrate", "--target-savings", "0.4", "--trace", path("trace")};
-  const words speed = {"speed", "--shape", path("tiny.json"), "--batch", "1", "--repeats", "1"};
-  const words inspect = {"inspect", "--text", "She", "--policy", "entropy:2,8@2"};
+  const command_line short_windows = {"--windows", "2", "--context", "16"};
+  const command_line short_texts = {"--context", "16", "--tokens", "256", "--test-windows", "4"};
+  const command_line benchmark = command_line{"benchmark"} + short_windows;
+  const command_line record = command_line{"record"} + short_windows;
+  const command_line combine = command_line{"combine"} + short_windows;
+  const command_line budget =
+      command_line{"budget"} + short_windows + command_line{"--batch", "1", "--budget", "8"};
+  const command_line frontier = command_line{"frontier", "--mean-k", "4"} + short_texts;
+  const command_line calibrate =
+      command_line{"calibrate", "--target-savings", "0.4", "--signal", "top_p"} + short_texts;
+  const command_line calibrate_trace = {"calibrate", "--target-savings", "0.4", "--trace",
+                                        path("trace")};
+  const command_line speed = {"speed",     "--shape", path("tiny.json"), "--batch", "1",
+                              "--repeats", "1"};
+  const command_line inspect = {"inspect", "--text", "She", "--policy", "entropy:2,8@2"};
 
   struct output {
-    words command;
+    command_line command;
     std::string option;
     std::string file;  // a name that the option takes
   };
@@ -62,22 +59,22 @@ class Outputs : public ::testing::Test {
             {budget, "--json", "out.json"},
             {speed, "--json", "out.json"},
             {inspect, "--perfetto", "out.json"},
-            {frontier + words{"--journal", journal + "1"}, "--json", "out.json"},
-            {calibrate + words{"-o", path("preset.json"), "--journal", journal + "2"}, "--json",
-             "out.json"},
-            {calibrate + words{"--journal", journal + "3"}, "-o", "out.json"},
+            {frontier + command_line{"--journal", journal + "1"}, "--json", "out.json"},
+            {calibrate + command_line{"-o", path("preset.json"), "--journal", journal + "2"},
+             "--json", "out.json"},
+            {calibrate + command_line{"--journal", journal + "3"}, "-o", "out.json"},
             {calibrate_trace, "-o", "out.json"}};
   }
 };
 
-std::string text_of(const words& arguments) {
+std::string text_of(const command_line& arguments) {
   std::string text;
   for (const std::string& word : arguments) text += word + " ";
   return text;
 }
 
 TEST_F(Outputs, StdoutThatIsFull) {
-  const std::vector<words> commands = {
+  const std::vector<command_line> commands = {
       {"--help"},
       {"--version"},
       {"benchmark", "--help"},
@@ -85,30 +82,30 @@ TEST_F(Outputs, StdoutThatIsFull) {
       {"presets", "mixtral-8x7b"},
       {"presets", path("policy.json")},
       benchmark,
-      benchmark + words{"--json", "-"},
+      benchmark + command_line{"--json", "-"},
       {"benchmark", "--trace", path("trace")},
-      record + words{"-o", path("t")},
+      record + command_line{"-o", path("t")},
       combine,
-      combine + words{"--json", "-"},
+      combine + command_line{"--json", "-"},
       budget,
-      budget + words{"--json", "-"},
+      budget + command_line{"--json", "-"},
       speed,
-      speed + words{"--json", "-"},
+      speed + command_line{"--json", "-"},
       inspect,
-      frontier + words{"--journal", path("j1")},
-      frontier + words{"--json", "-", "--journal", path("j2")},
-      calibrate + words{"-o", path("c.json")},
-      calibrate + words{"-o", path("c.json"), "--json", "-"},
-      calibrate_trace + words{"-o", path("c.json")},
+      frontier + command_line{"--journal", path("j1")},
+      frontier + command_line{"--json", "-", "--journal", path("j2")},
+      calibrate + command_line{"-o", path("c.json")},
+      calibrate + command_line{"-o", path("c.json"), "--json", "-"},
+      calibrate_trace + command_line{"-o", path("c.json")},
   };
-  for (const words& command : commands) {
+  for (const command_line& command : commands) {
     const outcome result = run_program(command, "", "/dev/full");
     EXPECT_EQ(result.status, 2) << text_of(command);
     const std::string expected = "adaptive-k: stdout: cannot be written";
     EXPECT_EQ(result.err.substr(0, expected.size()), expected) << text_of(command);
     EXPECT_EQ(result.err.find('\n') + 1, result.err.size()) << "once: " << result.err;
   }
-  const outcome log = run_program(benchmark + words{"--log", "-"}, "", "/dev/full");
+  const outcome log = run_program(benchmark + command_line{"--log", "-"}, "", "/dev/full");
   EXPECT_EQ(log.status, 2);
   EXPECT_TRUE(contains(log.err, "--log: -: not all lines could be written")) << log.err;
 }
@@ -120,7 +117,8 @@ TEST_F(Outputs, StdoutThatIsClosed) {
   const scratch_folder folder;
   const std::string file = (folder.path() / "report.json").string();
   std::string command = "OMP_WAIT_POLICY=passive " + quoted(ADAPTIVE_K_PROGRAM);
-  for (const std::string& word : benchmark + words{"--json", file}) command += " " + quoted(word);
+  for (const std::string& word : benchmark + command_line{"--json", file})
+    command += " " + quoted(word);
   command += " >&- 2> " + quoted((folder.path() / "err").string());
   const int status = std::system(command.c_str());
   EXPECT_EQ(WEXITSTATUS(status), 2);
@@ -130,7 +128,7 @@ TEST_F(Outputs, StdoutThatIsClosed) {
 
 TEST_F(Outputs, FilesThatAreFull) {
   for (const output& each : outputs()) {
-    const words arguments = each.command + words{each.option, "/dev/full"};
+    const command_line arguments = each.command + command_line{each.option, "/dev/full"};
     const outcome result = run_program(arguments);
     EXPECT_EQ(result.status, 2) << text_of(arguments);
     const std::string named =
@@ -148,7 +146,7 @@ TEST_F(Outputs, AFailureLeavesWhatWasThere) {
     if (each.option == "--log") continue;  // is appended to
     const scratch_folder own;
     const fs::path file = own.write(each.file, old_content);
-    const words arguments = each.command + words{each.option, file.string()};
+    const command_line arguments = each.command + command_line{each.option, file.string()};
     // Files of at most 512 bytes, and no signal where one would be larger.
     const outcome result = run_program(arguments, "trap '' XFSZ; ulimit -f 1;", "/dev/null");
     EXPECT_EQ(result.status, 2) << text_of(arguments) << result.err;
@@ -165,7 +163,7 @@ TEST_F(Outputs, AReplacedFileKeepsItsModeAndItsLink) {
   const fs::path link = folder_.path() / "link.json";
   fs::create_symlink("old.json", link);
   ASSERT_EQ(chmod(file.c_str(), 0640), 0);
-  ASSERT_EQ(run_program(benchmark + words{"--json", link.string()}).status, 0);
+  ASSERT_EQ(run_program(benchmark + command_line{"--json", link.string()}).status, 0);
   EXPECT_TRUE(fs::is_symlink(link));
   struct stat now {};
   ASSERT_EQ(stat(file.c_str(), &now), 0);
@@ -174,14 +172,14 @@ TEST_F(Outputs, AReplacedFileKeepsItsModeAndItsLink) {
   // A link to nothing yet: the file comes into being behind it.
   const fs::path dangling = folder_.path() / "dangling.json";
   fs::create_symlink("new.json", dangling);
-  ASSERT_EQ(run_program(benchmark + words{"--json", dangling.string()}).status, 0);
+  ASSERT_EQ(run_program(benchmark + command_line{"--json", dangling.string()}).status, 0);
   EXPECT_TRUE(fs::is_symlink(dangling));
   EXPECT_TRUE(nlohmann::json::accept(content_of(folder_.path() / "new.json")));
 }
 
 TEST_F(Outputs, DevicesAndStreamsAreWrittenInPlace) {
-  EXPECT_EQ(run_program(benchmark + words{"--json", "/dev/null"}).status, 0);
-  const outcome both = run_program(benchmark + words{"--json", "/dev/stdout"});
+  EXPECT_EQ(run_program(benchmark + command_line{"--json", "/dev/null"}).status, 0);
+  const outcome both = run_program(benchmark + command_line{"--json", "/dev/stdout"});
   ASSERT_EQ(both.status, 0) << both.err;
   EXPECT_TRUE(contains(both.out, "\"format\"")) << "the report";
   EXPECT_TRUE(contains(both.out, "Tokens by K")) << "and the table";
@@ -191,7 +189,7 @@ TEST_F(Outputs, AJournalThatCannotBeWrittenIsToldAndTheWorkGoesOn) {
   const std::string journal = path("j");
   const std::string file = path("preset.json");
   // Many windows make long lines of a journal and no larger a preset.
-  const words arguments = {
+  const command_line arguments = {
       "calibrate", "--target-savings", "0.4", "--signal", "top_p", "--context", "16",   "--tokens",
       "256",       "--test-windows",   "400", "-o",       file,    "--journal", journal};
   ASSERT_EQ(run_program(arguments).status, 0);

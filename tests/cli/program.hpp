@@ -14,6 +14,13 @@
 
 #include "cli/scratch.hpp"
 
+using command_line = std::vector<std::string>;
+
+inline command_line operator+(command_line first, const command_line& more) {
+  first.insert(first.end(), more.begin(), more.end());
+  return first;
+}
+
 struct outcome {
   int status = -1;  ///< exit status; -1 when a signal ended it
   std::string out;

@@ -44,7 +44,7 @@ TEST_F(config_folder, refuses_bad_configurations) {
 }
 
 /// What is said of a configuration; empty where it is accepted.
-std::string verdict(const std::string& text) {
+std::string config_verdict(const std::string& text) {
   try {
     moe_engine::parse_config(text, "config.json");
     return "";
@@ -56,7 +56,7 @@ std::string verdict(const std::string& text) {
 std::string verdict_with(const std::string& key, const json& value) {
   json values = config_of({});
   values[key] = value;
-  return verdict(values.dump());
+  return config_verdict(values.dump());
 }
 
 TEST(config, refuses_settings_that_are_not_implemented) {
@@ -106,7 +106,7 @@ TEST(config, refuses_settings_that_are_not_implemented) {
 }
 
 TEST(config, takes_settings_that_ask_for_nothing) {
-  EXPECT_EQ(verdict(config_of({}).dump()), "");
+  EXPECT_EQ(config_verdict(config_of({}).dump()), "");
   const std::pair<const char*, json> cases[] = {
       {"attention_bias", false},
       {"mlp_bias", false},
@@ -166,9 +166,11 @@ TEST(config, other_positions_are_refused_wherever_they_are_asked_for) {
     }
   json values = config_of({});
   values.erase("rope_theta");
-  EXPECT_EQ(verdict(values.dump()).rfind("config.json: rope_theta: missing, expected ", 0), 0u);
+  EXPECT_EQ(config_verdict(values.dump()).rfind("config.json: rope_theta: missing, expected ", 0),
+            0u);
   values["rope_parameters"] = {{"rope_type", "default"}};
-  EXPECT_EQ(verdict(values.dump()).rfind("config.json: rope_theta: missing, expected ", 0), 0u);
+  EXPECT_EQ(config_verdict(values.dump()).rfind("config.json: rope_theta: missing, expected ", 0),
+            0u);
 }
 
 TEST(config, numbers_out_of_range_are_refused) {
@@ -228,7 +230,7 @@ TEST(config, hostile_files_end_in_a_short_message) {
         std::string("{\"\xFF\": 1}"), "{\"model_type\": \"" + euros + "\"}",
         "{\"model_type\": \"mixtral\", \"" + euros + "\": 1}", std::string(100, '\0')}) {
     const std::clock_t begin = std::clock();
-    const std::string said = verdict(text);
+    const std::string said = config_verdict(text);
     EXPECT_EQ(said.rfind("config.json: ", 0), 0u) << said;
     EXPECT_LE(said.size(), 1100u);
     EXPECT_LT(static_cast<double>(std::clock() - begin) / CLOCKS_PER_SEC, 20.0);

@@ -71,7 +71,7 @@ std::string file_of(const std::string& header, std::size_t data_bytes) {
 }
 
 /// What is said of a file in memory; empty where it is accepted.
-std::string verdict(const std::string& bytes) {
+std::string file_verdict(const std::string& bytes) {
   try {
     const moe_engine::safetensors_file file("f", bytes);
     return "";
@@ -110,7 +110,7 @@ TEST(safetensors, accepts_what_the_reference_accepts) {
       {R"({"":)" + four + "}", 16},
   };
   for (const auto& [header, bytes] : cases)
-    EXPECT_EQ(verdict(file_of(header, bytes)), "") << header;
+    EXPECT_EQ(file_verdict(file_of(header, bytes)), "") << header;
   const std::pair<const char*, std::size_t> bits[] = {
       {"F64", 64},        {"I64", 64},    {"U64", 64},    {"C64", 64},    {"F32", 32},
       {"I32", 32},        {"U32", 32},    {"F16", 16},    {"BF16", 16},   {"I16", 16},
@@ -118,13 +118,14 @@ TEST(safetensors, accepts_what_the_reference_accepts) {
       {"F8_E5M2FNUZ", 8}, {"I8", 8},      {"U8", 8},      {"BOOL", 8},    {"F6_E2M3", 6},
       {"F6_E3M2", 6},     {"F4", 4}};
   for (const auto& [dtype, size] : bits) {
-    EXPECT_EQ(
-        verdict(file_of(header_of(entry("[8]", "[0," + std::to_string(size) + "]", dtype)), size)),
-        "")
+    EXPECT_EQ(file_verdict(file_of(
+                  header_of(entry("[8]", "[0," + std::to_string(size) + "]", dtype)), size)),
+              "")
         << dtype;
     if (size < 8) {
-      EXPECT_NE(verdict(file_of(header_of(entry("[1]", "[0,1]", dtype)), 1)).find("byte's end"),
-                std::string::npos);
+      EXPECT_NE(
+          file_verdict(file_of(header_of(entry("[1]", "[0,1]", dtype)), 1)).find("byte's end"),
+          std::string::npos);
     }
   }
 }
@@ -184,17 +185,17 @@ TEST(safetensors, refuses_what_the_reference_refuses) {
       {R"({"a":["F32",[4],[0,16]]})", 16, "expected dtype, shape and data_offsets"},
   };
   for (const refusal& c : cases) {
-    const std::string text = verdict(file_of(c.header, c.bytes));
+    const std::string text = file_verdict(file_of(c.header, c.bytes));
     EXPECT_EQ(text.rfind("f: ", 0), 0u);
     EXPECT_NE(text.find(c.words), std::string::npos)
         << c.header.substr(0, 100) << "\nexpected: " << c.words << "\nsaid: " << text;
     EXPECT_LE(text.size(), 1100u);
   }
-  EXPECT_NE(verdict("").find("truncated"), std::string::npos);
-  EXPECT_NE(verdict("1234567").find("truncated"), std::string::npos);
-  EXPECT_NE(verdict(std::string("\2\0\0\0\0\0\0\0{", 9)).find("truncated"), std::string::npos);
+  EXPECT_NE(file_verdict("").find("truncated"), std::string::npos);
+  EXPECT_NE(file_verdict("1234567").find("truncated"), std::string::npos);
+  EXPECT_NE(file_verdict(std::string("\2\0\0\0\0\0\0\0{", 9)).find("truncated"), std::string::npos);
   std::string over = std::string("\x01\xE1\xF5\x05\0\0\0\0", 8);  // 100,000,001
-  EXPECT_NE(verdict(over + "{}").find("expected at most 100000000"), std::string::npos);
+  EXPECT_NE(file_verdict(over + "{}").find("expected at most 100000000"), std::string::npos);
 }
 
 TEST(safetensors, names_every_field_of_another_type) {
@@ -204,7 +205,7 @@ TEST(safetensors, names_every_field_of_another_type) {
       if (value.type() == item.value().type() && !value.is_array()) continue;
       json changed = good;
       changed[item.key()] = value;
-      const std::string text = verdict(file_of(json{{"a", changed}}.dump(), 16));
+      const std::string text = file_verdict(file_of(json{{"a", changed}}.dump(), 16));
       EXPECT_EQ(
           text.rfind("f: tensor \"a\": " + item.key() + ": " + value.dump() + ", expected ", 0), 0u)
           << text;
@@ -217,7 +218,7 @@ TEST(safetensors, takes_no_memory_for_sizes_that_the_file_does_not_have) {
        {file_of(header_of(entry("[1099511627776,4]", "[0,0]")), 0),
         file_of(header_of(entry("[1152921504606846976]", "[0,4611686018427387904]")), 0),
         std::string("\0\0\0\0\0\0\0\x80{}", 10)})
-    EXPECT_NE(verdict(bytes), "");
+    EXPECT_NE(file_verdict(bytes), "");
 }
 
 TEST(safetensors, long_names_make_short_messages) {
@@ -228,7 +229,7 @@ TEST(safetensors, long_names_make_short_messages) {
         "{\"" + name + "\":" + entry("[3]", "[0,16]") + "}", R"({"a":")" + name + "\"}",
         R"({"__metadata__":{")" + name + "\":1}}", R"({"a":)" + name,
         R"({"__metadata__":{"a":[")" + name + "\"]}}"}) {
-    const std::string text = verdict(file_of(header, 16));
+    const std::string text = file_verdict(file_of(header, 16));
     EXPECT_NE(text, "");
     EXPECT_LE(text.size(), 1100u);
   }
