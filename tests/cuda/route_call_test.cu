@@ -147,7 +147,7 @@ TEST(route_call, layers_have_their_own_plans) {
   EXPECT_FALSE(router.route(2, view, output, nullptr, {}, nullptr));
 }
 
-TEST(route_call, a_file_of_nvccs_routes_on_the_host_by_the_librarys_vectors) {
+TEST(route_call, host_router_in_a_cuda_file_takes_the_compiled_vectors) {
   const router host(softmax_model(16, 4), k_policy::full());
 #if defined(__x86_64__)
   const bool vectors = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
