@@ -55,8 +55,8 @@ namespace detail {
 template <class Value, class Weight>
 status check_combine(const combine_shape& shape, const combine_input<Value, Weight>& input,
                      const Value* output) noexcept {
-  const status refusal = validate(shape);
-  if (!refusal || shape.num_tokens == 0) return refusal;
+  const status checked = validate(shape);
+  if (!checked || shape.num_tokens == 0) return checked;
   if (input.expert_outputs == nullptr)
     return status::error(status_code::invalid_argument, "expert_outputs is null");
   if (output == nullptr) return status::error(status_code::invalid_argument, "output is null");

@@ -93,8 +93,8 @@ namespace detail {
 /// What host and device refuse alike.
 inline status check_permutation(const permutation_shape& shape, bool has_ids,
                                 bool has_map) noexcept {
-  const status refusal = validate(shape);
-  if (!refusal) return refusal;
+  const status checked = validate(shape);
+  if (!checked) return checked;
   if (!has_map && local_experts(shape) != shape.num_experts)
     return status::error(status_code::shape_mismatch,
                          "num_local_experts is %d without an expert_map, expected num_experts = %d",

@@ -54,8 +54,8 @@ extern template status launch_combine<bfloat16>(combine_params, bool, cudaStream
 template <class Value, class Weight>
 status combine_experts(const combine_shape& shape, const combine_input<Value, Weight>& input,
                        Value* output, bool overlaps, cudaStream_t stream) noexcept {
-  const status refusal = detail::check_combine(shape, input, output);
-  if (!refusal || shape.num_tokens == 0) return refusal;
+  const status checked = detail::check_combine(shape, input, output);
+  if (!checked || shape.num_tokens == 0) return checked;
   combine_params params = {};
   params.shape = shape;
   if (shape.row_stride == 0) params.shape.row_stride = shape.hidden_size;

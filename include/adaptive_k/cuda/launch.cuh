@@ -311,8 +311,8 @@ class device_router {
                 const routing_output<Id, Weight>& output, device_metrics* metrics,
                 const routing_extras& extras, cudaStream_t stream) const noexcept {
     route_params params = {};
-    const status refusal = prepare(layer, logits, given, output, metrics, extras, &params);
-    if (!refusal || logits.num_tokens == 0) return refusal;
+    const status checked = prepare(layer, logits, given, output, metrics, extras, &params);
+    if (!checked || logits.num_tokens == 0) return checked;
     return launch_route<Logit>(params, stream);
   }
 
@@ -321,10 +321,10 @@ class device_router {
   status prepare(int layer, const logits_view<Logit>& logits, const routing_replay<Id>& given,
                  const routing_output<Id, Weight>& output, device_metrics* metrics,
                  const routing_extras& extras, route_params* made) const noexcept {
-    const status refusal =
+    const status checked =
         detail::check_call(validity_, model_, plans_.num_layers(), layer, logits,
                            output.topk_ids != nullptr, output.topk_weights != nullptr, extras);
-    if (!refusal) return refusal;
+    if (!checked) return checked;
     route_params& params = *made;
     params.logits = logits.data;
     params.num_tokens = logits.num_tokens;

@@ -113,17 +113,17 @@ template <class Id = std::int32_t>
 status permute(const permutation_shape& shape, const permutation_input<Id>& input,
                const permutation_output& output, void* workspace, std::size_t* workspace_bytes,
                bool overlaps, cudaStream_t stream) noexcept {
-  status refusal = validate(shape);
-  if (!refusal) return refusal;
+  status checked = validate(shape);
+  if (!checked) return checked;
   const std::size_t needed = permute_detail::workspace_bytes(shape);
   if (workspace == nullptr) {
     *workspace_bytes = needed;
     return {};
   }
-  refusal =
+  checked =
       detail::check_permutation(shape, input.topk_ids != nullptr, input.expert_map != nullptr);
-  if (refusal) refusal = permute_detail::check_workspace(workspace, *workspace_bytes, needed);
-  if (!refusal) return refusal;
+  if (checked) checked = permute_detail::check_workspace(workspace, *workspace_bytes, needed);
+  if (!checked) return checked;
   const permute_params params = permute_detail::make_params(shape, input, output, workspace);
   if (params.num_parts == 1) return launch_permute<false>(params, overlaps, stream);
   const status cleared =

@@ -17,8 +17,8 @@ ADAPTIVE_K_NAMESPACE_BEGIN
 template <class Value, class Weight>
 status combine_experts(const combine_shape& shape, const combine_input<Value, Weight>& input,
                        Value* output) noexcept {
-  const status refusal = detail::check_combine(shape, input, output);
-  if (!refusal) return refusal;
+  const status checked = detail::check_combine(shape, input, output);
+  if (!checked) return checked;
   constexpr int columns = 256;  // summed at a time, so that rows are read in order
   const std::int64_t stride = shape.row_stride != 0 ? shape.row_stride : shape.hidden_size;
   for (std::int64_t t = 0; t < shape.num_tokens; ++t) {

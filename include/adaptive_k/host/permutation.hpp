@@ -43,9 +43,9 @@ void for_each_slot_expert(const permutation_shape& shape, const permutation_inpu
 template <class Id = std::int32_t>
 status permute(const permutation_shape& shape, const permutation_input<Id>& input,
                const permutation_output& output) noexcept {
-  const status refusal =
+  const status checked =
       detail::check_permutation(shape, input.topk_ids != nullptr, input.expert_map != nullptr);
-  if (!refusal) return refusal;
+  if (!checked) return checked;
   const int num_local = detail::local_experts(shape);
   std::int32_t next[max_experts + 1] = {};
   detail::for_each_slot_expert(shape, input, [&](std::int64_t, int expert) {

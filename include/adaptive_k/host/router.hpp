@@ -99,11 +99,11 @@ class router {
   status replay(int layer, const logits_view<Logit>& logits, const routing_replay<Id>& given,
                 const routing_output<Id, Weight>& output, routing_metrics* metrics = nullptr,
                 const routing_extras& extras = {}) const noexcept {
-    status refusal =
+    status checked =
         check(layer, logits, output.topk_ids != nullptr, output.topk_weights != nullptr, extras);
-    if (refusal) refusal = check_replay(logits.num_tokens, given);
-    if (refusal) route_rows(layer, logits, given, output, 0, logits.num_tokens, metrics, extras);
-    return refusal;
+    if (checked) checked = check_replay(logits.num_tokens, given);
+    if (checked) route_rows(layer, logits, given, output, 0, logits.num_tokens, metrics, extras);
+    return checked;
   }
 
   /// The same into buffers of its own; `result` tells whether they are filled.
@@ -170,10 +170,10 @@ class router {
   template <class Logit>
   status check(int layer, const logits_view<Logit>& logits, bool has_ids, bool has_weights,
                const routing_extras& extras) const noexcept {
-    status refusal = detail::check_call(validity_, model_, num_layers(), layer, logits, has_ids,
+    status checked = detail::check_call(validity_, model_, num_layers(), layer, logits, has_ids,
                                         has_weights, extras);
-    if (refusal) refusal = check_limits(0, logits.num_tokens, extras);
-    return refusal;
+    if (checked) checked = check_limits(0, logits.num_tokens, extras);
+    return checked;
   }
 
   status check_limits(std::int64_t first, std::int64_t last,
@@ -222,19 +222,19 @@ class router {
                                        const routing_output<Id, Weight>& output, std::int64_t first,
                                        std::int64_t last, routing_metrics* metrics,
                                        const routing_extras& extras) const noexcept {
-    status refusal =
+    status checked =
         detail::check_call(validity_, model_, num_layers(), layer, logits,
                            output.topk_ids != nullptr, output.topk_weights != nullptr, extras);
-    if (refusal && (first < 0 || first > last || last > logits.num_tokens))
-      refusal =
+    if (checked && (first < 0 || first > last || last > logits.num_tokens))
+      checked =
           status::error(status_code::invalid_argument,
                         "tokens %lld to %lld, expected 0 <= first <= last <= num_tokens = %lld",
                         static_cast<long long>(first), static_cast<long long>(last),
                         static_cast<long long>(logits.num_tokens));
-    if (refusal) refusal = check_limits(first, last, extras);
-    if (refusal)
+    if (checked) checked = check_limits(first, last, extras);
+    if (checked)
       route_rows(layer, logits, routing_replay<Id>{}, output, first, last, metrics, extras);
-    return refusal;
+    return checked;
   }
 
   /// The shortest way for one token of a usual call, as in decoding. False: nothing is done, as it

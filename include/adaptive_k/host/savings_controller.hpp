@@ -80,8 +80,8 @@ class savings_controller {
   status retarget(double expert_savings) noexcept {
     savings_target changed = target_;
     changed.expert_savings = expert_savings;
-    const status refusal = check(changed);
-    if (!refusal) return refusal;
+    const status checked = check(changed);
+    if (!checked) return checked;
     target_ = changed;
     validity_ = {};
     follow();
