@@ -88,6 +88,7 @@ inline double sigmoid(double x) {
 
 inline double sqrt_softplus(double x) {
   if (std::isnan(x) || x < -86.99) return 0.0;
+  x = std::min(x, 1e30);  // as gating_kind says: shares of an infinite score would be NaN
   const double softplus = x > 0.0 ? x + std::log1p(std::exp(-x)) : std::log1p(std::exp(x));
   return std::sqrt(softplus);
 }
