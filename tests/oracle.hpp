@@ -191,7 +191,7 @@ inline std::vector<double> sparsemixer_scores(const gating& g, const std::vector
       const double factor = std::max(std::abs(x), highest);
       const double distance = (highest - x) / factor;
       if (std::abs(distance - tolerance) < 1e-6 && x != highest) close_mask = true;
-      if (!(distance > tolerance)) total += exp_to_zero(x - highest);
+      if (!(distance > tolerance)) total += x == highest ? 1.0 : exp_to_zero(x - highest);
     }
     scores.push_back(1.0 / total);
   }
