@@ -295,7 +295,6 @@ inline int distortion_k(const gating& g, const k_policy& policy, const answer& r
 
 inline double signal_of(signal_kind kind, const gating& g, const std::vector<double>& scores_of_all,
                         const answer& result) {
-  const double second = g.top_k > 1 ? result.scores[1] : 0.0;
   switch (kind) {
     case signal_kind::none:
       return 0.0;
@@ -308,7 +307,10 @@ inline double signal_of(signal_kind kind, const gating& g, const std::vector<dou
     case signal_kind::topk_mass:
       return result.shares[0];
     case signal_kind::score_ratio:
-      return std::min(second / result.scores[0], 1024.0);
+      // By shares, which are equal where all scores are 0.
+      return result.shares[0] > 0.0
+                 ? std::min((g.top_k > 1 ? result.shares[1] : 0.0) / result.shares[0], 1024.0)
+                 : 1024.0;
     case signal_kind::margin:
       return result.shares[0] - (g.top_k > 1 ? result.shares[1] : 0.0);
   }
