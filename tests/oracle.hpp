@@ -276,9 +276,10 @@ inline int distortion_k(const gating& g, const k_policy& policy, const answer& r
       distortion = std::exp(exponent);
       // Float rounding: of r, where little is dropped, and of psi, where it cancels.
       const double rounding = 4e-7;
-      relative =
-          2e-5 + std::abs(static_cast<double>(c[1])) * rounding / dropped +
-          std::abs(static_cast<double>(c[2])) * 2.0 * std::abs(stretch) * rounding * head / psi;
+      const double least = std::ldexp(1.0, -100);  // below which their logarithms are floored
+      relative = 2e-5 + std::abs(static_cast<double>(c[1])) * rounding / std::max(dropped, least) +
+                 std::abs(static_cast<double>(c[2])) * 2.0 * std::abs(stretch) * rounding * head /
+                     std::max(psi, least);
     }
     const double sensitivity = static_cast<double>(model.sensitivity);
     cost.push_back(sensitivity * distortion + static_cast<double>(model.lambda) * k);
