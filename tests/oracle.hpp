@@ -171,7 +171,7 @@ inline void select(const gating& g, const token& input, const std::vector<double
   } else {
     result.experts = descending(value);
   }
-  if (g.selection_bias && hardly_ordered(value, result.experts, g.top_k, close.rank))
+  if (by_score && hardly_ordered(value, result.experts, g.top_k, close.rank))
     result.close_rank = true;
   result.experts.resize(at(g.top_k));
 }
