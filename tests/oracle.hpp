@@ -127,8 +127,9 @@ inline std::vector<int> descending(const std::vector<double>& values) {
 inline bool hardly_ordered(const std::vector<double>& values, const std::vector<int>& order,
                            int count, double close) {
   for (int i = 0; i < count && at(i + 1) < order.size(); ++i) {
-    const double gap = values[at(order[at(i)])] - values[at(order[at(i + 1)])];
-    if (gap != 0.0 && std::abs(gap) < close) return true;
+    const double value = values[at(order[at(i)])];
+    const double gap = value - values[at(order[at(i + 1)])];
+    if (gap != 0.0 && std::abs(gap) < close * std::max(1.0, std::abs(value))) return true;
   }
   return false;
 }
@@ -160,7 +161,9 @@ inline void select(const gating& g, const token& input, const std::vector<double
       // Which groups are chosen matters, their order does not.
       const double gap =
           group_value[at(order[at(g.topk_group - 1)])] - group_value[at(order[at(g.topk_group)])];
-      if (std::abs(gap) < 2.0 * close.rank && (gap != 0.0 || summed)) result.close_rank = true;
+      const double size_of = std::max(1.0, std::abs(group_value[at(order[at(g.topk_group)])]));
+      if (std::abs(gap) < 2.0 * close.rank * size_of && (gap != 0.0 || summed))
+        result.close_rank = true;
     }
     std::vector<bool> chosen(at(g.n_group), false);
     for (int i = 0; i < g.topk_group; ++i) chosen[at(order[at(i)])] = true;
