@@ -123,13 +123,16 @@ inline std::vector<int> descending(const std::vector<double>& values) {
   return order;
 }
 
-/// Whether some neighbours among the first count + 1 of the order differ, but hardly.
+/// Whether one of the first `count` of the order differs from one behind it, but hardly.
 inline bool hardly_ordered(const std::vector<double>& values, const std::vector<int>& order,
                            int count, double close) {
-  for (int i = 0; i < count && at(i + 1) < order.size(); ++i) {
+  for (int i = 0; i < count; ++i) {
     const double value = values[at(order[at(i)])];
-    const double gap = value - values[at(order[at(i + 1)])];
-    if (gap != 0.0 && std::abs(gap) < close * std::max(1.0, std::abs(value))) return true;
+    for (std::size_t j = at(i + 1); j < order.size(); ++j) {
+      const double gap = std::abs(value - values[at(order[j])]);
+      if (!(gap < close * std::max(1.0, std::abs(value)))) break;
+      if (gap != 0.0) return true;
+    }
   }
   return false;
 }
