@@ -348,12 +348,10 @@ inline answer route(const gating& g, const k_policy& policy, token input,
   if (model.kind == gating_kind::sparsemixer) {
     result.scores = sparsemixer_scores(model, input.logits, result.experts, result.close_rank);
   } else {
-    std::vector<double> selected;
-    for (int e : result.experts) {
-      result.scores.push_back(scores[at(e)]);
-      selected.push_back(input.logits[at(e)]);
-    }
-    if (model.kind == gating_kind::top_k_softmax) result.scores = softmax(selected);
+    for (int e : result.experts) result.scores.push_back(scores[at(e)]);
+    const double selected = sum(result.scores);
+    if (model.kind == gating_kind::top_k_softmax)  // over the selected: the same, renormalised
+      for (double& score : result.scores) score = selected > 0.0 ? score / selected : 1.0 / g.top_k;
   }
   const double total = sum(result.scores);
   for (double score : result.scores)

@@ -15,7 +15,8 @@ enum class gating_kind : std::uint8_t {
   softmax,        ///< s = softmax over all E (Mixtral, Qwen, OLMoE, DeepSeek-V2)
   sigmoid,        ///< s = 1 / (1 + e^-x) (DeepSeek-V3, Nemotron 3, Kimi K2, GLM-4.5, Llama 4)
   top_k_softmax,  ///< s = softmax over the selected logits (gpt-oss, Granite); always
-                  ///< renormalised
+                  ///< renormalised. What a bias or groups select 87 below the row's largest logit
+                  ///< scores 0
   sqrt_softplus,  ///< s = sqrt(ln(1 + e^x)), x counting as 1e30 at most, so that s is finite
   sparsemixer,    ///< two masked softmaxes, top_k <= 2, never renormalised (Phi-3.5-MoE)
 };
