@@ -389,7 +389,8 @@ inline answer route(const gating& g, const k_policy& policy, token input,
   const bool renormalize = g.renormalize || g.kind == gating_kind::top_k_softmax;
   double factor = static_cast<double>(g.routed_scaling_factor);
   if (k < g.top_k)
-    factor *= std::pow(running_mass(result.shares)[at(k - 1)], -mass_exponent(g, policy));
+    factor *= std::pow(std::max(running_mass(result.shares)[at(k - 1)], std::ldexp(1.0, -100)),
+                       -mass_exponent(g, policy));
   for (int j = 0; j < k; ++j)
     result.weights.push_back(factor * (renormalize ? result.shares[at(j)] : result.scores[at(j)]));
   return result;
