@@ -259,7 +259,8 @@ inline int distortion_k(const gating& g, const k_policy& policy, const answer& r
   for (int k = 1; k <= g.top_k; ++k) {
     double distortion = 0.0, relative = 0.0;
     if (k < g.top_k) {
-      const double r = mass[at(k - 1)];
+      const double least = std::ldexp(1.0, -100);  // what shares count as at least
+      const double r = std::max(mass[at(k - 1)], least);
       double head = 0.0, tail = 0.0, dropped = 0.0;
       for (int j = 0; j < g.top_k; ++j) {
         const double w = result.shares[at(j)];
@@ -282,7 +283,6 @@ inline int distortion_k(const gating& g, const k_policy& policy, const answer& r
       distortion = std::exp(exponent);
       // Float rounding: of r, where little is dropped, and of psi, where it cancels.
       const double rounding = 4e-7;
-      const double least = std::ldexp(1.0, -100);  // below which their logarithms are floored
       relative = 2e-5 + std::abs(static_cast<double>(c[1])) * rounding / std::max(dropped, least) +
                  std::abs(static_cast<double>(c[2])) * 2.0 * std::abs(stretch) * rounding * head /
                      std::max(psi, least);
