@@ -1,5 +1,6 @@
 #include <fmt/format.h>
 
+#include <adaptive_k/calibration/printable.hpp>
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
@@ -51,6 +52,9 @@ void print_quality(const benchmark_result& r) {
 }
 
 void print_histogram(const adaptive_k::routing_metrics& metrics, int top_k) {
+  if (metrics.nonfinite_rows != 0)
+    fmt::print("\nOf {} routed tokens {} had a NaN or infinite logit: do not trust these figures\n",
+               metrics.tokens, metrics.nonfinite_rows);
   fmt::print("\nTokens by K, all layers\n");
   text_table table({"K", "share", "<"});
   for (int k = 1; k <= top_k; ++k) {
@@ -129,9 +133,9 @@ void print_times(const benchmark_result& r) {
 
 void print_facts(const model_facts& model, const data_facts& data, const policy_facts& policy) {
   const adaptive_k::gating& g = model.gating;
-  fmt::print("Model    {}: {} MoE layers, {} experts of which {}, {}{}\n", model.name,
-             model.num_layers, g.num_experts, g.top_k, adaptive_k::to_string(g.kind),
-             g.renormalize ? ", renormalised" : "");
+  fmt::print("Model    {}: {} MoE layers, {} experts of which {}, {}{}\n",
+             adaptive_k::detail::printable(model.name, 200), model.num_layers, g.num_experts,
+             g.top_k, adaptive_k::to_string(g.kind), g.renormalize ? ", renormalised" : "");
   if (model.sizes.hidden > 0)
     fmt::print("         experts {} x {} in {}, {} each\n", model.sizes.hidden,
                model.sizes.intermediate, model.weight_dtype,

@@ -58,12 +58,10 @@ std::vector<std::int32_t> tokens_of_binary(const std::string& path, const std::s
 
 std::string read_file(const std::filesystem::path& file) {
   std::error_code error;
-  if (std::filesystem::is_directory(file, error))
-    throw failure(fmt::format("{}: is a directory, expected a file", file.string()));
-  if (std::filesystem::exists(file, error) && !std::filesystem::is_regular_file(file, error))
-    throw failure(fmt::format("{}: is a pipe or device, expected a file", file.string()));
-  std::ifstream stream(file, std::ios::binary);
-  if (!stream) throw failure(fmt::format("{}: cannot be read", file.string()));
+  std::ifstream stream;
+  if (std::filesystem::is_regular_file(file, error)) stream.open(file, std::ios::binary);
+  if (!stream.is_open())
+    throw failure(fmt::format("{}: {}", file.string(), adaptive_k::detail::unreadable(file)));
   std::string bytes{std::istreambuf_iterator<char>(stream), std::istreambuf_iterator<char>()};
   if (stream.bad()) throw failure(fmt::format("{}: reading failed", file.string()));
   return bytes;
@@ -92,8 +90,8 @@ dataset read_dataset(const std::filesystem::path& file, int vocab_size) {
   }
   for (std::size_t i = 0; i < data.tokens.size(); ++i)
     if (data.tokens[i] < 0 || data.tokens[i] >= vocab_size)
-      throw failure(fmt::format("{}: token {} is outside the vocabulary 0..{}", data.path, i,
-                                vocab_size - 1));
+      throw failure(fmt::format("{}: the value at index {} is outside the vocabulary's ids 0..{}",
+                                data.path, i, vocab_size - 1));
   return data;
 }
 

@@ -82,10 +82,12 @@ int open_in_place(const fs::path& file, int flags) {
 }  // namespace
 
 output_file::output_file(std::string option, fs::path file)
-    : option_(std::move(option)), file_(std::move(file)), target_(behind_links(file_)) {
+    : option_(std::move(option)), file_(std::move(file)), target_(file_) {
   struct stat old {};
-  const bool exists = stat(target_.c_str(), &old) == 0;
+  const bool exists = stat(file_.c_str(), &old) == 0;
   if (!exists && errno != ENOENT) refuse(errno);
+  // What replaces a file replaces what its links lead to. Those of /dev/fd lead nowhere for a pipe.
+  if (!exists || S_ISREG(old.st_mode)) target_ = behind_links(file_);
   if (exists && S_ISDIR(old.st_mode)) refuse(EISDIR);
   const int stream = exists ? standard_stream_of(old) : -1;
   if (stream >= 0) {  // one position in the file for both, or one would write over the other
@@ -215,17 +217,31 @@ bool is_one_file(const fs::path& a, const fs::path& b) {
   if (is_special(a) || is_special(b)) return false;
   std::error_code error;
   if (fs::equivalent(a, b, error)) return true;
-  const fs::path whole = fs::weakly_canonical(a, error);
-  return !whole.empty() && whole == fs::weakly_canonical(b, error);
+  // Absolute first: of a relative path that is not there, all that is made canonical is nothing.
+  const fs::path whole = fs::weakly_canonical(fs::absolute(a, error), error);
+  return !whole.empty() && whole == fs::weakly_canonical(fs::absolute(b, error), error);
 }
 
-/// The file of `read`, or one in its folder, that is `output`; "" where there is none.
+/// Whether a model is read from a file of this name.
+bool is_of_model(const std::string& name) {
+  const auto ends_with = [&](std::string_view end) {
+    return name.size() >= end.size() &&
+           name.compare(name.size() - end.size(), end.size(), end) == 0;
+  };
+  return name == "config.json" ||
+         (name.rfind("model", 0) == 0 &&
+          (ends_with(".safetensors") || ends_with(".safetensors.index.json")));
+}
+
+/// The file of `read`, or one of the model in that folder, that is `output`; "" where there is
+/// none.
 fs::path overlap(const fs::path& read, const fs::path& output) {
   std::error_code error;
   if (!fs::is_directory(read, error)) return is_one_file(read, output) ? read : fs::path();
   for (fs::directory_iterator entry(read, error), end; !error && entry != end;
        entry.increment(error))
-    if (entry->is_regular_file(error) && is_one_file(entry->path(), output)) return entry->path();
+    if (is_of_model(entry->path().filename().string()) && is_one_file(entry->path(), output))
+      return entry->path();
   return {};
 }
 

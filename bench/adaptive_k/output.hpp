@@ -64,7 +64,8 @@ bool is_special(const std::filesystem::path& file);
 /// it writes is one that it reads, or is written twice.
 class file_roles {
  public:
-  /// Also of a folder: then all files in it are read. `updated_by`: an option that may write it.
+  /// Also of a folder: then a model's files in it are read. `updated_by`: an option that may write
+  /// it.
   void reads(const std::string& what, const std::filesystem::path& file,
              const std::string& updated_by = {});
   /// "" and "-" are no files. Also checks that it can be written.

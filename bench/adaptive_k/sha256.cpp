@@ -8,6 +8,7 @@
 #include <picosha2.h>
 #endif
 
+#include <adaptive_k/calibration/json_parse.hpp>
 #include <array>
 #include <cstddef>
 #include <fstream>
@@ -80,7 +81,7 @@ std::string sha256_of_file(const std::filesystem::path& file) {
   std::ifstream stream;
   if (std::filesystem::is_regular_file(file, error)) stream.open(file, std::ios::binary);
   if (!stream.is_open())
-    throw failure(fmt::format("{}: cannot be read, expected a file", file.string()));
+    throw failure(fmt::format("{}: {}", file.string(), adaptive_k::detail::unreadable(file)));
   sha256 hash;
   std::vector<char> block(std::size_t{1} << 20);
   while (stream.read(block.data(), static_cast<std::streamsize>(block.size())) ||

@@ -1,11 +1,15 @@
 #include "bench/adaptive_k/speed_run.hpp"
 
 #include <fmt/format.h>
+#if defined(__linux__)
+#include <sched.h>
+#endif
 
 #include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <cstddef>
+#include <cstdlib>
 #include <moe_engine/dense.hpp>
 #include <moe_engine/moe_layer.hpp>
 #include <thread>
@@ -20,6 +24,19 @@
 
 namespace bench {
 namespace {
+
+/// What the engine's arithmetic may use: the processors that this process has, or fewer by
+/// OMP_NUM_THREADS.
+unsigned usable_threads() {
+  unsigned usable = std::thread::hardware_concurrency();
+#if defined(__linux__)
+  cpu_set_t own;
+  if (sched_getaffinity(0, sizeof own, &own) == 0) usable = static_cast<unsigned>(CPU_COUNT(&own));
+#endif
+  const char* const asked = std::getenv("OMP_NUM_THREADS");
+  const unsigned long number = asked != nullptr ? std::strtoul(asked, nullptr, 10) : 0;
+  return number > 0 && number < usable ? static_cast<unsigned>(number) : usable;
+}
 
 using seconds_clock = std::chrono::steady_clock;
 
@@ -212,7 +229,7 @@ speed_result run_speed(const speed_options& options, const adaptive_k::preset& s
   result.expert_bytes = layers.expert_bytes();
   result.all_bytes = layers.expert_bytes() * gating.num_experts * options.layers;
   result.backend = moe_engine::dense::backend();
-  result.threads = std::thread::hardware_concurrency();
+  result.threads = usable_threads();
   result.seed = options.seed;
   for (const int batch : options.batches)
     result.batches.push_back(measure(layers, contenders, batch, options));

@@ -1,6 +1,7 @@
 #include "checkpoint.hpp"
 
 #include <adaptive_k/calibration/json_reader.hpp>
+#include <cmath>
 
 namespace moe_engine {
 
@@ -78,7 +79,14 @@ std::vector<float> checkpoint::read(const std::string& name,
                                     const std::vector<std::int64_t>& shape) const {
   const place& home = find(name, "one of shape " + text_of(shape));
   home.is_read.store(true, std::memory_order_relaxed);
-  return files_[home.file].read(name, shape);
+  std::vector<float> values = files_[home.file].read(name, shape);
+  for (std::size_t i = 0; i < values.size(); ++i)
+    if (!std::isfinite(values[i]))
+      throw file_error(files_[home.file].name(),
+                       "tensor \"" + adaptive_k::detail::printable(name, 150) + '"',
+                       "element " + std::to_string(i) + " is " + std::to_string(values[i]) +
+                           ", expected finite numbers");
+  return values;
 }
 
 std::vector<std::string> checkpoint::names() const {

@@ -14,7 +14,7 @@ using adaptive_k::detail::json;
 using adaptive_k::detail::json_node;
 
 /// How the engine takes a setting of config.json. One that is in no table is refused, unless it is
-/// null or false, which ask for nothing.
+/// null, which asks for nothing.
 struct setting {
   const char* key;
   /// read: by `parse_config`. inert: says nothing about what a forward pass computes.
@@ -54,7 +54,17 @@ constexpr setting common_settings[] = {
     {"pretraining_tp", setting::fixed, "1"},
     {"pruned_heads", setting::fixed, "{}"},
     {"chunk_size_feed_forward", setting::fixed, "0"},
-    {"architectures", setting::inert},
+    {"is_causal", setting::fixed, "true"},
+    {"is_encoder_decoder", setting::fixed, "false"},
+    {"add_cross_attention", setting::fixed, "false"},
+    {"tie_encoder_decoder", setting::fixed, "false"},
+    {"use_qk_norm", setting::fixed, "false"},
+    {"is_decoder", setting::inert},  // the model type says it
+    {"unsloth_version", setting::inert},
+    {"unsloth_fixed", setting::inert},
+    {"torchscript", setting::inert},
+    {"use_bfloat16", setting::inert},
+    {"tf_legacy_loss", setting::inert},
     {"transformers_version", setting::inert},
     {"torch_dtype", setting::inert},  // tensors say their own
     {"dtype", setting::inert},
@@ -82,6 +92,10 @@ constexpr setting common_settings[] = {
     {"router_aux_loss_coef", setting::inert},
     // What old files hold for sampling.
     {"do_sample", setting::inert},
+    {"early_stopping", setting::inert},
+    {"output_scores", setting::inert},
+    {"return_dict_in_generate", setting::inert},
+    {"remove_invalid_values", setting::inert},
     {"max_length", setting::inert},
     {"min_length", setting::inert},
     {"temperature", setting::inert},
@@ -103,6 +117,8 @@ constexpr setting mixtral_settings[] = {
     {"num_experts_per_tok", setting::read},
     {"sliding_window", setting::read},
     {"router_jitter_noise", setting::inert},  // training alone adds it
+    {"architectures", setting::fixed, "[\"MixtralForCausalLM\"]"},
+    {"norm_topk_prob", setting::fixed, "true"},
 };
 
 const setting* find_setting(const std::string& key) {
@@ -118,11 +134,11 @@ void check_settings(const json_node& root) {
     // Names that begin with _ are the library's notes to itself; _name_or_path is read.
     if (value.is_null() || (!key.empty() && key.front() == '_')) continue;
     const setting* known = find_setting(key);
-    if (known == nullptr && value != json(false))
+    if (known == nullptr)
       throw file_error(root.file(), key,
                        adaptive_k::detail::shown_value(value) +
-                           ", expected a setting that the engine knows, null or false: what it "
-                           "would change is not computed");
+                           ", expected a setting that the engine knows, or null: what it would "
+                           "change is not computed");
     if (known != nullptr && known->use == setting::fixed && value != json::parse(known->value))
       throw file_error(root.file(), key,
                        adaptive_k::detail::shown_value(value) + ", expected " + known->value +
@@ -162,10 +178,10 @@ float read_theta(const json_node& node) {
 /// The base frequency in an object of its own, as newer files have it beside or instead of
 /// rope_theta; every other scheme than the default one is refused.
 std::optional<float> theta_of_object(const json_node& node) {
-  node.expect_keys({"rope_type", "type", "rope_theta", "partial_rotary_factor"});
-  for (const char* key : {"rope_type", "type"})
+  for (const char* key : {"rope_type", "type"})  // first: it is why there are other keys
     if (const auto type = given(node, key); type && type->value() != "default")
       type->refuse("\"default\": no other positions are implemented");
+  node.expect_keys({"rope_type", "type", "rope_theta", "partial_rotary_factor"});
   if (const auto factor = given(node, "partial_rotary_factor");
       factor && factor->value() != json(1.0))
     factor->refuse("1.0: anything else is not implemented");
@@ -182,7 +198,7 @@ float read_rope(const json_node& root) {
                                            ? std::optional<float>(read_theta(*node))
                                            : theta_of_object(*node);
     if (theta && found && *found != *theta)
-      node->refuse("the base frequency that the keys before it give");
+      node->refuse("the base frequency that the keys before it give, " + std::to_string(*theta));
     if (found) theta = found;
   }
   if (!theta) {

@@ -191,7 +191,7 @@ safetensors_file::safetensors_file(const std::filesystem::path& path)
     file_bytes = std::filesystem::file_size(path_, error);
     stream.open(path_, std::ios::binary);
   }
-  if (error || !stream.is_open()) refuse(name_, "cannot be read, expected a file");
+  if (error || !stream.is_open()) refuse(name_, adaptive_k::detail::unreadable(path_));
   unsigned char start[length_bytes];
   if (!stream.read(reinterpret_cast<char*>(start), sizeof start))
     refuse(name_, "truncated: no 8-byte header length");

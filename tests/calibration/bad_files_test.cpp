@@ -232,11 +232,11 @@ TEST_F(BadFiles, KeysThatComeTwiceAreRefused) {
 TEST_F(BadFiles, FilesThatAreNoneAreRefused) {
   const auto missing = folder_.path() / "none.json";
   EXPECT_EQ(error_of([&] { adaptive_k::load_preset(missing.string()); }),
-            missing.string() + ": cannot be read, expected a file");
+            missing.string() + ": cannot be read (no such file), expected a file");
   std::filesystem::create_directory(folder_.path() / "folder.json");
   const auto folder = (folder_.path() / "folder.json").string();
   EXPECT_EQ(error_of([&] { adaptive_k::load_preset(folder); }),
-            folder + ": cannot be read, expected a file");
+            folder + ": cannot be read (a directory), expected a file");
 }
 
 /// Every key that a file may have, each in one place or more.

@@ -113,7 +113,7 @@ TEST(PolicySpec, RefusesWithTheReason) {
       {"fixed:2,a=1,a=0", "a: the setting comes twice"},
       {"fixed:2,k_min=9", "k_min is 9, expected 1..top_k = 4"},
       {"fixed:2,lambda=1", "lambda: the rule is fixed, expected a distortion policy"},
-      {"no/such/file.json", "no/such/file.json: cannot be read, expected a file"},
+      {"no/such/file.json", "no/such/file.json: cannot be read (no such file), expected a file"},
   };
   for (const auto& [spec, reason] : cases) {
     const std::string text = spec;

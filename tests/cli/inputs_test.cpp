@@ -86,9 +86,26 @@ TEST(Inputs, NoOutputIsOneOfThem) {
     EXPECT_TRUE(contains(result.err, "that this command reads")) << command << result.err;
     EXPECT_TRUE(content_of(each.harmed) == before) << command;
   }
-  const outcome twice = run_program({"benchmark", "--json", new_file, "--log", new_file});
-  EXPECT_EQ(twice.status, 2);
-  EXPECT_TRUE(contains(twice.err, "is also written by --json")) << twice.err;
+  const std::string in_folder = "cd " + quoted(folder.path().string()) + ";";
+  for (const auto& [first, second] : {std::pair<std::string, std::string>{new_file, new_file},
+                                      {"new", "./new"},
+                                      {"new", "../" + folder.path().filename().string() + "/new"},
+                                      {"new", (folder.path() / "new").string()}}) {
+    const outcome twice = run_program({"benchmark", "--json", first, "--log", second}, in_folder);
+    EXPECT_EQ(twice.status, 2) << first << ' ' << second;
+    EXPECT_TRUE(contains(twice.err, "is also written by --json")) << twice.err;
+  }
+}
+
+TEST(Inputs, WhatLiesBesideAModelIsNotTheModel) {
+  const scratch_folder folder;
+  const fs::path model = copy_model(folder);
+  const std::string report = (model / "report.json").string();
+  for (int run = 0; run < 2; ++run) {
+    const outcome result =
+        run_program(small_benchmark({"--model", model.string(), "--json", report}));
+    EXPECT_EQ(result.status, 0) << result.err;
+  }
 }
 
 TEST(Inputs, APipeIsRefusedAndNeverWaitedFor) {

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 #include <sys/stat.h>
 
+#include <cstdlib>
 #include <filesystem>
 #include <string>
 #include <vector>
@@ -203,6 +204,20 @@ TEST_F(Outputs, AJournalThatCannotBeWrittenIsToldAndTheWorkGoesOn) {
       << result.err;
   EXPECT_TRUE(nlohmann::json::accept(content_of(file))) << "the result is whole";
   EXPECT_FALSE(fs::exists(journal));
+}
+
+// A pipe has names too, of which /proc has a link that leads nowhere.
+TEST_F(Outputs, APipeIsWrittenToByAnyName) {
+  for (const char* name : {"/dev/stdout", "/dev/fd/3"}) {
+    std::string command = "(" + quoted(ADAPTIVE_K_PROGRAM);
+    for (const std::string& word : benchmark + command_line{"--json", name})
+      command += " " + quoted(word);
+    command += " 3>&1 2>/dev/null; echo ended $?) | cat > " + quoted(path("piped"));
+    ASSERT_EQ(std::system(command.c_str()), 0);
+    const std::string piped = content_of(path("piped"));
+    EXPECT_TRUE(contains(piped, "\"perplexity\"")) << name << piped;
+    EXPECT_TRUE(contains(piped, "ended 0")) << name;
+  }
 }
 
 }  // namespace

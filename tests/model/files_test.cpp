@@ -98,6 +98,16 @@ TEST_F(model_folder, says_which_tensor_has_another_shape) {
   expect_words(complaint(folder.path()), {file().string(), router, "[24, 6]", "[6, 24]"});
 }
 
+TEST_F(model_folder, says_which_tensor_is_not_finite) {
+  for (auto& [name, values] : weights) {
+    const float before = values.values[1];
+    values.values[1] = NAN;
+    write_model(folder.path(), {}, weights);
+    expect_words(complaint(folder.path()), {file().string(), name, "element 1 is nan"});
+    values.values[1] = before;
+  }
+}
+
 TEST_F(model_folder, notices_truncation_anywhere) {
   const auto size = std::filesystem::file_size(file());
   for (const std::uintmax_t kept : {std::uintmax_t{0}, std::uintmax_t{5}, std::uintmax_t{8},

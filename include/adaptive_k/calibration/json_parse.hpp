@@ -215,6 +215,20 @@ inline json parse_json_text(std::string_view text, const std::string& file,
   return builder.take();
 }
 
+/// Says of a file that could not be opened, or is no regular file, why.
+inline std::string unreadable(const std::filesystem::path& path) {
+  std::error_code error;
+  const std::filesystem::file_status found = std::filesystem::status(path, error);
+  const char* why = "permission denied";
+  if (found.type() == std::filesystem::file_type::not_found)
+    why = "no such file";
+  else if (found.type() == std::filesystem::file_type::directory)
+    why = "a directory";
+  else if (found.type() != std::filesystem::file_type::regular && !error)
+    why = "a pipe or device";
+  return std::string("cannot be read (") + why + "), expected a file";
+}
+
 /// The bytes of a regular file, at most `most` of them. Throws file_error.
 inline std::string read_bounded_file(const std::filesystem::path& path, std::size_t most) {
   std::error_code error;
@@ -224,8 +238,7 @@ inline std::string read_bounded_file(const std::filesystem::path& path, std::siz
     size = std::filesystem::file_size(path, error);
     stream.open(path, std::ios::binary);
   }
-  if (error || !stream.is_open())
-    throw file_error(path.string(), "", "cannot be read, expected a file");
+  if (error || !stream.is_open()) throw file_error(path.string(), "", unreadable(path));
   if (size > most)
     throw file_error(
         path.string(), "",

@@ -139,7 +139,8 @@ inline preset read_preset(const json_node& root, std::filesystem::path file) {
     exists = exists || policy.name == result.default_policy;
     names += (names.empty() ? "" : ", ") + policy.name;
   }
-  if (!exists) chosen.refuse("the name of a policy of this file: " + names);
+  if (!exists)
+    chosen.refuse("the name of a policy of this file: " + (names.empty() ? "it has none" : names));
   return result;
 }
 
@@ -262,10 +263,11 @@ inline preset load_preset(std::string_view name_alias_or_path) {
   const auto part = [](const std::string& text, std::size_t most, const char* none) {
     return text.empty() ? std::string(none) : detail::printable(text, most);
   };
-  throw preset_error("preset '" + given + "'", "",
-                     "unknown in " + part(searched, 200, "(no directory)") + ", expected one of " +
-                         part(known, 450, "(none found)") + ", or a path to a .json file" +
-                         (unusable.empty() ? "" : "; unusable: ") + part(unusable, 250, ""));
+  throw preset_error(
+      "preset '" + given + "'", "",
+      "unknown in " + part(searched, 200, "(no directory: ADAPTIVE_K_CALIBRATIONS names none)") +
+          ", expected one of " + part(known, 450, "(none found)") + ", or a path to a .json file" +
+          (unusable.empty() ? "" : "; unusable: ") + part(unusable, 250, ""));
 }
 
 /// A router for a model by name, alias or path; `policy` as in preset::make_router. Of the models
