@@ -23,7 +23,6 @@ routing_metrics one_batch() {
   batch.expert_calls = 150;
   batch.distinct_experts = 40;
   for (const int k : {3, 4, 6, 8}) batch.k_histogram[k] = 8;
-  for (int e = 0; e < 64; ++e) batch.expert_counts[e] = 2;
   return batch;
 }
 
@@ -36,10 +35,12 @@ void record(benchmark::State& state, int expert_load) {
     recorder = std::make_unique<prometheus_recorder>(options);
   }
   const routing_metrics batch = one_batch();
+  const std::vector<std::uint64_t> expert_counts(64, 2);
   prometheus_recorder::series* series = nullptr;
   for (auto _ : state) {
     if (series == nullptr) series = recorder->find({"model", 3, "policy"});
     recorder->record(series, batch, 3e-5);
+    recorder->record_expert_counts(series, expert_counts.data(), 64);
   }
 }
 

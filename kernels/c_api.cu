@@ -47,6 +47,24 @@ status read_route(const adaptive_k_router* router, const adaptive_k_route_params
   return result;
 }
 
+/// A permutation's own shape is that of the routing call, where it is given.
+status check_same_shape(const adaptive_k_permute_params& order,
+                        const adaptive_k_route_params& route, const gating& model) noexcept {
+  const struct {
+    const char* name;
+    std::int64_t given, expected;
+  } fields[] = {{"num_tokens", order.num_tokens, route.num_tokens},
+                {"top_k", order.top_k, model.top_k},
+                {"num_experts", order.num_experts, model.num_experts}};
+  for (const auto& field : fields)
+    if (field.given != 0 && field.given != field.expected)
+      return status::error(status_code::shape_mismatch,
+                           "permute_params: %s is %lld, expected 0 or the routing call's, %lld",
+                           field.name, static_cast<long long>(field.given),
+                           static_cast<long long>(field.expected));
+  return {};
+}
+
 device::device_router device_side(const adaptive_k_router& router,
                                   const adaptive_k_route_params& call) noexcept {
   const device::plans_ref plans =
@@ -111,17 +129,26 @@ std::int32_t adaptive_k_route(const adaptive_k_router* router,
 }
 
 std::size_t adaptive_k_device_metrics_bytes(void) {
-  return sizeof(device::device_metrics);
+  // The experts of version 0.1's metrics stand behind them.
+  return sizeof(device::device_metrics) + max_experts * sizeof(std::uint64_t);
 }
 
 std::int32_t adaptive_k_metrics_from_device(const void* copied, adaptive_k_metrics* metrics,
                                             std::size_t metrics_bytes) {
-  if (copied == nullptr || metrics == nullptr || metrics_bytes != sizeof *metrics)
+  const bool old = metrics_bytes == sizeof(adaptive_k_metrics_v0_1);
+  if (copied == nullptr || metrics == nullptr || !(old || metrics_bytes == sizeof *metrics))
     return ADAPTIVE_K_INVALID_ARGUMENT;
   device::device_metrics counted;  // by bytes: the copy may lie anywhere
   std::memcpy(&counted, copied, sizeof counted);
   const auto converted = device::to_metrics<routing_metrics>(counted);
-  std::memcpy(metrics, &converted, sizeof converted);
+  if (old) {
+    auto* made = reinterpret_cast<adaptive_k_metrics_v0_1*>(metrics);
+    copy_metrics(converted, made);
+    std::memcpy(made->expert_counts, static_cast<const char*>(copied) + sizeof counted,
+                sizeof made->expert_counts);
+  } else {
+    std::memcpy(metrics, static_cast<const void*>(&converted), sizeof converted);
+  }
   return ADAPTIVE_K_OK;
 }
 
@@ -153,6 +180,7 @@ std::int32_t adaptive_k_route_permute(const adaptive_k_router* router,
   if (result) result = check_order(order);
   if (result && workspace_bytes == nullptr)
     result = status::error(status_code::invalid_argument, "workspace_bytes is null");
+  if (result) result = check_same_shape(order, call, router->impl.model());
   if (result)
     result = with_route_types(
         call, router->impl.model().num_experts,
@@ -184,7 +212,7 @@ std::int32_t adaptive_k_overlap_supported(std::int32_t* supported) {
   if (supported == nullptr) return ADAPTIVE_K_INVALID_ARGUMENT;
   bool answer = false;
   const status result = device::overlap_supported(&answer);
-  *supported = answer ? 1 : 0;
+  if (result) *supported = answer ? 1 : 0;
   return static_cast<std::int32_t>(result.code());
 }
 

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstdio>
 #include <cstring>
 #include <initializer_list>
 #include <memory>
@@ -43,6 +44,7 @@ struct known_sizes<adaptive_k_router_params> {
 template <>
 struct known_sizes<adaptive_k_route_params> {
   static constexpr std::size_t all[] = {offsetof(adaptive_k_route_params, row_stride),
+                                        offsetof(adaptive_k_route_params, expert_counts),  // 0.1
                                         sizeof(adaptive_k_route_params)};
 };
 template <>
@@ -97,12 +99,18 @@ status read_struct(const char* name, const Struct* given, Struct* copy) noexcept
                          "%s: struct_size is %u, but this library knows %zu: it is older than the "
                          "caller's header",
                          name, size, sizeof(Struct));
+  constexpr auto& sizes = known_sizes<Struct>::all;
   bool known = false;
-  for (const std::size_t one : known_sizes<Struct>::all) known = known || size == one;
-  if (!known)
-    return status::error(invalid,
-                         "%s: struct_size is %u, expected %zu, or %zu without the optional fields",
-                         name, size, sizeof(Struct), known_sizes<Struct>::all[0]);
+  for (const std::size_t one : sizes) known = known || size == one;
+  if (!known) {
+    static_assert(sizeof sizes <= 3 * sizeof sizes[0], "the message names three");
+    const bool grew = sizeof sizes == 3 * sizeof sizes[0];
+    char earlier[32] = "";
+    if (grew) std::snprintf(earlier, sizeof earlier, "%zu as of version 0.1, ", sizes[1]);
+    return status::error(
+        invalid, "%s: struct_size is %u, expected %zu, %sor %zu without the optional fields", name,
+        size, sizeof(Struct), earlier, sizes[0]);
+  }
   std::memcpy(static_cast<void*>(copy), given, size);
   return {};
 }
@@ -194,7 +202,8 @@ inline status check_fields(const adaptive_k_route_params& params) noexcept {
                         {"routing_bias", params.routing_bias, alignof(float)},
                         {"replay_ids", params.replay_ids, id},
                         {"replay_counts", params.replay_counts, alignof(std::int32_t)},
-                        {"metrics", params.metrics, alignof(adaptive_k_metrics)}});
+                        {"metrics", params.metrics, alignof(adaptive_k_metrics)},
+                        {"expert_counts", params.expert_counts, alignof(std::uint64_t)}});
 }
 
 /// The arrays of a permutation, without those that it reads from a routing call.
@@ -230,14 +239,52 @@ status with_route_types(const adaptive_k_route_params& params, int num_experts, 
             static_cast<const decltype(logit)*>(params.logits), params.num_tokens, num_experts,
             params.row_stride};
         const adaptive_k::routing_output<id_type, weight_type> output = {
-            static_cast<id_type*>(params.topk_ids), static_cast<weight_type*>(params.topk_weights),
-            params.topk_counts, params.signal, params.chosen_counts};
+            static_cast<id_type*>(params.topk_ids),
+            static_cast<weight_type*>(params.topk_weights),
+            params.topk_counts,
+            params.signal,
+            params.chosen_counts,
+            params.expert_counts};
         const adaptive_k::routing_replay<id_type> replay = {
             static_cast<const id_type*>(params.replay_ids), params.replay_counts};
         return f(logits, output, replay);
       });
     });
   });
+}
+
+/// Whether the caller's metrics are those of version 0.1.
+inline bool has_old_metrics(const adaptive_k_route_params& params) noexcept {
+  return params.metrics != nullptr && params.struct_size < sizeof(adaptive_k_route_params);
+}
+
+// The counters of C and C++ are the same, member by member; those of 0.1 had the experts between.
+static_assert(sizeof(adaptive_k_metrics) == sizeof(adaptive_k::routing_metrics), "");
+static_assert(offsetof(adaptive_k_metrics, signal_sum_fixed) ==
+                  offsetof(adaptive_k::routing_metrics, signal_sum_fixed),
+              "");
+static_assert(offsetof(adaptive_k_metrics, signal_sum_high) ==
+                  offsetof(adaptive_k::routing_metrics, signal_sum_high),
+              "");
+static_assert(offsetof(adaptive_k_metrics, touched_experts) ==
+                  offsetof(adaptive_k::routing_metrics, touched_experts),
+              "");
+static_assert(offsetof(adaptive_k_metrics, signal_sum_high) ==
+                  offsetof(adaptive_k_metrics_v0_1, expert_counts),
+              "");
+inline constexpr std::size_t counters_before = offsetof(adaptive_k_metrics, signal_sum_high);
+inline constexpr std::size_t counters_after =
+    sizeof(adaptive_k_metrics_v0_1) - offsetof(adaptive_k_metrics_v0_1, signal_sum_high);
+
+inline void copy_metrics(const adaptive_k_metrics_v0_1& from,
+                         adaptive_k::routing_metrics* to) noexcept {
+  std::memcpy(static_cast<void*>(to), &from, counters_before);
+  std::memcpy(static_cast<void*>(&to->signal_sum_high), &from.signal_sum_high, counters_after);
+}
+inline void copy_metrics(const adaptive_k::routing_metrics& from,
+                         adaptive_k_metrics_v0_1* to) noexcept {
+  std::memcpy(to, static_cast<const void*>(&from), counters_before);
+  std::memcpy(&to->signal_sum_high, &from.signal_sum_high, counters_after);
 }
 
 inline adaptive_k::routing_extras extras_of(const adaptive_k_route_params& params) noexcept {

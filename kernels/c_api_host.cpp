@@ -28,20 +28,6 @@ static_assert(ADAPTIVE_K_FIXED == static_cast<int>(k_rule::fixed), "");
 static_assert(ADAPTIVE_K_DISTORTION == static_cast<int>(k_rule::distortion), "");
 static_assert(ADAPTIVE_K_FILL_FIRST_EXPERT == static_cast<int>(fill_id::first_expert), "");
 
-// So are the counters, member by member.
-static_assert(sizeof(adaptive_k_metrics) == sizeof(routing_metrics), "");
-static_assert(offsetof(adaptive_k_metrics, signal_sum_fixed) ==
-                  offsetof(routing_metrics, signal_sum_fixed),
-              "");
-static_assert(offsetof(adaptive_k_metrics, k_histogram) == offsetof(routing_metrics, k_histogram),
-              "");
-static_assert(offsetof(adaptive_k_metrics, expert_counts) ==
-                  offsetof(routing_metrics, expert_counts),
-              "");
-static_assert(offsetof(adaptive_k_metrics, shadow_full_expert_calls) ==
-                  offsetof(routing_metrics, shadow_full_expert_calls),
-              "");
-
 status read_gating(const adaptive_k_gating* given, gating* made) noexcept {
   adaptive_k_gating from;
   status result = read_struct("gating", given, &from);
@@ -224,7 +210,7 @@ std::int32_t adaptive_k_router_num_layers(const adaptive_k_router* router) {
 }
 
 std::size_t adaptive_k_metrics_bytes(void) {
-  return sizeof(routing_metrics);
+  return sizeof(adaptive_k_metrics_v0_1);  // the largest there has been
 }
 
 std::int32_t adaptive_k_route_host(const adaptive_k_router* router,
@@ -234,16 +220,23 @@ std::int32_t adaptive_k_route_host(const adaptive_k_router* router,
   if (result && router == nullptr)
     result = status::error(status_code::invalid_argument, "router is null");
   if (result) result = check_fields(call);
-  if (result)
-    result = with_route_types(call, router->impl.model().num_experts,
-                              [&](const auto& logits, const auto& output, const auto& replay) {
-                                auto* metrics = static_cast<routing_metrics*>(call.metrics);
-                                if (replay.topk_ids != nullptr)
-                                  return router->impl.replay(call.layer, logits, replay, output,
-                                                             metrics, extras_of(call));
-                                return router->impl.route(call.layer, logits, output, metrics,
-                                                          extras_of(call));
-                              });
+  if (!result) return report(params, result);
+  auto* metrics = static_cast<routing_metrics*>(call.metrics);
+  auto* old_metrics = static_cast<adaptive_k_metrics_v0_1*>(call.metrics);
+  routing_metrics counted;
+  if (has_old_metrics(call)) {
+    copy_metrics(*old_metrics, &counted);
+    metrics = &counted;
+    call.expert_counts = old_metrics->expert_counts;
+  }
+  result = with_route_types(
+      call, router->impl.model().num_experts,
+      [&](const auto& logits, const auto& output, const auto& replay) {
+        if (replay.topk_ids != nullptr)
+          return router->impl.replay(call.layer, logits, replay, output, metrics, extras_of(call));
+        return router->impl.route(call.layer, logits, output, metrics, extras_of(call));
+      });
+  if (result && has_old_metrics(call)) copy_metrics(counted, old_metrics);
   return report(params, result);
 }
 

@@ -69,6 +69,7 @@ void serve(unsigned thread, double seconds, clock_type::time_point start, observ
 
       to.recorder.record(series[layer], metrics, took);
       to.recorder.record_entropies(series[layer], routed.signal.data(), num_tokens);
+      to.recorder.record_expert_counts(series[layer], routed.expert_counts.data(), num_experts);
 
       adaptive_k::log_event event(metrics, took);
       event.model = "example";

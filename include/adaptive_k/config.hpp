@@ -2,7 +2,7 @@
 #pragma once
 
 #define ADAPTIVE_K_VERSION_MAJOR 0
-#define ADAPTIVE_K_VERSION_MINOR 1
+#define ADAPTIVE_K_VERSION_MINOR 2
 #define ADAPTIVE_K_VERSION_PATCH 0
 
 #if defined(_MSVC_LANG)
@@ -50,7 +50,7 @@
   ADAPTIVE_K_WARNINGS_BEGIN        \
   ADAPTIVE_K_PRECISE_BEGIN         \
   namespace adaptive_k {           \
-  inline namespace v0_1 {
+  inline namespace v0_2 {
 #define ADAPTIVE_K_NAMESPACE_END \
   }                              \
   }                              \

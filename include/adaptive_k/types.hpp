@@ -125,6 +125,9 @@ struct routing_output {
   /// records here the k that the policy would have chosen; what that would have saved is
   /// routing_metrics::shadow_expert_savings().
   std::int32_t* chosen_counts = nullptr;
+  /// [num_experts], added to: how many tokens each expert got, padding left out. Each thread of
+  /// `route_range` gives an array of its own.
+  std::uint64_t* expert_counts = nullptr;
 };
 
 /// Optional inputs of a routing call; null means absent.

@@ -20,6 +20,7 @@ int main(void) {
   const float expert_outputs[3][1] = {{10.0f}, {20.0f}, {30.0f}};
   char message[128] = "";
   static adaptive_k_metrics metrics; /* zero */
+  uint64_t expert_counts[4] = {0, 0, 0, 0};
   adaptive_k_gating gating;
   adaptive_k_policy policy;
   adaptive_k_router_params router_params;
@@ -60,11 +61,12 @@ int main(void) {
   route.topk_weights = weights;
   route.topk_counts = counts;
   route.metrics = &metrics;
+  route.expert_counts = expert_counts;
   EXPECT(adaptive_k_route_host(router, &route) == ADAPTIVE_K_OK);
   EXPECT(counts[0] == 1 && ids[0][0] == 2 && ids[0][1] == -1 && weights[0][0] == 1.0f);
   EXPECT(counts[1] == 2 && ids[1][0] == 0 && ids[1][1] == 1 && weights[1][1] == 0.5f);
   EXPECT(metrics.tokens == 2 && metrics.expert_calls == 3 && metrics.full_expert_calls == 4);
-  EXPECT(metrics.k_histogram[1] == 1 && metrics.expert_counts[2] == 1);
+  EXPECT(metrics.k_histogram[1] == 1 && expert_counts[2] == 1 && metrics.touched_experts[0] == 7);
 
   memset(&permute, 0, sizeof permute);
   permute.struct_size = sizeof permute;

@@ -123,6 +123,30 @@ void expect_equal(std::int32_t logits_type, std::int32_t ids_type, std::int32_t 
   EXPECT_EQ(c_signal, signal);
   EXPECT_EQ(std::memcmp(c_metrics.get(), &metrics, sizeof metrics), 0);
 
+  // A caller of version 0.1 has the experts in its metrics.
+  std::vector<std::uint64_t> expert_counts(60);
+  call.expert_counts = expert_counts.data();
+  ASSERT_EQ(adaptive_k_route_host(c_router.get(), &call), ADAPTIVE_K_OK);
+  auto old_call = call;
+  old_call.struct_size = offsetof(adaptive_k_route_params, expert_counts);
+  auto old_metrics = std::make_unique<adaptive_k_metrics_v0_1>();
+  old_call.metrics = old_metrics.get();
+  for (int i = 0; i < 2; ++i)
+    ASSERT_EQ(adaptive_k_route_host(c_router.get(), &old_call), ADAPTIVE_K_OK);
+  EXPECT_EQ(old_metrics->tokens, 2 * metrics.tokens);
+  EXPECT_EQ(old_metrics->k_histogram[6], 2 * metrics.k_histogram[6]);
+  EXPECT_EQ(old_metrics->signal_lowest, metrics.signal_lowest);
+  std::uint64_t slots = 0;
+  for (std::size_t e = 0; e < 60; ++e) {
+    EXPECT_EQ(old_metrics->expert_counts[e], 2 * expert_counts[e]) << e;
+    EXPECT_EQ((c_metrics->touched_experts[0] >> e & 1) != 0, expert_counts[e] != 0) << e;
+    slots += expert_counts[e];
+  }
+  EXPECT_EQ(slots, metrics.expert_calls);
+  EXPECT_GE(adaptive_k_metrics_bytes(), sizeof *old_metrics);
+  call.expert_counts = nullptr;
+  call.metrics = nullptr;
+
   // The same experts, given back.
   call.replay_ids = ids.data();
   call.replay_counts = counts.data();

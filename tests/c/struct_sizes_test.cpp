@@ -41,29 +41,33 @@ constexpr std::size_t message_ends =
     offsetof(adaptive_k_route_params, message) + sizeof(char*);  // as of every params struct
 
 std::string whole_or_required(const std::string& name, std::size_t size, std::size_t required,
-                              std::size_t whole) {
+                              std::size_t whole, std::size_t earlier = 0) {
   const std::string start = name + ": struct_size is " + std::to_string(size);
   if (size > whole)
     return start + ", but this library knows " + std::to_string(whole) +
            ": it is older than the caller's header";
-  return start + ", expected " + std::to_string(whole) + ", or " + std::to_string(required) +
-         " without the optional fields";
+  return start + ", expected " + std::to_string(whole) + ", " +
+         (earlier != 0 ? std::to_string(earlier) + " as of version 0.1, " : "") + "or " +
+         std::to_string(required) + " without the optional fields";
 }
 
-/// `call` takes a struct of each size from 4 bytes to some more than it has.
+/// `call` takes a struct of each size from 4 bytes to some more than it has. `earlier`: its size in
+/// version 0.1, if it has grown.
 template <class Params, class Call>
-void expect_two_sizes(const char* name, Params params, std::size_t required, Call call) {
+void expect_known_sizes(const char* name, Params params, std::size_t required, Call call,
+                        std::size_t earlier = 0) {
   for (std::size_t size = sizeof params.struct_size; size <= sizeof params + 16; ++size) {
     SCOPED_TRACE(std::string(name) + " of " + std::to_string(size) + " bytes");
     std::array<char, 200> message = {};
     params.message = message.data();
     params.message_bytes = static_cast<std::uint32_t>(message.size());
     const cut<Params> given(params, size);
-    const bool fits = size == required || size == sizeof params;
+    const bool fits = size == required || size == earlier || size == sizeof params;
     EXPECT_EQ(call(given.get()), fits ? ADAPTIVE_K_OK : ADAPTIVE_K_INVALID_ARGUMENT);
-    EXPECT_EQ(message.data(), fits || size < message_ends
-                                  ? std::string()
-                                  : whole_or_required(name, size, required, sizeof params));
+    EXPECT_EQ(message.data(),
+              fits || size < message_ends
+                  ? std::string()
+                  : whole_or_required(name, size, required, sizeof params, earlier));
   }
 }
 
@@ -134,30 +138,33 @@ class struct_sizes : public ::testing::Test {
   std::array<float, 2> output = {};
 };
 
-TEST_F(struct_sizes, of_calls_are_two) {
+TEST_F(struct_sizes, of_calls_are_those_of_a_header) {
   ASSERT_NE(router, nullptr);
-  expect_two_sizes("route_params", route, offsetof(adaptive_k_route_params, row_stride),
-                   [&](const auto* params) { return adaptive_k_route_host(router, params); });
-  expect_two_sizes("permute_params", permute, offsetof(adaptive_k_permute_params, block_size),
-                   [](const auto* params) { return adaptive_k_permute_host(params); });
-  expect_two_sizes("permute_params", permute, offsetof(adaptive_k_permute_params, block_size),
-                   [](const auto* params) {
-                     return adaptive_k_permuted_capacity(params) == 4 ? ADAPTIVE_K_OK
-                                                                      : ADAPTIVE_K_INVALID_ARGUMENT;
-                   });
-  expect_two_sizes("combine_params", combine, offsetof(adaptive_k_combine_params, row_stride),
-                   [](const auto* params) { return adaptive_k_combine_host(params); });
+  expect_known_sizes(
+      "route_params", route, offsetof(adaptive_k_route_params, row_stride),
+      [&](const auto* params) { return adaptive_k_route_host(router, params); },
+      offsetof(adaptive_k_route_params, expert_counts));
+  expect_known_sizes("permute_params", permute, offsetof(adaptive_k_permute_params, block_size),
+                     [](const auto* params) { return adaptive_k_permute_host(params); });
+  expect_known_sizes("permute_params", permute, offsetof(adaptive_k_permute_params, block_size),
+                     [](const auto* params) {
+                       return adaptive_k_permuted_capacity(params) == 4
+                                  ? ADAPTIVE_K_OK
+                                  : ADAPTIVE_K_INVALID_ARGUMENT;
+                     });
+  expect_known_sizes("combine_params", combine, offsetof(adaptive_k_combine_params, row_stride),
+                     [](const auto* params) { return adaptive_k_combine_host(params); });
   auto create_params = sized<adaptive_k_router_params>();
   create_params.gating = &gating;
   create_params.policies = &policy;
-  expect_two_sizes("router_params", create_params, offsetof(adaptive_k_router_params, fill),
-                   [](const auto* params) {
-                     adaptive_k_router* made = nullptr;
-                     const std::int32_t result = adaptive_k_router_create(params, &made);
-                     EXPECT_EQ(made != nullptr, result == ADAPTIVE_K_OK);
-                     adaptive_k_router_destroy(made);
-                     return result;
-                   });
+  expect_known_sizes("router_params", create_params, offsetof(adaptive_k_router_params, fill),
+                     [](const auto* params) {
+                       adaptive_k_router* made = nullptr;
+                       const std::int32_t result = adaptive_k_router_create(params, &made);
+                       EXPECT_EQ(made != nullptr, result == ADAPTIVE_K_OK);
+                       adaptive_k_router_destroy(made);
+                       return result;
+                     });
 }
 
 TEST_F(struct_sizes, of_gatings_and_policies_are_two) {

@@ -22,6 +22,16 @@ int chosen(const Plan& plan, float signal, int k_min, int k_max) {
                           limits);
 }
 
+detail::usual_plan<top_k> usual_plan_of(const detail::k_plan& plan) {
+  detail::usual_plan<top_k> made;
+  made.limits = plan.limits;
+  made.last_k = plan.last_k;
+  made.tried = plan.tried;
+  made.mass_exponent = plan.mass_exponent;
+  for (int j = 0; j < top_k; ++j) made.threshold[j] = plan.threshold[j];
+  return made;
+}
+
 template <class F>
 void for_each_limits(F f) {
   for (int low = 1; low <= top_k; ++low)
@@ -35,44 +45,15 @@ TEST(choose_k, a_settled_plan_keeps_to_any_limits) {
     for (plan.last_k = 1; plan.last_k <= top_k; ++plan.last_k) {
       for_each_limits([&](const k_limits& of_plan) {
         plan.limits = of_plan;
-        const detail::usual_plan<top_k> usual = detail::usual_plan_of<top_k>(plan);
-        const detail::settled_plan<top_k> settled(usual);
+        const detail::settled_plan<top_k> settled(usual_plan_of(plan));
         for_each_limits([&](const k_limits& of_token) {
           for (const float signal : {-0.5f, 0.5f, 1.5f, 2.5f, 3.5f, 4.5f})
             EXPECT_EQ(chosen(settled, signal, of_token.k_min, of_token.k_max),
-                      chosen(usual, signal, of_token.k_min, of_token.k_max))
+                      chosen(plan, signal, of_token.k_min, of_token.k_max))
                 << "signal " << signal << ", tried " << plan.tried << ", last " << plan.last_k
                 << ", limits " << of_plan.k_min << ".." << of_plan.k_max << ", the token's "
                 << of_token.k_min << ".." << of_token.k_max;
         });
-      });
-    }
-  }
-}
-
-/// The rank whose threshold a rule says is met, as host/simd reads it.
-int rank_by(const detail::usual_rule& rule, float signal) {
-  int rank = 0;
-  while (!(signal < rule.threshold[rank])) ++rank;
-  return rank;
-}
-
-TEST(choose_k, a_usual_rule_keeps_to_any_limits) {
-  adaptive_k::gating model;
-  model.num_experts = 8;
-  model.top_k = top_k;
-  detail::k_plan plan;
-  plan.limits = {1, top_k};
-  for (int k = 1; k <= top_k; ++k) plan.threshold[k - 1] = static_cast<float>(k);
-  for (plan.last_k = 1; plan.last_k <= top_k; ++plan.last_k) {
-    for (plan.tried = 0; plan.tried < 1u << (plan.last_k - 1); ++plan.tried) {
-      const detail::usual_plan<top_k> usual = detail::usual_plan_of<top_k>(plan);
-      for_each_limits([&](const k_limits& limits) {
-        const detail::usual_rule rule(model, plan, limits);
-        for (const float signal : {0.0f, 0.5f, 1.0f, 1.5f, 2.5f, 3.5f, 4.5f})
-          EXPECT_EQ(rank_by(rule, signal) + 1, chosen(usual, signal, limits.k_min, limits.k_max))
-              << "signal " << signal << ", tried " << plan.tried << ", last " << plan.last_k
-              << ", limits " << limits.k_min << ".." << limits.k_max;
       });
     }
   }

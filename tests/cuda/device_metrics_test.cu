@@ -25,7 +25,7 @@ __host__ __device__ bool is_padding(int token) {
 }
 
 __global__ void count_tokens(cuda::device_metrics* target, const float* signals, bool shadow) {
-  cuda::block_metrics metrics(target, 8);
+  cuda::block_metrics metrics(target, nullptr, 8);
   const int token = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
   if (token < tokens) {
     const bool padding = is_padding(token);

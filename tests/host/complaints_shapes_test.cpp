@@ -78,12 +78,13 @@ TEST(Complaints, PaddingDoesNotPolluteLoadCounts) {
   routing_extras extras;
   extras.padding_mask = padding.data();
   routing_metrics metrics;
-  router(g, k_policy::full())
-      .route(0, logits_view<float>{logits.data(), num_tokens, num_experts}, &metrics, extras);
-  EXPECT_EQ(metrics.expert_counts[0], 0u);
-  EXPECT_EQ(metrics.expert_counts[1], 0u);
-  EXPECT_EQ(metrics.expert_counts[6], 5u);
-  EXPECT_EQ(metrics.expert_counts[7], 5u);
+  const auto routed =
+      router(g, k_policy::full())
+          .route(0, logits_view<float>{logits.data(), num_tokens, num_experts}, &metrics, extras);
+  EXPECT_EQ(routed.expert_counts[0], 0u);
+  EXPECT_EQ(routed.expert_counts[1], 0u);
+  EXPECT_EQ(routed.expert_counts[6], 5u);
+  EXPECT_EQ(routed.expert_counts[7], 5u);
   EXPECT_EQ(metrics.tokens, 5u);
   EXPECT_EQ(metrics.padding_tokens, 27u);
   EXPECT_EQ(metrics.full_expert_calls, 10u);

@@ -62,9 +62,10 @@ struct random_call {
     model.selection_bias = from.chance(4) && model.kind != gating_kind::top_k_softmax &&
                            model.kind != gating_kind::sparsemixer;
     if (from.chance(8) && model.num_experts % 4 == 0 && model.top_k <= model.num_experts / 2 &&
-        model.kind == gating_kind::sigmoid) {
+        model.kind != gating_kind::sparsemixer) {
       model.n_group = 4;
       model.topk_group = 2;
+      if (from.chance(2)) model.group_rank = group_score::maximum;
     }
     policy = random_policy();
     fill = static_cast<fill_id>(from.below(3));
@@ -137,6 +138,8 @@ struct outputs {
   std::vector<std::int32_t> counts, chosen;
   std::vector<float> signal;
   routing_metrics metrics;
+  std::vector<Id> replayed_ids;
+  std::vector<Weight> replayed_weights;
 
   template <class Logit>
   status run(const random_call<Logit>& call, instruction_set set) {
@@ -157,10 +160,27 @@ struct outputs {
     if (!call.padding.empty()) extras.padding_mask = call.padding.data();
     if (!call.k_min.empty()) extras.k_min = call.k_min.data();
     if (!call.k_max.empty()) extras.k_max = call.k_max.data();
-    return r.route(0,
-                   logits_view<Logit>{call.logits.data(), call.num_tokens, call.model.num_experts,
-                                      call.row_stride},
-                   output, &metrics, extras);
+    const logits_view<Logit> view = {call.logits.data(), call.num_tokens, call.model.num_experts,
+                                     call.row_stride};
+    const status routed = r.route(0, view, output, &metrics, extras);
+    if (!routed) return routed;
+    // Given any experts, in any order and number, the best of the others follow.
+    inputs::sequence from(static_cast<std::uint64_t>(slots));
+    std::vector<Id> given(at(slots + 1));
+    std::vector<std::int32_t> given_counts(counts.size());
+    for (std::int64_t t = 0; t < call.num_tokens; ++t) {
+      given_counts[at(t)] = from.between(0, call.model.top_k);
+      const int first = from.below(call.model.num_experts);
+      for (int j = 0; j < call.model.top_k; ++j)
+        given[at(t * call.model.top_k + j)] =
+            static_cast<Id>((first + call.model.num_experts - j) % call.model.num_experts);
+    }
+    replayed_ids = ids;
+    replayed_weights = weights;
+    output = {replayed_ids.data(), replayed_weights.data()};
+    if (call.num_tokens == 0) return routed;
+    return r.replay(0, view, routing_replay<Id>{given.data(), given_counts.data()}, output,
+                    &metrics, extras);
   }
 };
 
@@ -186,6 +206,8 @@ void expect_same_bits(std::uint64_t first_seed, int calls) {
       ASSERT_TRUE(same_bits(expected.ids, got.ids) && same_bits(expected.weights, got.weights) &&
                   same_bits(expected.counts, got.counts) &&
                   same_bits(expected.chosen, got.chosen) &&
+                  same_bits(expected.replayed_ids, got.replayed_ids) &&
+                  same_bits(expected.replayed_weights, got.replayed_weights) &&
                   same_bits(expected.signal, got.signal) &&
                   std::memcmp(&expected.metrics, &got.metrics, sizeof got.metrics) == 0)
           << name_of(set) << ", seed " << seed << ", E " << call.model.num_experts << ", K "

@@ -24,7 +24,9 @@ TEST(RouteInThreads, AnyNumberGivesTheSameOutputsAndMetrics) {
       std::vector<std::int32_t> ids(expected.topk_ids.size() + 1);
       std::vector<std::int32_t> counts(expected.topk_counts.size() + 1);
       std::vector<float> weights(ids.size()), signal(counts.size());
-      const routing_output<> output = {ids.data(), weights.data(), counts.data(), signal.data()};
+      routing_output<> output = {ids.data(), weights.data(), counts.data(), signal.data()};
+      std::vector<std::uint64_t> expert_counts(60);
+      output.expert_counts = expert_counts.data();
       routing_metrics metrics;
       ASSERT_TRUE(route_in_threads(shared, num_threads, 0, input.view(), output, &metrics));
       ids.pop_back();
@@ -35,6 +37,7 @@ TEST(RouteInThreads, AnyNumberGivesTheSameOutputsAndMetrics) {
       EXPECT_EQ(weights, expected.topk_weights);
       EXPECT_EQ(counts, expected.topk_counts);
       EXPECT_EQ(signal, expected.signal);
+      EXPECT_EQ(expert_counts, expected.expert_counts);
       EXPECT_EQ(std::memcmp(&metrics, &expected_metrics, sizeof metrics), 0);
     }
   }

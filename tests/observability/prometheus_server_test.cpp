@@ -107,11 +107,12 @@ TEST(PrometheusServer, KnowsWhatWasRecorded) {
   batch.expert_calls = 50;
   batch.distinct_experts = 4;
   batch.k_histogram[5] = 10;
-  batch.expert_counts[1] = 50;
   const metric_labels labels = {"a \"b\" \\ c", 3, "top_p"};
   const float entropy = 1.3f;
   recorder.record(labels, batch, 3e-5);
   recorder.record_entropies(recorder.find(labels), &entropy, 1);
+  const std::uint64_t expert_counts[2] = {0, 50};
+  recorder.record_expert_counts(recorder.find(labels), expert_counts, 2);
   for (const std::string& model :
        {std::string("x\0", 2), std::string("x\xFF"), std::string("x\xFE")})
     recorder.record({model, 0, "odd"}, batch, 3e-5);  // one bad line, and it takes none

@@ -32,8 +32,6 @@ routing_metrics three_tokens() {
   m.shadow_full_expert_calls = 8;
   m.k_histogram[1] = 2;
   m.k_histogram[3] = 1;
-  m.expert_counts[0] = 2;
-  m.expert_counts[7] = 3;
   return m;
 }
 
@@ -45,6 +43,9 @@ TEST(Prometheus, ShowsWhatWasRecorded) {
   recorder.record(labels, three_tokens(), 0.003);
   recorder.record(labels, three_tokens(), 0.5);
   recorder.record({"olmoe", -1, "full"}, three_tokens(), 2.0);
+  const std::uint64_t expert_counts[8] = {2, 0, 0, 0, 0, 0, 0, 3};
+  for (int batch = 0; batch < 2; ++batch)
+    recorder.record_expert_counts(recorder.find(labels), expert_counts, 8);
   const std::string l = "{model=\"olmoe\",layer=\"3\",policy=\"top_p\"";
   for (const exposition format : {exposition::prometheus, exposition::openmetrics}) {
     const auto shown = parse(recorder.render(format));

@@ -47,8 +47,10 @@ TEST(PrometheusThreads, LoseNoCount) {
         batch.expert_calls = 3 * batch.tokens;
         batch.k_histogram[3] = batch.tokens;
         batch.distinct_experts = 3;
-        batch.expert_counts[n % 8] = batch.expert_calls;
+        std::uint64_t expert_counts[8] = {};
+        expert_counts[n % 8] = batch.expert_calls;
         recorder.record({"m", layer, "p"}, batch, 1e-5 * static_cast<double>(n % 7));
+        recorder.record_expert_counts(recorder.find({"m", layer, "p"}), expert_counts, 8);
         ++own.batches[layer];
         own.tokens[layer] += batch.tokens;
       }

@@ -23,7 +23,7 @@ TEST(Promtool, AcceptsEveryMetric) {
   batch.expert_calls = 50;
   batch.distinct_experts = 4;
   batch.k_histogram[5] = 10;
-  batch.expert_counts[3] = 50;
+  const std::uint64_t expert_counts[4] = {0, 0, 0, 50};
   const float entropy = 1.25f;
   const std::string models[] = {"olmoe", "quote \" backslash \\ line\nend", "broken \xFF utf-8",
                                 "broken \xFE utf-8", std::string("a\0b", 3)};
@@ -31,6 +31,7 @@ TEST(Promtool, AcceptsEveryMetric) {
     recorder.record({model, 0, "top_p"}, batch, 3e-5);
     recorder.record({model, -1, "top_p"}, batch, 3e-3);
     recorder.record_entropies(recorder.find({model, 0, "top_p"}), &entropy, 1);
+    recorder.record_expert_counts(recorder.find({model, 0, "top_p"}), expert_counts, 4);
   }
   std::FILE* const pipe = popen(ADAPTIVE_K_PROMTOOL " check metrics 2>&1 >/dev/null", "w");
   ASSERT_NE(pipe, nullptr);

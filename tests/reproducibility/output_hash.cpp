@@ -216,8 +216,9 @@ void route_and_hash(output_hash& hash, generator& random, const router& route, c
   routing_metrics metrics;
   const logits_view<Logit> view = {logits.data(), num_tokens, g.num_experts,
                                    static_cast<std::int64_t>(stride)};
-  const routing_output<Id, Weight> output = {ids.data(), weights.data(), counts.data(),
-                                             signal.data()};
+  std::vector<std::uint64_t> expert_counts(experts);
+  routing_output<Id, Weight> output = {ids.data(), weights.data(), counts.data(), signal.data()};
+  output.expert_counts = expert_counts.data();
   const status result = route.route(0, view, output, &metrics, extras);
   if (!result.ok()) {  // a refused call has no output: the input set is wrong
     std::printf("refused: %s\n", result.message());
@@ -240,7 +241,7 @@ void route_and_hash(output_hash& hash, generator& random, const router& route, c
   hash.add_bits(metrics.signal_lowest);
   hash.add_bits(metrics.signal_highest);
   for (const std::uint64_t tokens_of_k : metrics.k_histogram) hash.add(tokens_of_k);
-  for (int e = 0; e < g.num_experts; ++e) hash.add(metrics.expert_counts[e]);
+  for (int e = 0; e < g.num_experts; ++e) hash.add(expert_counts[static_cast<std::size_t>(e)]);
 }
 
 }  // namespace

@@ -224,12 +224,32 @@ typedef struct adaptive_k_metrics {
                                 with signal_sum_high: sums add with a carry from word to word */
   float signal_lowest;
   float signal_highest;
-  uint64_t k_histogram[33];     /* tokens by k_t */
-  uint64_t expert_counts[1024]; /* tokens by expert */
+  uint64_t k_histogram[33]; /* tokens by k_t */
   int64_t signal_sum_high;
   uint64_t shadow_expert_calls;      /* calls with chosen_counts: sum of the k the policy chose, */
   uint64_t shadow_full_expert_calls; /* and of K0: what it would have saved is 1 - their ratio */
+  uint64_t touched_experts[16];      /* bit e % 64 of word e / 64: a token of any call touched e */
 } adaptive_k_metrics;
+
+/* The same as of version 0.1, which counted experts in it. What route_params of that version's size
+ * give as metrics is one of these. */
+typedef struct adaptive_k_metrics_v0_1 {
+  uint64_t calls;
+  uint64_t tokens;
+  uint64_t padding_tokens;
+  uint64_t expert_calls;
+  uint64_t full_expert_calls;
+  uint64_t nonfinite_rows;
+  uint64_t distinct_experts;
+  int64_t signal_sum_fixed;
+  float signal_lowest;
+  float signal_highest;
+  uint64_t k_histogram[33];
+  uint64_t expert_counts[1024]; /* tokens by expert */
+  int64_t signal_sum_high;
+  uint64_t shadow_expert_calls;
+  uint64_t shadow_full_expert_calls;
+} adaptive_k_metrics_v0_1;
 
 typedef struct adaptive_k_route_params {
   uint32_t struct_size;
@@ -261,6 +281,8 @@ typedef struct adaptive_k_route_params {
                     the first call, and not shared by launches that may run together */
   int32_t overlap_previous; /* device: 1 where adaptive_k_overlap_supported() says so */
   int32_t reserved;         /* 0 */
+  /* since version 0.2 */
+  uint64_t* expert_counts; /* [E]: added to, tokens by expert */
 } adaptive_k_route_params;
 
 ADAPTIVE_K_API int32_t adaptive_k_route_host(const adaptive_k_router* router,
@@ -269,6 +291,7 @@ ADAPTIVE_K_API int32_t adaptive_k_route_host(const adaptive_k_router* router,
 ADAPTIVE_K_API int32_t adaptive_k_route(const adaptive_k_router* router,
                                         const adaptive_k_route_params* params, void* stream);
 
+/* Enough for the metrics of this and any earlier version. */
 ADAPTIVE_K_API size_t adaptive_k_metrics_bytes(void);
 ADAPTIVE_K_API size_t adaptive_k_device_metrics_bytes(void);
 /* Converts a copy, in host memory, of what a device counted. metrics_bytes is sizeof *metrics as
@@ -314,7 +337,8 @@ ADAPTIVE_K_API int32_t adaptive_k_permute(const adaptive_k_permute_params* param
                                           size_t* workspace_bytes, void* stream);
 /* adaptive_k_route, then adaptive_k_permute of its result: one launch up to 256 tokens (and 800
  * local experts), else two. With a NULL workspace only *workspace_bytes is set.
- * Of `permute`, topk_ids, topk_counts, num_tokens, top_k, num_experts and ids_type are not read.
+ * Of `permute`, topk_ids, topk_counts and ids_type are not read; num_tokens, top_k and num_experts,
+ * which adaptive_k_permuted_capacity needs, are 0 or those of the call.
  * The first 16 bytes of the workspace must be zero before its first use here; launches leave it
  * ready for the next. One workspace serves one stream at a time. */
 ADAPTIVE_K_API int32_t adaptive_k_route_permute(const adaptive_k_router* router,

@@ -32,9 +32,13 @@ struct alignas(16) k_plan_head {
   float inverse_log_experts = 0.0f;  ///< 1 / ln E; 0 for E = 1
 };
 
-/// A K policy made ready for one gating. Plain data, so that it can live on a device.
-struct k_plan : k_plan_head {
+/// A policy that compares a signal with thresholds, or nothing.
+struct threshold_plan : k_plan_head {
   float threshold[max_top_k] = {};  ///< by k - 1
+};
+
+/// Any built-in K policy made ready for one gating. Plain data, so that it can live on a device.
+struct k_plan : threshold_plan {
   distortion_ref distortion;
 };
 
@@ -156,16 +160,11 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE math::integers<F> least_cost_k(
 template <class Plan>
 struct is_settled : std::false_type {};
 
-/// How many experts this token gets, within its limits. `topk_share` is S_K0 as distortion_ref
-/// means it; `ranks` is a loop_count of K0.
+/// The first k whose threshold is met, within limits.
 template <int MaxTopK, class F, class Ranks, class Plan>
-ADAPTIVE_K_HD ADAPTIVE_K_INLINE math::integers<F> choose_k(const Plan& plan, const F& signal,
-                                                           const ranked_experts<MaxTopK, F>& ranked,
-                                                           const F& topk_share, int num_experts,
-                                                           int top_k, Ranks ranks,
-                                                           k_limits limits) noexcept {
-  if (plan.predicts_distortion)
-    return least_cost_k(plan, ranked, topk_share, num_experts, top_k, ranks, limits);
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE math::integers<F> first_k_met(
+    const Plan& plan, const F& signal, const ranked_experts<MaxTopK, F>& ranked, Ranks ranks,
+    k_limits limits) noexcept {
   using integers = math::integers<F>;
   integers k;
   if constexpr (is_settled<Plan>::value) {
@@ -184,6 +183,21 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE math::integers<F> choose_k(const Plan& plan, con
   }
   k = math::select(k > limits.k_max, integers(limits.k_max), k);
   return math::select(k < limits.k_min, integers(limits.k_min), k);
+}
+
+/// How many experts this token gets, within its limits. `topk_share` is S_K0 as distortion_ref
+/// means it; `ranks` is a loop_count of K0.
+template <int MaxTopK, class F, class Ranks, class Plan>
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE math::integers<F> choose_k(const Plan& plan, const F& signal,
+                                                           const ranked_experts<MaxTopK, F>& ranked,
+                                                           [[maybe_unused]] const F& topk_share,
+                                                           [[maybe_unused]] int num_experts,
+                                                           [[maybe_unused]] int top_k, Ranks ranks,
+                                                           k_limits limits) noexcept {
+  if constexpr (std::is_same_v<Plan, k_plan>)
+    if (plan.predicts_distortion)
+      return least_cost_k(plan, ranked, topk_share, num_experts, top_k, ranks, limits);
+  return first_k_met(plan, signal, ranked, ranks, limits);
 }
 
 }  // namespace detail

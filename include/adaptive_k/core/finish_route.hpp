@@ -18,7 +18,7 @@ namespace detail {
 template <int MaxTopK, class F = float>
 struct token_route {
   math::integers<F> count;   ///< k_t in 1..K0
-  math::integers<F> chosen;  ///< what the policy chose; differs from `count` where that is dictated
+  math::integers<F> chosen;  ///< what the policy chose; differs from `count` where that is forced
   math::integers<F> expert[MaxTopK];  ///< K0 ids, best first; past `count`: what full K would add
   F weight[MaxTopK];                  ///< [count]
   F signal;                           ///< in the unit of the policy's signal
@@ -45,7 +45,7 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE sums_needed sums_for(const gating& model, const 
   return {entropy || total, entropy};
 }
 
-inline constexpr int choice_counts = -1;
+inline constexpr int no_forced_k = -1;
 
 /// What scores and masses are multiplied by before one is divided by the other: more than 1, a
 /// power of two, where a choice keeps so little (a biased one, or scores that are all tiny) that a
@@ -85,13 +85,13 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE F weight_factor(const Gating& model, const Plan&
 }
 
 /// Fills `route`, apart from `has_nonfinite`. Reads `expert`, `score` and `log_score` of `ranked`
-/// and completes it. `dictated` is k where something else than the policy decides it (shadow mode,
-/// replay), else `choice_counts`. `model` and `plan` may know some of their members at compile
+/// and completes it. `forced_k` is k where something else than the policy decides it (shadow mode,
+/// replay), else `no_forced_k`. `model` and `plan` may know some of their members at compile
 /// time.
 template <gating_kind Kind, int MaxTopK, class F, class Ranks, class Gating, class Plan>
 ADAPTIVE_K_HD ADAPTIVE_K_INLINE void finish_route(const Gating& model, const Plan& plan,
                                                   const score_sums<F>& sums, k_limits limits,
-                                                  int dictated, Ranks ranks,
+                                                  int forced_k, Ranks ranks,
                                                   ranked_experts<MaxTopK, F>& ranked,
                                                   token_route<MaxTopK, F>& route) noexcept {
   using integers = math::integers<F>;
@@ -128,7 +128,7 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE void finish_route(const Gating& model, const Pla
   route.chosen =
       choose_k(plan, route.signal, ranked, topk_share, model.num_experts, top_k, ranks, limits);
   route.count = route.chosen;
-  if (dictated != choice_counts) route.count = integers(dictated);
+  if (forced_k != no_forced_k) route.count = integers(forced_k);
 
   F kept = ranked.mass[0];
   ADAPTIVE_K_UNROLL

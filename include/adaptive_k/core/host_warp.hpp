@@ -27,8 +27,8 @@ namespace detail {
 inline constexpr int reduction_slots = 32;
 
 /// Sum of neighbouring slots as a binary tree, neighbours first; destroys them.
-template <int Count>
-ADAPTIVE_K_HD ADAPTIVE_K_INLINE float fold_neighbours(float (&slots)[Count]) noexcept {
+template <class F, int Count>
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE F fold_neighbours(F (&slots)[Count]) noexcept {
   ADAPTIVE_K_UNROLL
   for (int count = Count / 2; count > 0; count /= 2) {
     ADAPTIVE_K_UNROLL

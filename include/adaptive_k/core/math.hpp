@@ -166,17 +166,17 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE auto to_bits(const F& a) noexcept -> typename F:
   return F::to_bits(a);
 }
 template <class I>
-ADAPTIVE_K_HD ADAPTIVE_K_INLINE auto from_bits(const I& bits) noexcept -> typename I::reals {
-  return I::reals::from_bits(bits);
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE auto from_bits(const I& bits) noexcept -> typename I::f32 {
+  return I::f32::from_bits(bits);
 }
 template <class I>
-ADAPTIVE_K_HD ADAPTIVE_K_INLINE auto from_integer(const I& integer) noexcept -> typename I::reals {
-  return I::reals::from_integer(integer);
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE auto from_integer(const I& integer) noexcept -> typename I::f32 {
+  return I::f32::from_integer(integer);
 }
 template <class I>
 ADAPTIVE_K_HD ADAPTIVE_K_INLINE auto look_up(const float* table, const I& i) noexcept ->
-    typename I::reals {
-  return I::reals::look_up(table, i);
+    typename I::f32 {
+  return I::f32::look_up(table, i);
 }
 template <class M, class T>
 ADAPTIVE_K_HD ADAPTIVE_K_INLINE only<T> select(const M& condition, const T& a,

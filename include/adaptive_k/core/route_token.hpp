@@ -19,7 +19,7 @@ ADAPTIVE_K_NAMESPACE_BEGIN
 
 namespace detail {
 
-/// The experts that a call dictates to a token: none. Another type with these members dictates the
+/// The experts that a call gives to a token: none. Another type with these members gives the
 /// first `count()` ranks, in order, where `active()` is true (for all tokens of a call or for
 /// none).
 struct no_replay {
@@ -204,7 +204,7 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE void key_by_score(const Tile& tile,
   });
 }
 
-/// Ranks the dictated experts before all others: their keys exceed every logit's.
+/// Ranks the given experts before all others: their keys exceed every logit's.
 template <class Tile, int MaxRows, class Ranks, class Replay>
 ADAPTIVE_K_HD ADAPTIVE_K_INLINE void key_replay_first(const Tile& tile,
                                                       token_state<Tile, MaxRows>& token,
@@ -291,13 +291,13 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE void rank_experts(const Tile& tile,
 
 /// Routes one token of a layer, its gating of kind `Kind`. `logit_at(e)` gives logit e as float;
 /// `bias` is [E] where the model selects by bias; `limits` lie within 1..K0. `shadow` routes full K
-/// and only reports the choice. `replay` may dictate experts and k: the best of the others then
+/// and only reports the choice. `replay` may give experts and k: the best of the others then
 /// take the ranks from k to K0, so that unchanged logits give unchanged weights. MaxRows *
 /// row_width >= E, MaxTopK >= K0. No allocation.
-template <gating_kind Kind, int MaxRows, int MaxTopK, class Tile, class LogitAt,
+template <gating_kind Kind, int MaxRows, int MaxTopK, class Tile, class Plan, class LogitAt,
           class Replay = no_replay>
 ADAPTIVE_K_HD inline token_route<MaxTopK> route_token(const Tile& tile, const gating& model,
-                                                      const k_plan& plan, const float* bias,
+                                                      const Plan& plan, const float* bias,
                                                       k_limits limits, bool shadow,
                                                       LogitAt logit_at,
                                                       const Replay& replay = {}) noexcept {
@@ -327,11 +327,11 @@ ADAPTIVE_K_HD inline token_route<MaxTopK> route_token(const Tile& tile, const ga
   if (replays) key_replay_first(tile, token, replay, ranks);
   ranked_experts<MaxTopK> ranked;
   rank_experts<Kind>(tile, token, model, by_score || replays, ranks, ranked);
-  int dictated = shadow ? top_k : choice_counts;
-  if (replays) dictated = replay.count();
+  int forced_k = shadow ? top_k : no_forced_k;
+  if (replays) forced_k = replay.count();
   token_route<MaxTopK> route;
   route.has_nonfinite = token.has_nonfinite;
-  finish_route<Kind>(model, plan, sums, limits, dictated, ranks, ranked, route);
+  finish_route<Kind>(model, plan, sums, limits, forced_k, ranks, ranked, route);
   return route;
 }
 

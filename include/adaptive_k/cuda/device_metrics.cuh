@@ -27,7 +27,7 @@ struct device_metrics {
   unsigned int blocks_done;                ///< likewise
   unsigned int tokens_in_launch;           ///< likewise
   unsigned long long k_histogram[max_top_k + 1];
-  unsigned long long expert_counts[max_experts];
+  unsigned long long touched_experts[max_experts / 64];  ///< of all launches, a bit each
   unsigned long long signal_sum_high;
   unsigned long long shadow_expert_calls;
   unsigned long long shadow_full_expert_calls;
@@ -53,7 +53,8 @@ Metrics to_metrics(const device_metrics& counters) noexcept {
     metrics.signal_highest = detail::key_value(counters.highest);
   }
   for (int k = 0; k <= max_top_k; ++k) metrics.k_histogram[k] = counters.k_histogram[k];
-  for (int e = 0; e < max_experts; ++e) metrics.expert_counts[e] = counters.expert_counts[e];
+  for (int i = 0; i < max_experts / 64; ++i)
+    metrics.touched_experts.words[i] = counters.touched_experts[i];
   return metrics;
 }
 
@@ -74,9 +75,11 @@ class block_metrics {
   };
 
  public:
-  __device__ block_metrics(device_metrics* target, int num_experts) noexcept
-      : target_(target), num_experts_(num_experts) {
-    if (target_ == nullptr) return;
+  /// `target` and `expert_counts` [num_experts] may be null.
+  __device__ block_metrics(device_metrics* target, unsigned long long* expert_counts,
+                           int num_experts) noexcept
+      : target_(target), expert_counts_(expert_counts), num_experts_(num_experts) {
+    if (!counts()) return;
     unsigned int* words = reinterpret_cast<unsigned int*>(&state());
     for (int i = static_cast<int>(threadIdx.x); i < static_cast<int>(sizeof(shared_state) / 4);
          i += static_cast<int>(blockDim.x))
@@ -84,16 +87,18 @@ class block_metrics {
     __syncthreads();
   }
 
-  __device__ bool counts() const noexcept { return target_ != nullptr; }
+  __device__ bool counts() const noexcept {
+    return target_ != nullptr || expert_counts_ != nullptr;
+  }
 
   __device__ void add_expert(int expert) noexcept {
-    if (target_ != nullptr) atomicAdd(&state().expert_counts[expert], 1u);
+    if (counts()) atomicAdd(&state().expert_counts[expert], 1u);
   }
 
   /// A token's first `count` experts.
   template <int MaxTopK>
   __device__ void add_experts(const int (&experts)[MaxTopK], int count) noexcept {
-    if (target_ == nullptr) return;
+    if (!counts()) return;
     ADAPTIVE_K_UNROLL
     for (int j = 0; j < MaxTopK; ++j)
       if (j < count) atomicAdd(&state().expert_counts[experts[j]], 1u);
@@ -123,16 +128,18 @@ class block_metrics {
 
   /// Adds the block's counts to the target; the last block of the launch counts distinct experts.
   __device__ void finish(int top_k, bool shadow) noexcept {
-    if (target_ == nullptr) return;
+    if (!counts()) return;
     __syncthreads();
     shared_state& block = state();
     for (int e = static_cast<int>(threadIdx.x); e < num_experts_;
          e += static_cast<int>(blockDim.x)) {
       const unsigned int count = block.expert_counts[e];
       if (count == 0) continue;
-      atomicAdd(&target_->expert_counts[e], static_cast<unsigned long long>(count));
-      atomicOr(&target_->touched[e / 32], 1u << (e % 32));
+      if (expert_counts_ != nullptr)
+        atomicAdd(&expert_counts_[e], static_cast<unsigned long long>(count));
+      if (target_ != nullptr) atomicOr(&target_->touched[e / 32], 1u << (e % 32));
     }
+    if (target_ == nullptr) return;
     for (int k = static_cast<int>(threadIdx.x); k <= max_top_k; k += static_cast<int>(blockDim.x))
       if (block.k_histogram[k] != 0)
         atomicAdd(&target_->k_histogram[k], static_cast<unsigned long long>(block.k_histogram[k]));
@@ -184,14 +191,20 @@ class block_metrics {
   __device__ void close_launch() noexcept {
     __threadfence();
     unsigned int distinct = 0;
-    for (unsigned int& word : target_->touched)
-      distinct += static_cast<unsigned>(__popc(atomicExch(&word, 0u)));
+    for (int i = 0; i < max_experts / 32; ++i) {
+      const unsigned int bits = atomicExch(&target_->touched[i], 0u);
+      distinct += static_cast<unsigned>(__popc(bits));
+      if (bits != 0)
+        atomicOr(&target_->touched_experts[i / 2], static_cast<unsigned long long>(bits)
+                                                       << (32 * (i % 2)));
+    }
     atomicAdd(&target_->distinct_experts, static_cast<unsigned long long>(distinct));
     if (atomicExch(&target_->tokens_in_launch, 0u) != 0) atomicAdd(&target_->calls, 1ull);
     atomicExch(&target_->blocks_done, 0u);
   }
 
   device_metrics* target_;
+  unsigned long long* expert_counts_;
   int num_experts_;
 };
 

@@ -31,6 +31,8 @@ class plans_ref {
   int num_layers() const noexcept { return num_layers_; }        ///< 0: one plan for every layer
   int num_experts() const noexcept { return num_experts_; }
   int top_k() const noexcept { return top_k_; }
+  gating_kind kind() const noexcept { return kind_; }
+  bool renormalizes() const noexcept { return renormalizes_; }
 
  private:
   friend class device_plans;
@@ -38,6 +40,8 @@ class plans_ref {
   int num_layers_ = 0;
   int num_experts_ = 0;
   int top_k_ = 0;
+  gating_kind kind_ = gating_kind::softmax;
+  bool renormalizes_ = false;
 };
 
 /// Owns a router's policies on the device that was current at the first upload:
@@ -176,6 +180,8 @@ class device_plans {
     made.num_layers_ = from.num_layers();
     made.num_experts_ = from.model().num_experts;
     made.top_k_ = from.model().top_k;
+    made.kind_ = from.model().kind;
+    made.renormalizes_ = detail::renormalizes(from.model());
     return made;
   }
 

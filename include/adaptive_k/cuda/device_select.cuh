@@ -6,6 +6,7 @@
 
 #include "adaptive_k/core/math.hpp"
 #include "adaptive_k/core/route_token.hpp"
+#include "adaptive_k/core/sorting_network.hpp"
 #include "adaptive_k/core/top_k.hpp"
 #include "adaptive_k/cuda/device_tile.cuh"
 
@@ -18,15 +19,6 @@ template <class Key, int Count>
 struct sorted_list {
   Key at[Count];  ///< descending
 
-  __device__ static ADAPTIVE_K_INLINE void compare(Key& first, Key& second) noexcept {
-    const Key larger = first > second ? first : second;
-    second = first > second ? second : first;
-    first = larger;
-  }
-
-  /// Batcher's odd-even merge sort, spelled out by the compiler: a loop this deep is not unrolled.
-  __device__ ADAPTIVE_K_INLINE void sort() noexcept { merge_sort<1>(); }
-
   /// Keeps the best Count of both lists; `other` is read backwards through `other_at(i)`.
   template <class OtherAt>
   __device__ ADAPTIVE_K_INLINE void keep_best(OtherAt other_at) noexcept {
@@ -35,42 +27,7 @@ struct sorted_list {
     for (int i = 0; i < Count; ++i) theirs[i] = other_at(Count - 1 - i);
     ADAPTIVE_K_UNROLL
     for (int i = 0; i < Count; ++i) at[i] = at[i] > theirs[i] ? at[i] : theirs[i];
-    ADAPTIVE_K_UNROLL
-    for (int half = Count / 2; half >= 1; half /= 2) {
-      ADAPTIVE_K_UNROLL
-      for (int i = 0; i < Count; ++i)
-        if ((i & half) == 0) compare(at[i], at[i + half]);
-    }
-  }
-
- private:
-  template <int P>
-  __device__ ADAPTIVE_K_INLINE void merge_sort() noexcept {
-    if constexpr (P < Count) {
-      merge<P, P>();
-      merge_sort<2 * P>();
-    }
-  }
-
-  template <int P, int K>
-  __device__ ADAPTIVE_K_INLINE void merge() noexcept {
-    if constexpr (K >= 1) {
-      compare_all<P, K>(std::make_integer_sequence<int, Count>{});
-      merge<P, K / 2>();
-    }
-  }
-
-  template <int P, int K, int... I>
-  __device__ ADAPTIVE_K_INLINE void compare_all(std::integer_sequence<int, I...>) noexcept {
-    (compare_one<P, K, I>(), ...);
-  }
-
-  template <int P, int K, int I>
-  __device__ ADAPTIVE_K_INLINE void compare_one() noexcept {
-    constexpr int first = K % P;
-    if constexpr (I >= first && I + K < Count)
-      if constexpr ((I - first) % (2 * K) < K && I / (2 * P) == (I + K) / (2 * P))
-        compare(at[I], at[I + K]);
+    detail::merge_descending(at);
   }
 };
 
@@ -113,7 +70,7 @@ template <class Tile, int MaxRows, class Key, int Start, class KeyAt, int... I>
 __device__ ADAPTIVE_K_INLINE sorted_list<Key, sizeof...(I)> sorted_part(
     KeyAt key_at, std::integer_sequence<int, I...>) noexcept {
   sorted_list<Key, sizeof...(I)> part = {{key_number<Tile, MaxRows, Key, Start + I>(key_at)...}};
-  part.sort();
+  detail::sort_descending(part.at);
   return part;
 }
 

@@ -49,7 +49,7 @@ __device__ ADAPTIVE_K_INLINE bool route_lane_rows(const route_params& params,
     for (int r = 0; r < Rows; ++r) {
       detail::ranked_experts<2> ranked;
       const auto sums = rank_two(logit[r], extremes[r], ranked);
-      detail::finish_route<gating_kind::softmax>(model, by, sums, by.limits, detail::choice_counts,
+      detail::finish_route<gating_kind::softmax>(model, by, sums, by.limits, detail::no_forced_k,
                                                  detail::loop_count<true, 2>{2}, ranked, route[r]);
       const bool both = route[r].count > 1;
       const int past = params.fill == fill_id::first_expert ? route[r].expert[0] : filler;
@@ -101,7 +101,7 @@ __global__ void __launch_bounds__(threads_per_block, Tier::blocks_per_sm)
   static_assert(takes_lane_rows<Tier, Logit>, "rows of a size that the loader knows");
   wait_for_previous_kernel();
   allow_next_kernel();
-  block_metrics metrics(params.metrics, params.model.num_experts);
+  block_metrics metrics(params.metrics, params.expert_counts, params.model.num_experts);
   __shared__ lane_memory<Tier, Logit> memory_by_warp[threads_per_block / 32];
   lane_memory<Tier, Logit>& memory = memory_by_warp[threadIdx.x / 32];
   constexpr int rows = 32 * rows_of_lane;

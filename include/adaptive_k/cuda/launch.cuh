@@ -237,6 +237,12 @@ class device_router {
       validity_ = status::error(status_code::shape_mismatch,
                                 "plans are for num_experts = %d, top_k = %d, the gating has %d, %d",
                                 plans.num_experts(), plans.top_k(), model.num_experts, model.top_k);
+    else if (validity_ &&
+             (plans.kind() != model.kind || plans.renormalizes() != detail::renormalizes(model)))
+      validity_ = status::error(status_code::shape_mismatch,
+                                "plans are for kind = %d, renormalize = %d, the gating has %d, %d",
+                                static_cast<int>(plans.kind()), plans.renormalizes() ? 1 : 0,
+                                static_cast<int>(model.kind), model_.renormalize ? 1 : 0);
   }
 
   /// Why this router refuses to launch; ok when it does not.
@@ -275,7 +281,13 @@ class device_router {
     const permutation_shape shape = {logits.num_tokens, model_.top_k, model_.num_experts,
                                      order.num_local_experts, order.block_size};
     status result = workspace == nullptr ? status() : validity_;
-    if (result) result = validate(shape);
+    if (result && logits.num_experts != model_.num_experts)
+      result = status::error(status_code::shape_mismatch,
+                             "logits have num_experts = %d, expected the gating's %d",
+                             logits.num_experts, model_.num_experts);
+    if (result)
+      result = permute_detail::check_shape(
+          shape, workspace == nullptr || order.expert_map != nullptr, workspace_bytes);
     if (!result) return result;
     const std::size_t needed = permute_detail::workspace_bytes(shape);
     if (workspace == nullptr) {
@@ -284,7 +296,6 @@ class device_router {
     }
     route_params params = {};
     result = prepare(layer, logits, given, output, metrics, extras, &params);
-    if (result) result = detail::check_permutation(shape, true, order.expert_map != nullptr);
     if (result && fill_ == fill_id::first_expert && output.topk_counts == nullptr)
       result = status::error(status_code::invalid_argument,
                              "output.topk_counts is null: the permutation needs it with the fill "
@@ -344,6 +355,7 @@ class device_router {
     params.chosen_counts = output.chosen_counts;
     params.signal = output.signal;
     params.metrics = metrics;
+    params.expert_counts = reinterpret_cast<unsigned long long*>(output.expert_counts);
     params.ids = id_type_of<Id>();
     params.weights = float_type_of<Weight>();
     params.fill = fill_;

@@ -38,6 +38,14 @@ inline std::size_t workspace_bytes(const permutation_shape& shape) noexcept {
                             sizeof(std::int32_t);
 }
 
+/// What is looked at when only the workspace's size is asked for.
+inline status check_shape(const permutation_shape& shape, bool has_map,
+                          const std::size_t* workspace_bytes) noexcept {
+  if (workspace_bytes == nullptr)
+    return status::error(status_code::invalid_argument, "workspace_bytes is null");
+  return detail::check_permutation(shape, true, has_map);
+}
+
 inline status check_workspace(const void* workspace, std::size_t given,
                               std::size_t needed) noexcept {
   if (given < needed)
@@ -113,15 +121,15 @@ template <class Id = std::int32_t>
 status permute(const permutation_shape& shape, const permutation_input<Id>& input,
                const permutation_output& output, void* workspace, std::size_t* workspace_bytes,
                bool overlaps, cudaStream_t stream) noexcept {
-  status checked = validate(shape);
+  const bool has_map = workspace == nullptr || input.expert_map != nullptr;
+  status checked = permute_detail::check_shape(shape, has_map, workspace_bytes);
   if (!checked) return checked;
   const std::size_t needed = permute_detail::workspace_bytes(shape);
   if (workspace == nullptr) {
     *workspace_bytes = needed;
     return {};
   }
-  checked =
-      detail::check_permutation(shape, input.topk_ids != nullptr, input.expert_map != nullptr);
+  checked = detail::check_permutation(shape, input.topk_ids != nullptr, has_map);
   if (checked) checked = permute_detail::check_workspace(workspace, *workspace_bytes, needed);
   if (!checked) return checked;
   const permute_params params = permute_detail::make_params(shape, input, output, workspace);

@@ -52,7 +52,7 @@ __device__ ADAPTIVE_K_INLINE void decide_any(const route_params& params,
     route.has_nonfinite = own.has_nonfinite;
     detail::finish_route<gating_kind::softmax>(
         params.model, *params.plan, own.sums, limits_of(params, token),
-        shadow ? top_k : detail::choice_counts, detail::loop_count<true, MaxTopK>{top_k}, ranked,
+        shadow ? top_k : detail::no_forced_k, detail::loop_count<true, MaxTopK>{top_k}, ranked,
         route);
     const bool padding = is_padding(params, token);
     count = padding ? 0 : route.count;
@@ -99,7 +99,7 @@ __device__ ADAPTIVE_K_INLINE void decide_usual(const route_params& params,
     detail::token_route<MaxTopK> route;
     route.has_nonfinite = own.has_nonfinite;
     detail::finish_route<gating_kind::softmax>(
-        model, plan, own.sums, plan.limits, detail::choice_counts,
+        model, plan, own.sums, plan.limits, detail::no_forced_k,
         detail::loop_count<true, MaxTopK>{MaxTopK}, ranked, route);
     const std::int64_t token = tokens.own_token();
     if (params.topk_counts != nullptr) params.topk_counts[token] = route.count;
@@ -197,7 +197,7 @@ __global__ void __launch_bounds__(threads_per_block, Tier::blocks_per_sm)
     plain_route_kernel(route_params params) {
   wait_for_previous_kernel();
   allow_next_kernel();
-  block_metrics metrics(params.metrics, params.model.num_experts);
+  block_metrics metrics(params.metrics, params.expert_counts, params.model.num_experts);
   route_warp<Tier, Logit>(params, metrics);
   finish_block(params, metrics);
 }

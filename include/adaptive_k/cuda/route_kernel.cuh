@@ -27,7 +27,7 @@ __global__ void __launch_bounds__(threads_per_block, general_blocks_per_sm)
   const tile_type tile;
   const int lane = tile_type::lane();
   const int top_k = params.model.top_k;
-  block_metrics metrics(params.metrics, params.model.num_experts);
+  block_metrics metrics(params.metrics, params.expert_counts, params.model.num_experts);
 
   const std::int64_t first =
       (static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) / lanes;

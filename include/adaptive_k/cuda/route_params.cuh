@@ -39,6 +39,7 @@ struct route_params {
   std::int32_t* chosen_counts;        ///< [num_tokens] or null; given: route full K, record k here
   float* signal;                      ///< [num_tokens] or null
   device_metrics* metrics;            ///< or null
+  unsigned long long* expert_counts;  ///< [E] or null
   id_type ids;
   float_type weights;
   fill_id fill;

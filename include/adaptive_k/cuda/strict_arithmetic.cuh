@@ -1,6 +1,11 @@
 // Refuses what nvcc has no macro for.
 #pragma once
 
+#if !defined(__CUDACC__)
+#error \
+    "adaptive_k/cuda is CUDA C++: compile the file with nvcc, or use adaptive_k/c/adaptive_k.h, which any compiler takes"
+#endif
+
 #include "adaptive_k/config.hpp"
 
 extern "C" __device__ int __nvvm_reflect(const char*);  // known to nvcc and clang

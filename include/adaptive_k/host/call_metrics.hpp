@@ -4,100 +4,95 @@
 #include <cstdint>
 
 #include "adaptive_k/config.hpp"
+#include "adaptive_k/core/finish_route.hpp"
 #include "adaptive_k/core/math.hpp"
 #include "adaptive_k/core/signal.hpp"
 #include "adaptive_k/host/metrics.hpp"
-#include "adaptive_k/host/simd/block_counts.hpp"
-#include "adaptive_k/host/simd/row.hpp"
+#include "adaptive_k/host/simd/expert_lanes.hpp"
 #include "adaptive_k/host/simd/target.hpp"
+#include "adaptive_k/host/simd/token_lanes.hpp"
 
 ADAPTIVE_K_NAMESPACE_BEGIN
 
 namespace detail {
 
-/// Gathers one call's counts, and adds them to the caller's struct at the end. A single token, as
-/// in decoding, is counted there at once: walking over all experts would take longer than routing
-/// it.
+/// Gathers one call's counts, and adds them to the caller's at the end. A single token, as in
+/// decoding, is counted there at once: walking over all experts would take longer than routing it.
 class call_metrics {
  public:
-  /// `shadow`: the policy's choices are counted too, by `add_chosen`.
-  call_metrics(routing_metrics* target, int num_experts, std::int64_t num_tokens,
-               bool shadow) noexcept
-      : target_(target), num_experts_(num_experts), single_(num_tokens == 1), shadow_(shadow) {
-    blocks_.blocks = 0;
-    if (target == nullptr || single_) return;
+  /// `target` and `expert_counts` [num_experts] may be null. `shadow`: the policy's choices are
+  /// counted too.
+  call_metrics(routing_metrics* target, std::uint64_t* expert_counts, int num_experts,
+               std::int64_t num_tokens, bool shadow) noexcept
+      : target_(target),
+        target_counts_(expert_counts),
+        num_experts_(num_experts),
+        single_(num_tokens == 1),
+        counts_(target != nullptr || expert_counts != nullptr),
+        shadow_(shadow) {
+    if (!counts_ || single_) return;
     for (int e = 0; e < num_experts; ++e) expert_counts_[e] = 0;
     for (std::uint32_t& tokens : k_histogram_) tokens = 0;
   }
 
   void add_padding() noexcept { ++padding_tokens_; }
-  void add_nonfinite_row() noexcept { ++nonfinite_rows_; }
-  /// The k that the policy chose for a token that is counted, whatever was routed.
-  void add_chosen(std::uint32_t k) noexcept { chosen_ += k; }
-  bool shadow() const noexcept { return shadow_; }
 
-  void add_token(const int* experts, int count, float signal) noexcept {
-    if (target_ == nullptr) return;
+  /// No branch depends on k, which no processor can guess.
+  void add_token(const token_route<max_top_k>& route, int top_k) noexcept {
+    if (!counts_) return;
     if (single_) {
-      for (int j = 0; j < count; ++j) ++target_->expert_counts[experts[j]];
-      ++target_->k_histogram[count];
-      target_->expert_calls += static_cast<std::uint64_t>(count);
-      target_->distinct_experts += static_cast<std::uint64_t>(count);
+      if (target_counts_ != nullptr)
+        for (int j = 0; j < top_k; ++j)
+          target_counts_[route.expert[j]] += j < route.count ? 1u : 0u;
+      if (target_ == nullptr) return;
+      for (int j = 0; j < top_k; ++j)
+        target_->touched_experts.add(route.expert[j], j < route.count);
+      ++target_->k_histogram[route.count];
+      target_->expert_calls += static_cast<std::uint64_t>(route.count);
+      target_->distinct_experts += static_cast<std::uint64_t>(route.count);
     } else {
-      for (int j = 0; j < count; ++j) ++expert_counts_[experts[j]];
-      ++k_histogram_[count];
+      for (int j = 0; j < top_k; ++j) expert_counts_[route.expert[j]] += j < route.count ? 1u : 0u;
+      ++k_histogram_[route.count];
     }
-    add_signals(signal_to_fixed(signal));
-    note_signals(signal, signal);
+    if (route.has_nonfinite) ++nonfinite_rows_;
+    if (shadow_) chosen_ += static_cast<std::uint64_t>(route.chosen);
+    add_signals(signal_to_fixed(route.signal), route.signal, route.signal);
     ++tokens_;
   }
+  /// Of a token that add_block counts.
+  void add_nonfinite_row() noexcept { ++nonfinite_rows_; }
 
 #if ADAPTIVE_K_SIMD
-  /// A token a lane; lane i of `experts` is at [rank][i].
-  template <class Reals>
-  ADAPTIVE_K_INLINE void add_lanes(const std::uint32_t (*experts)[Reals::lanes], int top_k,
-                                   const std::uint32_t* counts, const float* signals) noexcept {
-    if (target_ == nullptr) return;
-    using words = typename Reals::words;
-    const words count = words::load(counts);
+  template <class F32>
+  ADAPTIVE_K_INLINE void add_block(const token_block<F32::lanes>& block, int top_k) noexcept {
+    if (!counts_) return;
+    using u32 = typename F32::u32;
+    const u32 count = u32::load(block.count);
     // Experts that are not kept count where none is, in another place for each lane.
-    const words nowhere = words::lane() + words(max_experts);
-    std::uint32_t kept[Reals::lanes];
+    const u32 nowhere = u32::lane() + u32(max_experts);
+    std::uint32_t kept[F32::lanes];
     for (int j = 0; j < top_k; ++j) {
-      const auto is_kept = count > words(j);
-      words::store(kept, words::select(is_kept, words::load(experts[j]), nowhere));
+      u32::store(kept, u32::select(count > u32(j), u32::load(block.expert[j]), nowhere));
       // Read back from memory: g++ would take the vector apart, lane by lane, which is far slower.
       __asm__("" : "+m"(kept));
-      for (int lane = 0; lane < Reals::lanes; ++lane) ++expert_counts_[kept[lane]];
-      const auto of_k = Reals::mask::to_bits(count == words(j + 1));
+      for (int lane = 0; lane < F32::lanes; ++lane) ++expert_counts_[kept[lane]];
+      const auto of_k = F32::mask::to_bits(count == u32(j + 1));
       k_histogram_[j + 1] += static_cast<std::uint32_t>(__builtin_popcount(of_k));
     }
-    const Reals signal = Reals::load(signals);
-    add_signals(Reals::sum_truncated(signal * Reals(static_cast<float>(signal_scale))));
-    note_signals(-Reals::first(largest_of_lanes(-signal)), Reals::first(largest_of_lanes(signal)));
-    tokens_ += Reals::lanes;
+    if (shadow_)
+      for (const std::uint32_t k : block.chosen) chosen_ += k;
+    const F32 signal = F32::load(block.signal);
+    add_signals(F32::sum_truncated(signal * F32(static_cast<float>(signal_scale))),
+                -F32::first(largest_of_lanes(-signal)), F32::first(largest_of_lanes(signal)));
+    tokens_ += F32::lanes;
   }
 #endif
 
-#if ADAPTIVE_K_SIMD
-  /// Where up to `number` blocks of `lanes` tokens count, null where nothing is counted; the result
-  /// is how many of them there is room for, one or more.
-  ADAPTIVE_K_INLINE std::int64_t lend_to_blocks(int lanes, std::int64_t number,
-                                                block_counts*& counts,
-                                                std::uint32_t*& expert_counts) noexcept {
-    if (target_ == nullptr) return number;
-    if (blocks_.blocks == most_counted_blocks || blocks_.blocks == 0) start_blocks(lanes);
-    counts = &blocks_;
-    expert_counts = expert_counts_;
-    const int room = most_counted_blocks - blocks_.blocks;
-    return number < room ? number : room;
-  }
-#endif
-
-  /// Adds all to the target.
+  /// Adds all to the targets.
   void finish(int top_k) noexcept {
+    if (!single_ && target_counts_ != nullptr && tokens_ != 0)
+      for (int e = 0; e < num_experts_; ++e) target_counts_[e] += expert_counts_[e];
     if (target_ == nullptr) return;
-    add_blocks();
     target_->padding_tokens += padding_tokens_;
     if (tokens_ == 0) return;
     const bool first = target_->tokens == 0;
@@ -117,52 +112,24 @@ class call_metrics {
       target_->k_histogram[k] += k_histogram_[k];
       target_->expert_calls += static_cast<std::uint64_t>(k) * k_histogram_[k];
     }
-    std::uint64_t distinct = 0;
-    for (int e = 0; e < num_experts_; ++e) {
-      target_->expert_counts[e] += expert_counts_[e];
-      distinct += expert_counts_[e] != 0 ? 1u : 0u;
-    }
-    target_->distinct_experts += distinct;
+    expert_set touched;
+    for (int e = 0; e < num_experts_; ++e) touched.add(e, expert_counts_[e] != 0);
+    target_->distinct_experts += static_cast<std::uint64_t>(touched.size());
+    target_->touched_experts |= touched;
   }
 
  private:
-  ADAPTIVE_K_INLINE void add_signals(std::int64_t sum) noexcept {
+  ADAPTIVE_K_INLINE void add_signals(std::int64_t sum, float lowest, float highest) noexcept {
     add_wide(signal_sum_, signal_sum_high_, sum);
-  }
-
-  ADAPTIVE_K_INLINE void note_signals(float lowest, float highest) noexcept {
     lowest_ = tokens_ == 0 || lowest < lowest_ ? lowest : lowest_;
     highest_ = tokens_ == 0 || highest > highest_ ? highest : highest_;
   }
 
-  void start_blocks(int lanes) noexcept {
-    add_blocks();
-    blocks_ = {};
-    for (float& lowest : blocks_.lowest) lowest = math::infinity;
-    block_lanes_ = lanes;
-  }
-
-  void add_blocks() noexcept {
-    if (blocks_.blocks == 0) return;
-    add_fields(blocks_.k, k_histogram_ + 1);
-    for (int word = 0; word < 2; ++word)
-      add_fields(blocks_.experts[word], expert_counts_ + word * fields_of_word);
-    float lowest = math::infinity;
-    float highest = 0.0f;
-    for (int lane = 0; lane < block_lanes_; ++lane) {
-      add_signals(blocks_.signal[lane]);
-      lowest = math::smaller(lowest, blocks_.lowest[lane]);
-      highest = math::larger(highest, blocks_.highest[lane]);
-    }
-    note_signals(lowest, highest);
-    tokens_ +=
-        static_cast<std::uint64_t>(blocks_.blocks) * static_cast<std::uint64_t>(block_lanes_);
-    blocks_.blocks = 0;
-  }
-
   routing_metrics* target_;
+  std::uint64_t* target_counts_;
   int num_experts_;
   bool single_;
+  bool counts_;
   bool shadow_;
   std::uint64_t tokens_ = 0;
   std::uint64_t chosen_ = 0;
@@ -172,11 +139,9 @@ class call_metrics {
   std::int64_t signal_sum_high_ = 0;
   float lowest_ = 0.0f;
   float highest_ = 0.0f;
-  int block_lanes_ = 0;
   // A call has max_tokens tokens at most: none of these can wrap.
   std::uint32_t k_histogram_[max_top_k + 1];
-  std::uint32_t expert_counts_[max_experts + 16];  ///< the last: see add_lanes
-  block_counts blocks_;                            ///< counted, but not added yet
+  std::uint32_t expert_counts_[max_experts + 16];  ///< the last: see add_block
 };
 
 }  // namespace detail

@@ -6,6 +6,8 @@
 #include "adaptive_k/config.hpp"
 #include "adaptive_k/core/expert_combine.hpp"
 #include "adaptive_k/core/math.hpp"
+#include "adaptive_k/host/instruction_set.hpp"
+#include "adaptive_k/host/scaled_rows.hpp"
 #include "adaptive_k/status.hpp"
 #include "adaptive_k/types.hpp"
 
@@ -19,6 +21,7 @@ status combine_experts(const combine_shape& shape, const combine_input<Value, We
                        Value* output) noexcept {
   const status checked = detail::check_combine(shape, input, output);
   if (!checked) return checked;
+  const instruction_set set = best_instruction_set();
   constexpr int columns = 256;  // summed at a time, so that rows are read in order
   const std::int64_t stride = shape.row_stride != 0 ? shape.row_stride : shape.hidden_size;
   for (std::int64_t t = 0; t < shape.num_tokens; ++t) {
@@ -36,7 +39,7 @@ status combine_experts(const combine_shape& shape, const combine_input<Value, We
         if (row < 0) continue;
         const float weight = input.topk_weights != nullptr ? to_float(input.topk_weights[slot]) : 1;
         const Value* values = input.expert_outputs + row * stride + first;
-        for (int i = 0; i < size; ++i) sum[i] = math::fma(weight, to_float(values[i]), sum[i]);
+        detail::add_scaled(set, values, weight, size, sum);
       }
       for (int i = 0; i < size; ++i) output[at + i] = detail::combined<Value>(sum[i]);
     }

@@ -38,14 +38,36 @@ inline void add_wide(std::int64_t& low, std::int64_t& high, std::int64_t added) 
 }
 }  // namespace detail
 
+/// A set of experts, a bit each.
+struct expert_set {
+  std::uint64_t words[max_experts / 64] = {};
+
+  void add(int expert, bool condition = true) noexcept {
+    words[expert / 64] |= static_cast<std::uint64_t>(condition) << (expert % 64);
+  }
+  bool contains(int expert) const noexcept {
+    return (words[expert / 64] >> (expert % 64) & 1) != 0;
+  }
+  expert_set& operator|=(const expert_set& other) noexcept {
+    for (int i = 0; i < max_experts / 64; ++i) words[i] |= other.words[i];
+    return *this;
+  }
+  int size() const noexcept {
+    int number = 0;
+    for (std::uint64_t word : words)
+      for (; word != 0; word &= word - 1) ++number;
+    return number;
+  }
+};
+
 struct routing_metrics;
 void add_parts_of_call(const routing_metrics* parts, int num_parts,
                        routing_metrics* total) noexcept;
 
 /// Counters of routing calls. Plain data: zero it, pass it, add it up with += over batches,
 /// layers, threads and ranks; no result depends on the order, and nothing wraps: at a million
-/// token-layers a second the first counter would be full after 18,000 years. Expert counts of
-/// different layers fall on the same index, so keep one struct per layer where that matters.
+/// token-layers a second the first counter would be full after 18,000 years. How often each expert
+/// ran is counted apart, where it is asked for: routing_output::expert_counts.
 struct routing_metrics {
   std::uint64_t calls = 0;              ///< routing calls with at least one token
   std::uint64_t tokens = 0;             ///< routed tokens, padding left out
@@ -58,16 +80,12 @@ struct routing_metrics {
   float signal_lowest = 0.0f;           ///< over `tokens`; 0 when there are none
   float signal_highest = 0.0f;
   std::uint64_t k_histogram[max_top_k + 1] = {};  ///< tokens by k_t
-  std::uint64_t expert_counts[max_experts] = {};  ///< tokens by expert
   std::int64_t signal_sum_high = 0;               ///< high word
   std::uint64_t shadow_expert_calls = 0;          ///< in shadow mode: sum of the k the policy chose
   std::uint64_t shadow_full_expert_calls = 0;     ///< and of K0, over the same tokens
+  expert_set touched_experts;                     ///< that any token touched in any call
 
-  routing_metrics& operator+=(const routing_metrics& other) noexcept {
-    add_all_but_experts(other);
-    for (int e = 0; e < max_experts; ++e) expert_counts[e] += other.expert_counts[e];
-    return *this;
-  }
+  routing_metrics& operator+=(const routing_metrics& other) noexcept;
 
   /// 1 - sum k_t / sum K0, in [0, 1): against the model's own top-k, never against all E. 0 when
   /// nothing was routed.
@@ -111,51 +129,44 @@ struct routing_metrics {
   }
 
  private:
-  friend void add_parts_of_call(const routing_metrics* parts, int num_parts,
-                                routing_metrics* total) noexcept;
-
-  void add_all_but_experts(const routing_metrics& other) noexcept {
-    if (other.tokens != 0) {
-      const bool first = tokens == 0;
-      if (first || other.signal_lowest < signal_lowest) signal_lowest = other.signal_lowest;
-      if (first || other.signal_highest > signal_highest) signal_highest = other.signal_highest;
-    }
-    calls += other.calls;
-    tokens += other.tokens;
-    padding_tokens += other.padding_tokens;
-    expert_calls += other.expert_calls;
-    full_expert_calls += other.full_expert_calls;
-    nonfinite_rows += other.nonfinite_rows;
-    distinct_experts += other.distinct_experts;
-    detail::add_wide(signal_sum_fixed, signal_sum_high, other.signal_sum_fixed,
-                     other.signal_sum_high);
-    shadow_expert_calls += other.shadow_expert_calls;
-    shadow_full_expert_calls += other.shadow_full_expert_calls;
-    for (int k = 0; k <= max_top_k; ++k) k_histogram[k] += other.k_histogram[k];
-  }
-
   static double ratio(std::uint64_t part, std::uint64_t whole) noexcept {
     return whole == 0 ? 0.0 : static_cast<double>(part) / static_cast<double>(whole);
   }
 };
 
+static_assert(sizeof(routing_metrics) <= 512, "metrics travel with every call");
+
+inline routing_metrics& routing_metrics::operator+=(const routing_metrics& other) noexcept {
+  if (other.tokens != 0) {
+    const bool first = tokens == 0;
+    if (first || other.signal_lowest < signal_lowest) signal_lowest = other.signal_lowest;
+    if (first || other.signal_highest > signal_highest) signal_highest = other.signal_highest;
+  }
+  calls += other.calls;
+  tokens += other.tokens;
+  padding_tokens += other.padding_tokens;
+  expert_calls += other.expert_calls;
+  full_expert_calls += other.full_expert_calls;
+  nonfinite_rows += other.nonfinite_rows;
+  distinct_experts += other.distinct_experts;
+  detail::add_wide(signal_sum_fixed, signal_sum_high, other.signal_sum_fixed,
+                   other.signal_sum_high);
+  shadow_expert_calls += other.shadow_expert_calls;
+  shadow_full_expert_calls += other.shadow_full_expert_calls;
+  for (int k = 0; k <= max_top_k; ++k) k_histogram[k] += other.k_histogram[k];
+  touched_experts |= other.touched_experts;
+  return *this;
+}
+
 /// Adds to `total` what the ranges of one call counted, each in a struct of its own: the same as if
 /// the call had not been split.
 inline void add_parts_of_call(const routing_metrics* parts, int num_parts,
                               routing_metrics* total) noexcept {
-  const std::uint64_t calls = total->calls;
-  const std::uint64_t tokens = total->tokens;
-  std::uint64_t distinct = total->distinct_experts;
-  for (int i = 0; i < num_parts; ++i) total->add_all_but_experts(parts[i]);
-  // One pass for all: this stands beside the routing of few tokens by each thread.
-  for (int e = 0; e < max_experts; ++e) {
-    std::uint64_t sum = 0;
-    for (int i = 0; i < num_parts; ++i) sum += parts[i].expert_counts[e];
-    total->expert_counts[e] += sum;
-    distinct += sum != 0 ? 1u : 0u;
-  }
-  total->calls = calls + (total->tokens != tokens ? 1u : 0u);
-  total->distinct_experts = distinct;
+  routing_metrics call;
+  for (int i = 0; i < num_parts; ++i) call += parts[i];
+  call.calls = call.tokens != 0 ? 1 : 0;
+  call.distinct_experts = static_cast<std::uint64_t>(call.touched_experts.size());
+  *total += call;
 }
 
 ADAPTIVE_K_NAMESPACE_END

@@ -19,11 +19,12 @@ namespace detail {
 /// fewer, and nothing is thrown.
 class thread_team {
  public:
-  /// Room for `parts` parts, or for none.
-  thread_team(std::size_t parts, bool counts_too) noexcept {
+  /// Room for `parts` parts, or for none; expert_counts for `num_experts` a part.
+  thread_team(std::size_t parts, bool counts_too, std::size_t num_experts) noexcept {
     ADAPTIVE_K_TRY {
       results.resize(parts);
       counts.resize(counts_too ? parts : 0);
+      expert_counts.resize(parts * num_experts);
       threads_.reserve(parts);
     }
     ADAPTIVE_K_CATCH_ALL {
@@ -51,8 +52,9 @@ class thread_team {
     threads_.clear();
   }
 
-  std::vector<status> results;          ///< [parts], or empty: no memory
-  std::vector<routing_metrics> counts;  ///< [parts], or empty: not asked for
+  std::vector<status> results;               ///< [parts], or empty: no memory
+  std::vector<routing_metrics> counts;       ///< [parts], or empty: not asked for
+  std::vector<std::uint64_t> expert_counts;  ///< [parts, num_experts], likewise
 
  private:
   std::vector<std::thread> threads_;
@@ -79,13 +81,18 @@ status route_in_threads(const router& router, int num_threads, int layer,
   const std::int64_t parts = wanted < blocks ? wanted : blocks;
   if (parts <= 1) return router.route(layer, logits, output, metrics, extras);
   const auto number = static_cast<std::size_t>(parts);
-  detail::thread_team team(number, metrics != nullptr);
+  const auto num_experts = static_cast<std::size_t>(router.model().num_experts);
+  detail::thread_team team(number, metrics != nullptr,
+                           output.expert_counts != nullptr ? num_experts : 0);
   if (team.results.empty()) return router.route(layer, logits, output, metrics, extras);
   const auto route_part = [&](std::size_t part) noexcept {
     const auto i = static_cast<std::int64_t>(part);
     const std::int64_t end = blocks * (i + 1) / parts * block;
+    routing_output<Id, Weight> own = output;
+    if (own.expert_counts != nullptr)
+      own.expert_counts = team.expert_counts.data() + part * num_experts;
     team.results[part] =
-        router.route_range(layer, logits, output, blocks * i / parts * block,
+        router.route_range(layer, logits, own, blocks * i / parts * block,
                            end < logits.num_tokens ? end : logits.num_tokens,
                            metrics != nullptr ? &team.counts[part] : nullptr, extras);
   };
@@ -97,6 +104,8 @@ status route_in_threads(const router& router, int num_threads, int layer,
   for (const status& result : team.results)
     if (!result) return result;
   if (metrics != nullptr) add_parts_of_call(team.counts.data(), static_cast<int>(parts), metrics);
+  for (std::size_t i = 0; i < team.expert_counts.size(); ++i)
+    output.expert_counts[i % num_experts] += team.expert_counts[i];
   return {};
 }
 

@@ -1,13 +1,15 @@
 // The reference path: one token, one expert at a time, for any call.
 #pragma once
 
+#include <cstdint>
 #include <type_traits>
 
 #include "adaptive_k/config.hpp"
 #include "adaptive_k/core/gating.hpp"
 #include "adaptive_k/core/host_warp.hpp"
 #include "adaptive_k/core/route_token.hpp"
-#include "adaptive_k/host/simd/row.hpp"
+#include "adaptive_k/host/call_metrics.hpp"
+#include "adaptive_k/host/routing_call.hpp"
 #include "adaptive_k/host/simd/target.hpp"
 #include "adaptive_k/types.hpp"
 
@@ -15,7 +17,7 @@ ADAPTIVE_K_NAMESPACE_BEGIN
 
 namespace detail {
 
-/// One token's dictated experts; none where `ids` is null.
+/// One token's given experts; none where `ids` is null.
 struct host_replay {
   static constexpr bool possible = true;
   const int* ids;
@@ -25,52 +27,68 @@ struct host_replay {
   ADAPTIVE_K_HD int expert(int rank) const noexcept { return ids[rank]; }
 };
 
-/// Decides one token, whose `row` is [E]. Here, or compiled once in kernels/route_scalar.cpp.
-template <class Logit>
-void route_scalar(const row_request& request, const Logit* row, const host_replay& replay,
-                  token_route<max_top_k>& route) noexcept;
-
-#if !ADAPTIVE_K_LINKS_SCALAR
-
-template <gating_kind Kind>
-void route_floats(const row_request& request, const float* row, const host_replay& replay,
-                  token_route<max_top_k>& route) noexcept {
+/// Decides one token, whose `row` is [E].
+template <gating_kind Kind, class Plan>
+void route_scalar_as(const token_request<Plan>& request, const float* row,
+                     token_route<max_top_k>& route) noexcept {
   constexpr int max_rows = max_experts / reduction_slots;
-  const bool shadow = request.dictated != choice_counts;
+  const host_replay replay = {request.given, request.num_given};
+  const bool shadow = request.forced_k != no_forced_k;
   route = route_token<Kind, max_rows, max_top_k>(host_warp<1>{}, *request.model, *request.plan,
                                                  request.routing_bias, request.limits, shadow,
                                                  logit_row<float>{row}, replay);
 }
 
-inline void route_floats(const row_request& request, const float* row, const host_replay& replay,
-                         token_route<max_top_k>& route) noexcept {
+/// Here, or compiled once for the library's own plans in kernels/route_scalar.cpp.
+template <class Plan>
+void route_scalar(const token_request<Plan>& request, const float* row,
+                  token_route<max_top_k>& route) noexcept {
   switch (request.model->kind) {
     case gating_kind::softmax:
-      return route_floats<gating_kind::softmax>(request, row, replay, route);
+    case gating_kind::top_k_softmax:  // the same, renormalised
+      return route_scalar_as<gating_kind::softmax>(request, row, route);
     case gating_kind::sigmoid:
-      return route_floats<gating_kind::sigmoid>(request, row, replay, route);
-    case gating_kind::top_k_softmax:
-      return route_floats<gating_kind::top_k_softmax>(request, row, replay, route);
+      return route_scalar_as<gating_kind::sigmoid>(request, row, route);
     case gating_kind::sqrt_softplus:
-      return route_floats<gating_kind::sqrt_softplus>(request, row, replay, route);
+      return route_scalar_as<gating_kind::sqrt_softplus>(request, row, route);
     case gating_kind::sparsemixer:
-      return route_floats<gating_kind::sparsemixer>(request, row, replay, route);
+      return route_scalar_as<gating_kind::sparsemixer>(request, row, route);
   }
 }
-
-template <class Logit>
-void route_scalar(const row_request& request, const Logit* row, const host_replay& replay,
-                  token_route<max_top_k>& route) noexcept {
-  if constexpr (std::is_same_v<Logit, float>) {
-    route_floats(request, row, replay, route);
-  } else {
-    float floats[max_experts];
-    for (int e = 0; e < request.model->num_experts; ++e) floats[e] = to_float(row[e]);
-    route_floats(request, floats, replay, route);
-  }
-}
-
+#if ADAPTIVE_K_LINKS_SCALAR
+extern template void route_scalar<k_plan>(const token_request<k_plan>&, const float*,
+                                          token_route<max_top_k>&) noexcept;
 #endif
+
+/// Decides a token of a call, which is not padding.
+template <class Call>
+void decide_scalar(const Call& call, std::int64_t token, token_route<max_top_k>& route) noexcept {
+  int given[max_top_k];
+  float floats[max_experts];
+  const float* row = floats;
+  if constexpr (std::is_same_v<typename Call::logit_type, float>)
+    row = call.row(token);
+  else
+    for (int e = 0; e < call.model->num_experts; ++e) floats[e] = to_float(call.row(token)[e]);
+  route_scalar(call.request(token, given), row, route);
+}
+
+/// Tokens first to last - 1 of any call.
+template <class Call>
+void route_range_scalar(const Call& call, std::int64_t first, std::int64_t last,
+                        call_metrics& counts) noexcept {
+  for (std::int64_t token = first; token < last; ++token) {
+    if (call.is_padding(token)) {
+      counts.add_padding();
+      call.write_padding(token);
+      continue;
+    }
+    token_route<max_top_k> route;
+    decide_scalar(call, token, route);
+    counts.add_token(route, call.model->top_k);
+    call.write(token, route);
+  }
+}
 
 }  // namespace detail
 

@@ -3,7 +3,6 @@
 
 #include <cstdint>
 #include <memory>
-#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -13,8 +12,8 @@
 #include "adaptive_k/core/k_policy.hpp"
 #include "adaptive_k/host/instruction_set.hpp"
 #include "adaptive_k/host/metrics.hpp"
-#include "adaptive_k/host/route_rows.hpp"
-#include "adaptive_k/host/route_vectors.hpp"
+#include "adaptive_k/host/route_batch.hpp"
+#include "adaptive_k/host/routing_call.hpp"
 #include "adaptive_k/status.hpp"
 #include "adaptive_k/types.hpp"
 
@@ -31,10 +30,11 @@ struct routed_batch {
   status result;
   std::int64_t num_tokens = 0;
   int top_k = 0;
-  std::vector<std::int32_t> topk_ids;     ///< [num_tokens, top_k]
-  std::vector<float> topk_weights;        ///< [num_tokens, top_k]
-  std::vector<std::int32_t> topk_counts;  ///< [num_tokens]
-  std::vector<float> signal;              ///< [num_tokens]
+  std::vector<std::int32_t> topk_ids;        ///< [num_tokens, top_k]
+  std::vector<float> topk_weights;           ///< [num_tokens, top_k]
+  std::vector<std::int32_t> topk_counts;     ///< [num_tokens]
+  std::vector<float> signal;                 ///< [num_tokens]
+  std::vector<std::uint64_t> expert_counts;  ///< [num_experts], tokens that each expert got
 };
 
 /// Routes on the host. Immutable, cheap to copy, safe to share between threads. A router built
@@ -69,10 +69,9 @@ class router {
   /// Routes `logits` of `layer` into `output`. No allocation, no lock; time O(T * K0 * E). With a
   /// refusal nothing is written. `metrics`, where given, is added to.
   template <class Logit = float, class Id = std::int32_t, class Weight = float>
-  ADAPTIVE_K_INLINE status route(int layer, const logits_view<Logit>& logits,
-                                 const routing_output<Id, Weight>& output,
-                                 routing_metrics* metrics = nullptr,
-                                 const routing_extras& extras = {}) const noexcept {
+  status route(int layer, const logits_view<Logit>& logits,
+               const routing_output<Id, Weight>& output, routing_metrics* metrics = nullptr,
+               const routing_extras& extras = {}) const noexcept {
     return route_range(layer, logits, output, 0, logits.num_tokens, metrics, extras);
   }
 
@@ -82,13 +81,23 @@ class router {
   /// as a call of its own; give each range its own struct, zeroed, and `add_parts_of_call` makes
   /// one of them.
   template <class Logit = float, class Id = std::int32_t, class Weight = float>
-  ADAPTIVE_K_INLINE status route_range(int layer, const logits_view<Logit>& logits,
-                                       const routing_output<Id, Weight>& output, std::int64_t first,
-                                       std::int64_t last, routing_metrics* metrics = nullptr,
-                                       const routing_extras& extras = {}) const noexcept {
-    const bool one_token = last > first && last - 1 == first;
-    if (one_token && route_one(layer, logits, output, first, metrics, extras)) return {};
-    return route_any(layer, logits, output, first, last, metrics, extras);
+  status route_range(int layer, const logits_view<Logit>& logits,
+                     const routing_output<Id, Weight>& output, std::int64_t first,
+                     std::int64_t last, routing_metrics* metrics = nullptr,
+                     const routing_extras& extras = {}) const noexcept {
+    status checked =
+        detail::check_call(validity_, model_, num_layers(), layer, logits,
+                           output.topk_ids != nullptr, output.topk_weights != nullptr, extras);
+    if (checked && (first < 0 || first > last || last > logits.num_tokens))
+      checked =
+          status::error(status_code::invalid_argument,
+                        "tokens %lld to %lld, expected 0 <= first <= last <= num_tokens = %lld",
+                        static_cast<long long>(first), static_cast<long long>(last),
+                        static_cast<long long>(logits.num_tokens));
+    if (checked) checked = check_limits(first, last, extras);
+    if (checked)
+      route_checked(layer, logits, routing_replay<Id>{}, output, first, last, metrics, extras);
+    return checked;
   }
 
   /// The weights of experts chosen earlier, for these logits: the `given` experts take the first
@@ -102,7 +111,7 @@ class router {
     status checked =
         check(layer, logits, output.topk_ids != nullptr, output.topk_weights != nullptr, extras);
     if (checked) checked = check_replay(logits.num_tokens, given);
-    if (checked) route_rows(layer, logits, given, output, 0, logits.num_tokens, metrics, extras);
+    if (checked) route_checked(layer, logits, given, output, 0, logits.num_tokens, metrics, extras);
     return checked;
   }
 
@@ -121,8 +130,10 @@ class router {
     batch.topk_weights.resize(slots);
     batch.topk_counts.resize(tokens);
     batch.signal.resize(tokens);
-    const routing_output<> output = {batch.topk_ids.data(), batch.topk_weights.data(),
-                                     batch.topk_counts.data(), batch.signal.data()};
+    batch.expert_counts.resize(static_cast<std::size_t>(model_.num_experts));
+    routing_output<> output = {batch.topk_ids.data(), batch.topk_weights.data(),
+                               batch.topk_counts.data(), batch.signal.data()};
+    output.expert_counts = batch.expert_counts.data();
     if (tokens != 0) batch.result = route(layer, logits, output, metrics, extras);
     return batch;
   }
@@ -130,7 +141,7 @@ class router {
  private:
   router(const gating& model, std::vector<k_policy> policies, router_options options,
          bool one_policy)
-      : model_(model), options_(options), one_policy_(one_policy) {
+      : model_(model), options_(options), path_(detail::path_for(model)), one_policy_(one_policy) {
     validity_ = validate(model);
     if (policies.empty())
       validity_ = status::error(status_code::invalid_argument, "policies is empty");
@@ -151,16 +162,6 @@ class router {
     if (policies.empty()) policies.emplace_back();
     plans_ = std::move(plans);
     policies_ = std::make_shared<const std::vector<k_policy>>(std::move(policies));
-    usual_ = usual_setups();
-  }
-
-  /// By layer. Those without code for usual calls, and all of a router that refuses, have none.
-  std::shared_ptr<const detail::usual_setup[]> usual_setups() const {
-    std::shared_ptr<detail::usual_setup[]> setups(new detail::usual_setup[policies_->size()]);
-    if (!validity_ || instructions_ == instruction_set::scalar) return setups;
-    for (std::size_t i = 0; i < policies_->size(); ++i)
-      setups.get()[i] = detail::usual_setup(model_, (*plans_)[i], options_.fill, instructions_);
-    return setups;
   }
 
   std::size_t index(int layer) const noexcept {
@@ -216,77 +217,28 @@ class router {
     return {};
   }
 
-  /// Any call. Apart from route_one, so that that is short enough to be inlined.
   template <class Logit, class Id, class Weight>
-  ADAPTIVE_K_NOINLINE status route_any(int layer, const logits_view<Logit>& logits,
-                                       const routing_output<Id, Weight>& output, std::int64_t first,
-                                       std::int64_t last, routing_metrics* metrics,
-                                       const routing_extras& extras) const noexcept {
-    status checked =
-        detail::check_call(validity_, model_, num_layers(), layer, logits,
-                           output.topk_ids != nullptr, output.topk_weights != nullptr, extras);
-    if (checked && (first < 0 || first > last || last > logits.num_tokens))
-      checked =
-          status::error(status_code::invalid_argument,
-                        "tokens %lld to %lld, expected 0 <= first <= last <= num_tokens = %lld",
-                        static_cast<long long>(first), static_cast<long long>(last),
-                        static_cast<long long>(logits.num_tokens));
-    if (checked) checked = check_limits(first, last, extras);
-    if (checked)
-      route_rows(layer, logits, routing_replay<Id>{}, output, first, last, metrics, extras);
-    return checked;
-  }
-
-  /// The shortest way for one token of a usual call, as in decoding. False: nothing is done, as it
-  /// is no such call, or one to refuse.
-  template <class Logit, class Id, class Weight>
-  ADAPTIVE_K_INLINE bool route_one([[maybe_unused]] int layer,
-                                   [[maybe_unused]] const logits_view<Logit>& logits,
-                                   [[maybe_unused]] const routing_output<Id, Weight>& output,
-                                   [[maybe_unused]] std::int64_t token,
-                                   [[maybe_unused]] routing_metrics* metrics,
-                                   [[maybe_unused]] const routing_extras& extras) const noexcept {
-#if ADAPTIVE_K_VECTORS
-    if constexpr (std::is_same_v<Id, std::int32_t> && std::is_same_v<Weight, float>) {
-      if (layer < 0 || (!one_policy_ && layer >= num_layers())) return false;
-      const detail::usual_setup& setup = usual_.get()[index(layer)];
-      const bool fits =
-          setup.code != detail::usual_code::none && logits.num_experts == setup.rule.num_experts &&
-          token >= 0 && token < logits.num_tokens && logits.data != nullptr &&
-          (logits.row_stride == 0 || logits.row_stride >= setup.rule.num_experts) &&
-          output.topk_ids != nullptr && output.topk_weights != nullptr &&
-          output.chosen_counts == nullptr && extras.routing_bias == nullptr &&
-          extras.padding_mask == nullptr && extras.k_min == nullptr && extras.k_max == nullptr;
-      if (!fits) return false;
-      const std::int64_t stride =
-          logits.row_stride != 0 ? logits.row_stride : setup.rule.num_experts;
-      return detail::route_usual_token(setup, logits.data + token * stride, output, token, metrics);
-    }
-#endif
-    return false;
-  }
-
-  template <class Logit, class Id, class Weight>
-  void route_rows(int layer, const logits_view<Logit>& logits, const routing_replay<Id>& given,
-                  const routing_output<Id, Weight>& output, std::int64_t first, std::int64_t last,
-                  routing_metrics* metrics, const routing_extras& extras) const noexcept {
+  void route_checked(int layer, const logits_view<Logit>& logits, const routing_replay<Id>& given,
+                     const routing_output<Id, Weight>& output, std::int64_t first,
+                     std::int64_t last, routing_metrics* metrics,
+                     const routing_extras& extras) const noexcept {
     detail::routing_call<Logit, Id, Weight> call = {
         &model_, &(*plans_)[index(layer)], options_.fill, logits, given, output, extras};
     if (call.logits.row_stride == 0) call.logits.row_stride = model_.num_experts;
-    detail::call_metrics counts(metrics, model_.num_experts, last - first,
-                                output.chosen_counts != nullptr);
-    detail::row_router<Logit, Id, Weight>(call, counts).run(instructions_, first, last);
+    detail::call_metrics counts(metrics, output.expert_counts, model_.num_experts, last - first,
+                                call.in_shadow());
+    detail::route_batch(call, path_, instructions_, first, last, counts);
     counts.finish(model_.top_k);
   }
 
   gating model_;
   router_options options_;
   instruction_set instructions_;
+  detail::host_path path_;
   bool one_policy_;
   status validity_;
   std::shared_ptr<const std::vector<k_policy>> policies_;
   std::shared_ptr<const std::vector<detail::k_plan>> plans_;
-  std::shared_ptr<const detail::usual_setup[]> usual_;
   std::shared_ptr<const void> tables_;
 };
 

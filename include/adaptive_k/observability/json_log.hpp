@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <functional>
+#include <limits>
 #include <memory>
 #include <mutex>
 #include <stdexcept>
@@ -44,10 +45,16 @@ struct log_event {
   std::string_view trace_id;
   int layer = -1;
   std::uint64_t tokens = 0;
-  double mean_k = NAN;           ///< written as avg_k
-  double expert_savings = NAN;   ///< of the model's own expert calls, [0, 1); written as savings
-  double shadow_savings = NAN;   ///< likewise, what a policy in shadow mode would have saved
-  double latency_seconds = NAN;  ///< at least 0; written as latency_ms, and in ns as the duration
+  double mean_k = std::numeric_limits<double>::quiet_NaN();  ///< written as avg_k
+  double expert_savings =
+      std::numeric_limits<double>::quiet_NaN();  ///< of the model's own expert calls, [0, 1);
+                                                 ///< written as savings
+  double shadow_savings =
+      std::numeric_limits<double>::quiet_NaN();  ///< likewise, what a policy in shadow mode would
+                                                 ///< have saved
+  double latency_seconds =
+      std::numeric_limits<double>::quiet_NaN();  ///< at least 0; written as latency_ms, and in ns
+                                                 ///< as the duration
   std::chrono::system_clock::time_point time = std::chrono::system_clock::now();
 
   log_event() = default;
@@ -56,7 +63,9 @@ struct log_event {
       : tokens(batch.tokens),
         mean_k(batch.mean_k()),
         expert_savings(batch.expert_savings()),
-        shadow_savings(batch.shadow_full_expert_calls != 0 ? batch.shadow_expert_savings() : NAN),
+        shadow_savings(batch.shadow_full_expert_calls != 0
+                           ? batch.shadow_expert_savings()
+                           : std::numeric_limits<double>::quiet_NaN()),
         latency_seconds(latency) {}
 };
 

@@ -110,9 +110,22 @@ class prometheus_recorder {
     // Last, and read first: no rendering shows a batch's experts without its tokens.
     cells[expert_calls].fetch_add(batch.expert_calls, std::memory_order_release);
     cells[distinct_experts].fetch_add(batch.distinct_experts, std::memory_order_release);
-    if (options_.expert_load > 0)
-      for (std::size_t e = 0; e < max_experts; ++e) add(cells[load_ + e], batch.expert_counts[e]);
     record_latency(cells, latency_seconds);
+  }
+
+  /// Adds how many tokens each expert got, [num_experts]: one batch's
+  /// routing_output::expert_counts, which started at zero. Ignored unless options.expert_load asks
+  /// for it; experts past max_experts are none.
+  void record_expert_counts(series* to, const std::uint64_t* expert_counts,
+                            int num_experts) noexcept {
+    if (to == nullptr) {
+      dropped_.fetch_add(1, std::memory_order_relaxed);
+      return;
+    }
+    if (options_.expert_load <= 0) return;
+    std::atomic<std::uint64_t>* const cells = own_shard(*to);
+    for (int e = 0; e < num_experts && e < max_experts; ++e)
+      add(cells[load_ + static_cast<std::size_t>(e)], expert_counts[e]);
   }
 
   /// The same with a look-up of the labels; not noexcept, since the first of a series allocates.

@@ -37,9 +37,7 @@ ADAPTIVE_K_AVX512_INLINE Part low_part(Whole whole) noexcept {
   return part;
 }
 
-struct avx512_reals;
-template <int TopK>
-struct avx512_row;
+struct avx512_f32;
 
 struct avx512_mask {
   __mmask16 bits;
@@ -56,232 +54,186 @@ struct avx512_mask {
 };
 
 /// Unsigned 32-bit integers.
-struct avx512_words {
-  using reals = avx512_reals;
-  using words = avx512_words;
+struct avx512_u32 {
+  using f32 = avx512_f32;
+  using u32 = avx512_u32;
   __m512i value;
 
-  avx512_words() = default;
-  ADAPTIVE_K_AVX512_INLINE avx512_words(__m512i v) noexcept : value(v) {}
-  ADAPTIVE_K_AVX512_INLINE avx512_words(std::uint32_t v) noexcept
+  avx512_u32() = default;
+  ADAPTIVE_K_AVX512_INLINE avx512_u32(__m512i v) noexcept : value(v) {}
+  ADAPTIVE_K_AVX512_INLINE avx512_u32(std::uint32_t v) noexcept
       : value(_mm512_set1_epi32(static_cast<int>(v))) {}
-  ADAPTIVE_K_AVX512_INLINE avx512_words(int v) noexcept : value(_mm512_set1_epi32(v)) {}
+  ADAPTIVE_K_AVX512_INLINE avx512_u32(int v) noexcept : value(_mm512_set1_epi32(v)) {}
 
-  friend ADAPTIVE_K_AVX512_INLINE words operator+(words a, words b) noexcept {
+  friend ADAPTIVE_K_AVX512_INLINE u32 operator+(u32 a, u32 b) noexcept {
     return _mm512_add_epi32(a.value, b.value);
   }
-  friend ADAPTIVE_K_AVX512_INLINE words operator-(words a, words b) noexcept {
+  friend ADAPTIVE_K_AVX512_INLINE u32 operator-(u32 a, u32 b) noexcept {
     return _mm512_sub_epi32(a.value, b.value);
   }
-  friend ADAPTIVE_K_AVX512_INLINE words operator&(words a, words b) noexcept {
+  friend ADAPTIVE_K_AVX512_INLINE u32 operator&(u32 a, u32 b) noexcept {
     return _mm512_and_si512(a.value, b.value);
   }
-  friend ADAPTIVE_K_AVX512_INLINE words operator|(words a, words b) noexcept {
+  friend ADAPTIVE_K_AVX512_INLINE u32 operator|(u32 a, u32 b) noexcept {
     return _mm512_or_si512(a.value, b.value);
   }
-  friend ADAPTIVE_K_AVX512_INLINE words operator^(words a, words b) noexcept {
+  friend ADAPTIVE_K_AVX512_INLINE u32 operator^(u32 a, u32 b) noexcept {
     return _mm512_xor_si512(a.value, b.value);
   }
-  friend ADAPTIVE_K_AVX512_INLINE words operator<<(words a, int count) noexcept {
+  friend ADAPTIVE_K_AVX512_INLINE u32 operator<<(u32 a, int count) noexcept {
     return _mm512_maskz_slli_epi32(0xFFFF, a.value, static_cast<unsigned>(count));
   }
-  /// Each lane by its own count; 0 from 32 on.
-  static ADAPTIVE_K_AVX512_INLINE words shift_left(words a, words count) noexcept {
-    return _mm512_maskz_sllv_epi32(0xFFFF, a.value, count.value);
-  }
-  friend ADAPTIVE_K_AVX512_INLINE avx512_mask operator==(words a, words b) noexcept {
+  friend ADAPTIVE_K_AVX512_INLINE avx512_mask operator==(u32 a, u32 b) noexcept {
     return {_mm512_cmpeq_epu32_mask(a.value, b.value)};
   }
-  friend ADAPTIVE_K_AVX512_INLINE avx512_mask operator<(words a, words b) noexcept {
+  friend ADAPTIVE_K_AVX512_INLINE avx512_mask operator<(u32 a, u32 b) noexcept {
     return {_mm512_cmplt_epu32_mask(a.value, b.value)};
   }
-  static ADAPTIVE_K_AVX512_INLINE avx512_mask unsigned_less(words a, words b) noexcept {
-    return a < b;
-  }
-  friend ADAPTIVE_K_AVX512_INLINE avx512_mask operator>(words a, words b) noexcept {
+  friend ADAPTIVE_K_AVX512_INLINE avx512_mask operator>(u32 a, u32 b) noexcept {
     return {_mm512_cmpgt_epu32_mask(a.value, b.value)};
   }
-  static ADAPTIVE_K_AVX512_INLINE words larger(words a, words b) noexcept {
+  static ADAPTIVE_K_AVX512_INLINE u32 larger(u32 a, u32 b) noexcept {
     return _mm512_maskz_max_epu32(0xFFFF, a.value, b.value);
   }
-  static ADAPTIVE_K_AVX512_INLINE words smaller(words a, words b) noexcept {
+  static ADAPTIVE_K_AVX512_INLINE u32 smaller(u32 a, u32 b) noexcept {
     return _mm512_maskz_min_epu32(0xFFFF, a.value, b.value);
   }
-  static ADAPTIVE_K_AVX512_INLINE words select(avx512_mask m, words a, words b) noexcept {
+  static ADAPTIVE_K_AVX512_INLINE u32 select(avx512_mask m, u32 a, u32 b) noexcept {
     return _mm512_mask_blend_epi32(m.bits, b.value, a.value);
   }
   /// (a & ~low) | index
-  static ADAPTIVE_K_AVX512_INLINE words replace_low(words a, words low, words index) noexcept {
+  static ADAPTIVE_K_AVX512_INLINE u32 replace_low(u32 a, u32 low, u32 index) noexcept {
     return _mm512_ternarylogic_epi32(a.value, low.value, index.value, 0xBA);
   }
-  /// (~a & high) | index
-  static ADAPTIVE_K_AVX512_INLINE words invert_high(words a, words high, words index) noexcept {
-    return _mm512_ternarylogic_epi32(a.value, high.value, index.value, 0xAE);
-  }
-  /// ~a & b
-  static ADAPTIVE_K_AVX512_INLINE words and_not(words a, words b) noexcept {
-    return _mm512_maskz_andnot_epi32(0xFFFF, a.value, b.value);
-  }
-  /// a | (b & c)
-  static ADAPTIVE_K_AVX512_INLINE words add_bits(words a, words b, words c) noexcept {
-    return _mm512_ternarylogic_epi32(a.value, b.value, c.value, 0xF8);
-  }
-  static ADAPTIVE_K_AVX512_INLINE words load(const std::uint32_t* from) noexcept {
+  static ADAPTIVE_K_AVX512_INLINE u32 load(const std::uint32_t* from) noexcept {
     return _mm512_loadu_si512(from);
   }
-  static ADAPTIVE_K_AVX512_INLINE void store(std::uint32_t* to, words a) noexcept {
+  static ADAPTIVE_K_AVX512_INLINE void store(std::uint32_t* to, u32 a) noexcept {
     _mm512_storeu_si512(to, a.value);
   }
-  static ADAPTIVE_K_AVX512_INLINE std::uint32_t first(words a) noexcept {
+  static ADAPTIVE_K_AVX512_INLINE std::uint32_t first(u32 a) noexcept {
     return static_cast<std::uint32_t>(_mm_cvtsi128_si32(low_part<__m128i>(a.value)));
   }
   /// The number of each lane.
-  static ADAPTIVE_K_AVX512_INLINE words lane() noexcept {
+  static ADAPTIVE_K_AVX512_INLINE u32 lane() noexcept {
     return _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
   }
 };
 
-struct avx512_reals {
-  using integers = avx512_words;
-  using words = avx512_words;
+struct avx512_f32 {
+  using integers = avx512_u32;
+  using u32 = avx512_u32;
   using mask = avx512_mask;
-  using reals = avx512_reals;
+  using f32 = avx512_f32;
   static constexpr int lanes = 16;
   __m512 value;
 
-  avx512_reals() = default;
-  ADAPTIVE_K_AVX512_INLINE avx512_reals(__m512 v) noexcept : value(v) {}
-  ADAPTIVE_K_AVX512_INLINE avx512_reals(float v) noexcept : value(_mm512_set1_ps(v)) {}
+  avx512_f32() = default;
+  ADAPTIVE_K_AVX512_INLINE avx512_f32(__m512 v) noexcept : value(v) {}
+  ADAPTIVE_K_AVX512_INLINE avx512_f32(float v) noexcept : value(_mm512_set1_ps(v)) {}
 
-  friend ADAPTIVE_K_AVX512_INLINE reals operator+(reals a, reals b) noexcept {
-    return _mm512_add_ps(a.value, b.value);
-  }
-  friend ADAPTIVE_K_AVX512_INLINE reals operator-(reals a, reals b) noexcept {
-    return _mm512_sub_ps(a.value, b.value);
-  }
-  friend ADAPTIVE_K_AVX512_INLINE reals operator*(reals a, reals b) noexcept {
-    return _mm512_mul_ps(a.value, b.value);
-  }
-  friend ADAPTIVE_K_AVX512_INLINE reals operator-(reals a) noexcept {
+  friend ADAPTIVE_K_AVX512_INLINE f32 operator+(f32 a, f32 b) noexcept { return a.value + b.value; }
+  friend ADAPTIVE_K_AVX512_INLINE f32 operator-(f32 a, f32 b) noexcept { return a.value - b.value; }
+  friend ADAPTIVE_K_AVX512_INLINE f32 operator*(f32 a, f32 b) noexcept { return a.value * b.value; }
+  friend ADAPTIVE_K_AVX512_INLINE f32 operator-(f32 a) noexcept {
     return from_bits(to_bits(a) ^ 0x80000000u);
   }
-  friend ADAPTIVE_K_AVX512_INLINE mask operator==(reals a, reals b) noexcept {
+  friend ADAPTIVE_K_AVX512_INLINE mask operator==(f32 a, f32 b) noexcept {
     return {_mm512_cmp_ps_mask(a.value, b.value, _CMP_EQ_OQ)};
   }
-  friend ADAPTIVE_K_AVX512_INLINE mask operator!=(reals a, reals b) noexcept {
+  friend ADAPTIVE_K_AVX512_INLINE mask operator!=(f32 a, f32 b) noexcept {
     return {_mm512_cmp_ps_mask(a.value, b.value, _CMP_NEQ_UQ)};
   }
-  friend ADAPTIVE_K_AVX512_INLINE mask operator<(reals a, reals b) noexcept {
+  friend ADAPTIVE_K_AVX512_INLINE mask operator<(f32 a, f32 b) noexcept {
     return {_mm512_cmp_ps_mask(a.value, b.value, _CMP_LT_OQ)};
   }
-  friend ADAPTIVE_K_AVX512_INLINE mask operator<=(reals a, reals b) noexcept {
+  friend ADAPTIVE_K_AVX512_INLINE mask operator<=(f32 a, f32 b) noexcept {
     return {_mm512_cmp_ps_mask(a.value, b.value, _CMP_LE_OQ)};
   }
-  friend ADAPTIVE_K_AVX512_INLINE mask operator>(reals a, reals b) noexcept {
+  friend ADAPTIVE_K_AVX512_INLINE mask operator>(f32 a, f32 b) noexcept {
     return {_mm512_cmp_ps_mask(a.value, b.value, _CMP_GT_OQ)};
   }
-  friend ADAPTIVE_K_AVX512_INLINE mask operator>=(reals a, reals b) noexcept {
+  friend ADAPTIVE_K_AVX512_INLINE mask operator>=(f32 a, f32 b) noexcept {
     return {_mm512_cmp_ps_mask(a.value, b.value, _CMP_GE_OQ)};
   }
 
-  static ADAPTIVE_K_AVX512_INLINE reals fma(reals a, reals b, reals c) noexcept {
+  static ADAPTIVE_K_AVX512_INLINE f32 fma(f32 a, f32 b, f32 c) noexcept {
     return _mm512_fmadd_ps(a.value, b.value, c.value);
   }
-  static ADAPTIVE_K_AVX512_INLINE reals divide(reals a, reals b) noexcept {
-    return _mm512_div_ps(a.value, b.value);
+  static ADAPTIVE_K_AVX512_INLINE f32 divide(f32 a, f32 b) noexcept { return a.value / b.value; }
+  static ADAPTIVE_K_AVX512_INLINE f32 square_root(f32 a) noexcept {
+    // Not by the compiler's own: clang may estimate it under -funsafe-math-optimizations.
+    __m512 root;
+    __asm__("vsqrtps %1, %0" : "=v"(root) : "v"(a.value));
+    return root;
   }
-  static ADAPTIVE_K_AVX512_INLINE reals square_root(reals a) noexcept {
-    return _mm512_maskz_sqrt_ps(0xFFFF, a.value);
-  }
-  static ADAPTIVE_K_AVX512_INLINE reals larger(reals a, reals b) noexcept {
+  static ADAPTIVE_K_AVX512_INLINE f32 larger(f32 a, f32 b) noexcept {
     return _mm512_maskz_max_ps(0xFFFF, a.value, b.value);  // a > b ? a : b, for NaN too
   }
-  static ADAPTIVE_K_AVX512_INLINE reals smaller(reals a, reals b) noexcept {
+  static ADAPTIVE_K_AVX512_INLINE f32 smaller(f32 a, f32 b) noexcept {
     return _mm512_maskz_min_ps(0xFFFF, a.value, b.value);
   }
-  static ADAPTIVE_K_AVX512_INLINE reals magnitude(reals a) noexcept {
+  static ADAPTIVE_K_AVX512_INLINE f32 magnitude(f32 a) noexcept {
     return from_bits(to_bits(a) & 0x7FFFFFFFu);
   }
-  static ADAPTIVE_K_AVX512_INLINE words to_bits(reals a) noexcept {
+  static ADAPTIVE_K_AVX512_INLINE u32 to_bits(f32 a) noexcept {
     return _mm512_castps_si512(a.value);
   }
-  static ADAPTIVE_K_AVX512_INLINE reals from_bits(words a) noexcept {
+  static ADAPTIVE_K_AVX512_INLINE f32 from_bits(u32 a) noexcept {
     return _mm512_castsi512_ps(a.value);
   }
-  static ADAPTIVE_K_AVX512_INLINE reals from_integer(words a) noexcept {
+  static ADAPTIVE_K_AVX512_INLINE f32 from_integer(u32 a) noexcept {
     return _mm512_maskz_cvtepi32_ps(0xFFFF, a.value);
   }
-  /// Rounded towards zero, below 2^31.
-  static ADAPTIVE_K_AVX512_INLINE words truncate(reals a) noexcept {
-    return _mm512_maskz_cvttps_epi32(0xFFFF, a.value);
-  }
-  static ADAPTIVE_K_AVX512_INLINE reals select(mask m, reals a, reals b) noexcept {
+  static ADAPTIVE_K_AVX512_INLINE f32 select(mask m, f32 a, f32 b) noexcept {
     return _mm512_mask_blend_ps(m.bits, b.value, a.value);
   }
-  static ADAPTIVE_K_AVX512_INLINE reals look_up(const float* table, words index) noexcept {
+  static ADAPTIVE_K_AVX512_INLINE f32 look_up(const float* table, u32 index) noexcept {
     return _mm512_mask_i32gather_ps(_mm512_setzero_ps(), 0xFFFF, index.value, table, 4);
   }
-  /// Row index[lane] of columns[][lanes], each lane in its own column.
-  static ADAPTIVE_K_AVX512_INLINE reals pick(const float* columns, words index) noexcept {
-    return look_up(columns, (index << 4) + words::lane());
-  }
   /// Unsigned integers in the order of finite floats; -0 comes before +0.
-  static ADAPTIVE_K_AVX512_INLINE words to_order(reals a) noexcept {
+  static ADAPTIVE_K_AVX512_INLINE u32 to_order(f32 a) noexcept {
     const __m512i bits = _mm512_castps_si512(a.value);
     const __m512i sign = _mm512_maskz_srai_epi32(0xFFFF, bits, 31);
     return _mm512_ternarylogic_epi32(bits, sign, _mm512_set1_epi32(INT32_MIN), 0x1E);
   }
 
-  static ADAPTIVE_K_AVX512_INLINE reals load(const float* from) noexcept {
+  static ADAPTIVE_K_AVX512_INLINE f32 load(const float* from) noexcept {
     return _mm512_loadu_ps(from);
   }
-  static ADAPTIVE_K_AVX512_INLINE reals load(const bfloat16* from) noexcept {
+  static ADAPTIVE_K_AVX512_INLINE f32 load(const bfloat16* from) noexcept {
     const __m256i halves = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
-    return from_bits(words(_mm512_maskz_cvtepu16_epi32(0xFFFF, halves)) << 16);
+    return from_bits(u32(_mm512_maskz_cvtepu16_epi32(0xFFFF, halves)) << 16);
   }
-  static ADAPTIVE_K_AVX512_INLINE reals load(const float16* from) noexcept {
+  static ADAPTIVE_K_AVX512_INLINE f32 load(const float16* from) noexcept {
     const __m256i halves = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
     return _mm512_maskz_cvtph_ps(0xFFFF, halves);
   }
-  static ADAPTIVE_K_AVX512_INLINE void store(float* to, reals a) noexcept {
+  /// The first `count` floats, then zeros; reads nothing past them.
+  static ADAPTIVE_K_AVX512_INLINE f32 load_first(const float* from, int count) noexcept {
+    return _mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1u), from);
+  }
+  static ADAPTIVE_K_AVX512_INLINE void store(float* to, f32 a) noexcept {
     _mm512_storeu_ps(to, a.value);
   }
 
   /// Quarters of four floats, from rows 0, 4, 8, 12.
-  static ADAPTIVE_K_AVX512_INLINE reals load_quarters(const float* from,
-                                                      std::int64_t stride) noexcept {
+  static ADAPTIVE_K_AVX512_INLINE f32 load_quarters(const float* from,
+                                                    std::int64_t stride) noexcept {
     __m512 a = _mm512_maskz_broadcast_f32x4(0xFFFF, _mm_loadu_ps(from));
     a = _mm512_mask_broadcast_f32x4(a, 0x00F0, _mm_loadu_ps(from + 4 * stride));
     a = _mm512_mask_broadcast_f32x4(a, 0x0F00, _mm_loadu_ps(from + 8 * stride));
     return _mm512_mask_broadcast_f32x4(a, 0xF000, _mm_loadu_ps(from + 12 * stride));
   }
   static ADAPTIVE_K_AVX512_INLINE void store_quarters(float* to, std::int64_t stride,
-                                                      reals a) noexcept {
+                                                      f32 a) noexcept {
     _mm_storeu_ps(to, low_part<__m128>(a.value));
     _mm_storeu_ps(to + 4 * stride, _mm512_maskz_extractf32x4_ps(0xF, a.value, 1));
     _mm_storeu_ps(to + 8 * stride, _mm512_maskz_extractf32x4_ps(0xF, a.value, 2));
     _mm_storeu_ps(to + 12 * stride, _mm512_maskz_extractf32x4_ps(0xF, a.value, 3));
   }
-  /// Halves of eight floats, from rows 0 and 4.
-  static ADAPTIVE_K_AVX512_INLINE reals load_halves(const float* from,
-                                                    std::int64_t stride) noexcept {
-    const __m512 a = _mm512_castps256_ps512(_mm256_loadu_ps(from));
-    return _mm512_maskz_insertf32x8(0xFFFF, a, _mm256_loadu_ps(from + 4 * stride), 1);
-  }
-  /// The low halves of both in a, the high ones in b.
-  static ADAPTIVE_K_AVX512_INLINE void part_halves(reals& a, reals& b) noexcept {
-    const __m512 low = _mm512_maskz_shuffle_f32x4(0xFFFF, a.value, b.value, 0x44);
-    b = _mm512_maskz_shuffle_f32x4(0xFFFF, a.value, b.value, 0xEE);
-    a = low;
-  }
-  /// Quarters 0 and 2 of both in a, 1 and 3 in b.
-  static ADAPTIVE_K_AVX512_INLINE void part_quarters(reals& a, reals& b) noexcept {
-    const __m512 even = _mm512_maskz_shuffle_f32x4(0xFFFF, a.value, b.value, 0x88);
-    b = _mm512_maskz_shuffle_f32x4(0xFFFF, a.value, b.value, 0xDD);
-    a = even;
-  }
   /// Transposes the 4 x 4 floats in each quarter of four vectors.
-  static ADAPTIVE_K_AVX512_INLINE void transpose_quarters(reals (&v)[4]) noexcept {
+  static ADAPTIVE_K_AVX512_INLINE void transpose_quarters(f32 (&v)[4]) noexcept {
     const __m512 a = _mm512_maskz_unpacklo_ps(0xFFFF, v[0].value, v[1].value);
     const __m512 b = _mm512_maskz_unpackhi_ps(0xFFFF, v[0].value, v[1].value);
     const __m512 c = _mm512_maskz_unpacklo_ps(0xFFFF, v[2].value, v[3].value);
@@ -291,16 +243,8 @@ struct avx512_reals {
     v[2] = _mm512_maskz_shuffle_ps(0xFFFF, b, d, 0x44);
     v[3] = _mm512_maskz_shuffle_ps(0xFFFF, b, d, 0xEE);
   }
-  /// Interleaves two vectors: a0 b0 a1 b1 ... in a, the rest in b.
-  static ADAPTIVE_K_AVX512_INLINE void interleave(reals& a, reals& b) noexcept {
-    const __m512i low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-    const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
-    const __m512 first = _mm512_permutex2var_ps(a.value, low, b.value);
-    b = _mm512_permutex2var_ps(a.value, high, b.value);
-    a = first;
-  }
   /// Sum of the lanes, each truncated to an integer.
-  static ADAPTIVE_K_AVX512_INLINE std::int64_t sum_truncated(reals a) noexcept {
+  static ADAPTIVE_K_AVX512_INLINE std::int64_t sum_truncated(f32 a) noexcept {
     const __m256 high = _mm512_maskz_extractf32x8_ps(0xFF, a.value, 1);
     const __m512i low_sums = _mm512_maskz_cvttps_epi64(0xFF, low_part<__m256>(a.value));
     const __m512i sums = _mm512_add_epi64(low_sums, _mm512_maskz_cvttps_epi64(0xFF, high));
@@ -310,20 +254,10 @@ struct avx512_reals {
     for (const std::int64_t one : each) sum += one;
     return sum;
   }
-  /// a + b in the lanes of `where`, else `other`.
-  static ADAPTIVE_K_AVX512_INLINE reals add_or(mask where, reals a, reals b, reals other) noexcept {
-    return _mm512_mask_add_ps(other.value, where.bits, a.value, b.value);
-  }
-  /// Sums of neighbours, by quarter: a0 + a1, a2 + a3, b0 + b1, b2 + b3, then those of lanes 4
-  /// to 7.
-  static ADAPTIVE_K_AVX512_INLINE reals add_neighbours(reals a, reals b) noexcept {
-    return _mm512_add_ps(_mm512_maskz_shuffle_ps(0xFFFF, a.value, b.value, 0x88),
-                         _mm512_maskz_shuffle_ps(0xFFFF, a.value, b.value, 0xDD));
-  }
-  static ADAPTIVE_K_AVX512_INLINE float first(reals a) noexcept { return a.value[0]; }
+  static ADAPTIVE_K_AVX512_INLINE float first(f32 a) noexcept { return a.value[0]; }
   /// Lane i of the result is lane i ^ Distance.
   template <int Distance>
-  static ADAPTIVE_K_AVX512_INLINE reals exchange(reals a) noexcept {
+  static ADAPTIVE_K_AVX512_INLINE f32 shuffle_xor(f32 a) noexcept {
     constexpr __mmask16 whole = 0xFFFF;
     if constexpr (Distance == 1) return _mm512_maskz_permute_ps(whole, a.value, 0xB1);
     if constexpr (Distance == 2) return _mm512_maskz_permute_ps(whole, a.value, 0x4E);
@@ -335,10 +269,8 @@ struct avx512_reals {
 
 /// Runs Body<avx512>::run in a function compiled for AVX-512.
 struct avx512 {
-  using reals = avx512_reals;
-  using row_reals = avx2_reals;  // for a rank a lane, and rows of few experts
-  template <int TopK>
-  using wide_row = avx512_row<TopK>;
+  using f32 = avx512_f32;
+  using narrow = avx2;  // for rows that fit its vectors
   template <template <class> class Body, class... Arguments>
   __attribute__((noinline, flatten)) ADAPTIVE_K_AVX512 static auto run(
       Arguments... arguments) noexcept {

@@ -1,0 +1,83 @@
+// The batch loop: a call's tokens by the widest means that fit it.
+#pragma once
+
+#include <cstdint>
+#include <type_traits>
+
+#include "adaptive_k/config.hpp"
+#include "adaptive_k/core/choose_k.hpp"
+#include "adaptive_k/host/call_metrics.hpp"
+#include "adaptive_k/host/instruction_set.hpp"
+#include "adaptive_k/host/route_scalar.hpp"
+#include "adaptive_k/host/route_vectors.hpp"
+#include "adaptive_k/host/routing_call.hpp"
+#include "adaptive_k/types.hpp"
+
+ADAPTIVE_K_NAMESPACE_BEGIN
+
+namespace detail {
+
+/// Whether this file has vectors for a plan: its own, or the library's.
+template <class Plan>
+inline constexpr bool has_vectors_for = ADAPTIVE_K_SIMD || (ADAPTIVE_K_LINKS_EVERY_SET &&
+                                                            std::is_same_v<Plan, k_plan>);
+
+template <class T>
+T* offset(T* array, std::int64_t number) noexcept {
+  return array != nullptr ? array + number : nullptr;
+}
+
+/// Other ids and weights than vectors write: routed in pieces, then converted.
+template <class Logit, class Id, class Weight, class Plan>
+void route_then_convert(const routing_call<Logit, Id, Weight, Plan>& call, host_path path,
+                        instruction_set set, std::int64_t first, std::int64_t last,
+                        call_metrics& counts) noexcept {
+  constexpr int piece = 32;
+  std::int32_t ids[piece * max_top_k];
+  std::int32_t given[piece * max_top_k];
+  float weights[piece * max_top_k];
+  const int top_k = call.model->top_k;
+  for (; first < last; first += piece) {
+    const std::int64_t number = last - first < piece ? last - first : piece;
+    routing_call<Logit, std::int32_t, float, Plan> part = {
+        call.model, call.plan, call.fill, call.logits, {}, {}, call.extras};
+    part.logits.data = call.row(first);
+    part.output = {ids, weights, offset(call.output.topk_counts, first),
+                   offset(call.output.signal, first), offset(call.output.chosen_counts, first)};
+    part.extras.padding_mask = offset(call.extras.padding_mask, first);
+    part.extras.k_min = offset(call.extras.k_min, first);
+    part.extras.k_max = offset(call.extras.k_max, first);
+    if (call.replays()) {
+      for (std::int64_t i = 0; i < number * top_k; ++i)
+        given[i] = static_cast<std::int32_t>(call.given.topk_ids[first * top_k + i]);
+      part.given = {given, offset(call.given.topk_counts, first)};
+    }
+    route_vectors(part, path, set, 0, number, counts);
+    for (std::int64_t i = 0; i < number * top_k; ++i) {
+      call.output.topk_ids[first * top_k + i] = static_cast<Id>(ids[i]);
+      call.output.topk_weights[first * top_k + i] = from_float<Weight>(weights[i]);
+    }
+  }
+}
+
+/// Tokens first to last - 1. `path` serves the model's calls without limits of tokens and replay.
+template <class Logit, class Id, class Weight, class Plan>
+void route_batch(const routing_call<Logit, Id, Weight, Plan>& call, host_path path,
+                 instruction_set set, std::int64_t first, std::int64_t last,
+                 call_metrics& counts) noexcept {
+  if constexpr (has_vectors_for<Plan>) {
+    if (call.has_token_limits() || call.replays())
+      path = path_for(*call.model, call.has_token_limits(), call.replays());
+    if (set != instruction_set::scalar && path != host_path::scalar) {
+      if constexpr (std::is_same_v<Id, std::int32_t> && std::is_same_v<Weight, float>)
+        return route_vectors(call, path, set, first, last, counts);
+      else
+        return route_then_convert(call, path, set, first, last, counts);
+    }
+  }
+  route_range_scalar(call, first, last, counts);
+}
+
+}  // namespace detail
+
+ADAPTIVE_K_NAMESPACE_END

@@ -1,0 +1,370 @@
+// One token, its experts in the lanes: the path for few tokens and for many experts.
+#pragma once
+
+#include <cstdint>
+#include <type_traits>
+
+#include "adaptive_k/config.hpp"
+#include "adaptive_k/core/finish_route.hpp"
+#include "adaptive_k/core/gating.hpp"
+#include "adaptive_k/core/host_warp.hpp"
+#include "adaptive_k/core/k_policy.hpp"
+#include "adaptive_k/core/math.hpp"
+#include "adaptive_k/core/signal.hpp"
+#include "adaptive_k/core/top_k.hpp"
+#include "adaptive_k/host/simd/top_k.hpp"
+
+ADAPTIVE_K_NAMESPACE_BEGIN
+
+namespace detail {
+
+/// A decision about one token.
+template <class Plan>
+struct token_request {
+  const gating* model;
+  const Plan* plan;
+  const float* routing_bias;  ///< [E] or null
+  k_limits limits;
+  int forced_k;                ///< as finish_route takes it
+  const int* given = nullptr;  ///< experts that take the first ranks, in order, or null
+  int num_given = 0;
+};
+
+/// Sum and largest of all lanes, the same in each, nearest lanes first.
+template <int Distance = 1, class F32>
+ADAPTIVE_K_INLINE F32 sum_of_lanes(const F32& a) noexcept {
+  if constexpr (Distance < F32::lanes)
+    return sum_of_lanes<Distance * 2>(a + F32::template shuffle_xor<Distance>(a));
+  else
+    return a;
+}
+template <int Distance = 1, class F32>
+ADAPTIVE_K_INLINE F32 largest_of_lanes(const F32& a) noexcept {
+  if constexpr (Distance < F32::lanes)
+    return largest_of_lanes<Distance * 2>(F32::larger(a, F32::template shuffle_xor<Distance>(a)));
+  else
+    return a;
+}
+
+/// A row of values [E] by vectors; past E they are `past`. `Short`: one vector holds it.
+template <class F32, bool Short>
+class vector_row {
+  using u32 = typename F32::u32;
+  static constexpr int lanes = F32::lanes;
+
+ public:
+  static constexpr int chains = Short ? 1 : 4;  ///< of operations that need not wait for another
+
+  ADAPTIVE_K_INLINE vector_row(const float* values, int num_experts,
+                               float past = -math::infinity) noexcept
+      : values_(values),
+        whole_(num_experts / lanes),
+        size_((num_experts + lanes - 1) / lanes),
+        past_(past),
+        last_(past) {
+    const int rest = num_experts - whole_ * lanes;
+    last_ =
+        F32::select(u32::lane() < u32(rest), F32::load_first(values + whole_ * lanes, rest), past_);
+  }
+  /// Vectors up to E.
+  ADAPTIVE_K_INLINE int size() const noexcept { return Short ? 1 : size_; }
+  ADAPTIVE_K_INLINE F32 operator[](int vector) const noexcept {
+    if (vector < whole_) return F32::load(values_ + vector * lanes);
+    return vector == whole_ ? last_ : past_;
+  }
+  /// Vectors from `first` on.
+  template <int Count>
+  ADAPTIVE_K_INLINE void load(int first, F32 (&vectors)[Count]) const noexcept {
+    if (first + Count <= whole_)
+      unrolled_for<Count>([&](auto i) ADAPTIVE_K_INLINE_LAMBDA {
+        vectors[i] = F32::load(values_ + (first + i) * lanes);
+      });
+    else
+      unrolled_for<Count>([&](auto i)
+                              ADAPTIVE_K_INLINE_LAMBDA { vectors[i] = (*this)[first + i]; });
+  }
+
+ private:
+  const float* values_;
+  int whole_;  ///< vectors that are all within E
+  int size_;
+  F32 past_;
+  F32 last_;
+};
+
+/// The largest of a row, in all lanes.
+template <class F32, bool Short>
+ADAPTIVE_K_INLINE F32 largest_of_row(const vector_row<F32, Short>& row) noexcept {
+  constexpr int chains = vector_row<F32, Short>::chains;
+  F32 largest[chains];
+  row.load(0, largest);
+  for (int first = chains; first < row.size(); first += chains) {
+    F32 values[chains];
+    row.load(first, values);
+    unrolled_for<chains>(
+        [&](auto i) ADAPTIVE_K_INLINE_LAMBDA { largest[i] = F32::larger(values[i], largest[i]); });
+  }
+  for (int i = 1; i < chains; ++i) largest[0] = F32::larger(largest[i], largest[0]);
+  return largest_of_lanes(largest[0]);
+}
+
+/// Whether a row has neither NaN nor infinities; past E it is 0.
+template <class F32, bool Short>
+ADAPTIVE_K_INLINE bool is_finite(const vector_row<F32, Short>& row) noexcept {
+  F32 sum = 0.0f;  // of 0 or NaN
+  for (int v = 0; v < row.size(); ++v) sum = F32::fma(row[v], 0.0f, sum);
+  return !math::any(sum != sum);  // NOLINT(misc-redundant-expression)
+}
+
+/// Both sums of a row in the one reduction order: vectors that hold the same slots are added up in
+/// order, then the slots of a vector, then the vectors.
+template <gating_kind Kind, bool WithLogs, class F32, bool Short>
+ADAPTIVE_K_INLINE score_sums<F32> sum_row(const vector_row<F32, Short>& row,
+                                          const F32& largest) noexcept {
+  constexpr int parts = Short ? 1 : reduction_slots / F32::lanes;
+  F32 score[parts], log[parts];
+  unrolled_for<parts>([&](auto i) ADAPTIVE_K_INLINE_LAMBDA {
+    score[i] = 0.0f;
+    log[i] = 0.0f;
+  });
+  for (int first = 0; first < row.size(); first += parts) {
+    F32 logits[parts];
+    row.load(first, logits);
+    unrolled_for<parts>([&](auto i) ADAPTIVE_K_INLINE_LAMBDA {
+      const auto s = score_of<Kind, logits_are::ordinary>(logits[i], largest);
+      score[i] = score[i] + s.score;
+      if constexpr (WithLogs) log[i] = F32::fma(s.score, s.log_score, log[i]);
+    });
+  }
+  unrolled_for<parts>([&](auto i) ADAPTIVE_K_INLINE_LAMBDA {
+    score[i] = sum_of_lanes(score[i]);
+    if constexpr (WithLogs) log[i] = sum_of_lanes(log[i]);
+  });
+  return {fold_neighbours(score), WithLogs ? fold_neighbours(log) : F32(0.0f)};
+}
+
+/// Values to select by, where they are not the logits: score + bias, as key_by_score has them.
+template <gating_kind Kind, class F32, bool Short>
+ADAPTIVE_K_INLINE void score_row(const vector_row<F32, Short>& row, const float* bias,
+                                 int num_experts, const F32& largest, const F32& total,
+                                 float* values) noexcept {
+  const F32 inverse_total = is_softmax(Kind) ? F32::divide(1.0f, total) : F32(1.0f);
+  const vector_row<F32, Short> biases(bias != nullptr ? bias : values, num_experts);
+  for (int v = 0; v < row.size(); ++v) {
+    const F32 offset = bias != nullptr ? biases[v] : F32(0.0f);
+    const F32 score = score_of<Kind>(row[v], largest).score;
+    F32::store(values + v * F32::lanes, F32::fma(score, inverse_total, offset));
+  }
+}
+
+/// Group-limited selection, as keep_best_groups of keys: leaves -inf outside of the best groups.
+inline void keep_best_groups(const gating& model, float* values) noexcept {
+  const int size = model.num_experts / model.n_group;
+  float group_value[max_groups];
+  for (int group = 0; group < model.n_group; ++group) {
+    float first = -math::infinity;
+    float second = -math::infinity;
+    for (int i = 0; i < size; ++i) {
+      const float value = values[group * size + i];
+      second = math::larger(second, math::smaller(first, value));
+      first = math::larger(first, value);
+    }
+    const bool sums = model.group_rank == group_score::top2_sum && size > 1;
+    group_value[group] = sums ? first + second : first;
+  }
+  std::uint32_t kept = 0;  // one bit a group
+  for (int round = 0; round < model.topk_group; ++round) {
+    int best = -1;
+    for (int group = 0; group < model.n_group; ++group)
+      if ((kept >> group & 1u) == 0 && (best < 0 || group_value[group] > group_value[best]))
+        best = group;
+    kept |= 1u << best;
+  }
+  for (int e = 0; e < model.num_experts; ++e)
+    if ((kept >> (e / size) & 1u) == 0) values[e] = -math::infinity;
+}
+
+/// Keys of a row's vectors.
+template <class F32, bool Short>
+struct row_keys {
+  using u32 = typename F32::u32;
+  const vector_row<F32, Short>& row;
+  key_maker<F32> maker;
+
+  ADAPTIVE_K_INLINE row_keys(const vector_row<F32, Short>& values, int num_indices) noexcept
+      : row(values), maker(num_indices) {}
+  template <int N>
+  ADAPTIVE_K_INLINE void load(int first, u32 (&keys)[N]) noexcept {
+    const u32 inverted = maker.low - u32::lane() - u32(first * F32::lanes);
+    F32 vectors[N];
+    row.load(first, vectors);
+    unrolled_for<N>([&](auto i) ADAPTIVE_K_INLINE_LAMBDA {
+      keys[i] = maker.key_of(vectors[i], inverted - u32(i * F32::lanes));
+    });
+  }
+};
+
+template <int Distance = 1, class U32>
+ADAPTIVE_K_INLINE U32 union_of_lanes(const U32& a) noexcept {
+  if constexpr (Distance < U32::f32::lanes)
+    return union_of_lanes<Distance * 2>(a | shuffle_xor<Distance>(a));
+  else
+    return a;
+}
+
+/// What choose_row writes; entries past top_k are experts too.
+struct row_choice {
+  alignas(64) std::uint32_t expert[max_top_k];
+  bool ambiguous;
+};
+
+/// The best top_k <= N of a row.
+template <int N, bool Short>
+struct choose_row {
+  template <class Set>
+  struct body {
+    using f32 = typename Set::f32;
+    using u32 = typename f32::u32;
+    static ADAPTIVE_K_INLINE void run(const vector_row<f32, Short>* row, int num_experts, int top_k,
+                                      row_choice* choice) noexcept {
+      constexpr int lanes = f32::lanes;
+      constexpr int per_lane = Short ? 1 : N;
+      const int count = (row->size() + per_lane - 1) / per_lane * per_lane;
+      const int padded = count * lanes;
+      row_keys<f32, Short> keys(*row, padded <= 64 ? 64 : padded <= 256 ? 256 : max_experts);
+      u32 list[per_lane];
+      u32 best[N];
+      u32 best_rejected = 0;
+      top_k_of_lanes(keys, count, list, best_rejected);
+      merge_lanes<N>(list, best, best_rejected);
+      keys.maker.dropped = union_of_lanes(keys.maker.dropped);
+      choice->ambiguous = math::any(keys.maker.ambiguous(best, best_rejected, top_k));
+      const u32 last = num_experts - 1;  // keys of NaN may hold no expert
+      for (int first = 0; first < N; first += lanes) {
+        u32 experts = 0;
+        for (int j = first; j < N && j < first + lanes; ++j) {
+          const u32 expert = u32::smaller(keys.maker.expert_of(best[j]), last);
+          experts = u32::select(u32::lane() == u32(j - first), expert, experts);
+        }
+        u32::store(choice->expert + first, experts);
+      }
+    }
+  };
+};
+
+/// Decides one token, whose row is [E]. False: it could not, as a number was not finite or keys
+/// were ambiguous. TopK is K0, or 0 where only the run knows it; where it is not, experts are
+/// ranked by their logits. Short: one vector holds the row.
+template <gating_kind Kind, int TopK, bool Short>
+struct decide_row {
+  template <class Set>
+  struct body {
+    using f32 = typename Set::f32;
+    using u32 = typename f32::u32;
+    using vectors = vector_row<f32, Short>;
+    static constexpr int most_ranks = TopK != 0 ? TopK : max_top_k;
+
+    template <class Plan>
+    static ADAPTIVE_K_INLINE bool run(const token_request<Plan>* request, const float* values,
+                                      token_route<max_top_k>* route) noexcept {
+      const gating& model = *request->model;
+      const Plan& plan = *request->plan;
+      const int num_experts = model.num_experts;
+      const loop_count<(TopK != 0), most_ranks> ranks = {model.top_k};
+      const bool by_score = TopK == 0 && selects_by_score(model);
+      const vectors row(values, num_experts);
+      if (!is_finite(vectors(values, num_experts, 0.0f))) return false;
+      const f32 largest = largest_of_row(row);
+
+      const sums_needed needed = sums_for<Kind>(model, plan, by_score);
+      score_sums<f32> sums = {f32(1.0f), f32(0.0f)};
+      if (needed.logs)
+        sums = sum_row<Kind, true>(row, largest);
+      else if (needed.scores)
+        sums = sum_row<Kind, false>(row, largest);
+
+      row_choice choice;
+      if constexpr (TopK != 0)
+        choose_row<TopK, Short>::template body<Set>::run(&row, num_experts, TopK, &choice);
+      else if (!choose_any(*request, row, largest, sums.score, choice))
+        return false;
+      if (choice.ambiguous) return false;
+
+      alignas(64) float score[max_top_k];
+      alignas(64) float log_score[max_top_k];
+      for (int first = 0; first < ranks; first += f32::lanes) {
+        f32 logit = largest;  // a rank in each lane; a gather would take longer
+        for (int j = first; j < ranks && j < first + f32::lanes; ++j)
+          logit = f32::select(u32::lane() == u32(j - first), f32(values[choice.expert[j]]), logit);
+        const auto s = score_of<Kind>(logit, largest);
+        f32::store(score + first, s.score);
+        f32::store(log_score + first, s.log_score);
+      }
+      ranked_experts<most_ranks, f32> ranked;
+      for (int j = 0; j < ranks; ++j) {
+        ranked.expert[j] = u32(choice.expert[j]);
+        ranked.score[j] = f32(score[j]);
+        ranked.log_score[j] = f32(log_score[j]);
+      }
+      token_route<most_ranks, f32> wide;  // the same in all lanes
+      finish_route<Kind>(model, plan, sums, request->limits, request->forced_k, ranks, ranked,
+                         wide);
+      for (int j = 0; j < ranks; ++j) {
+        route->expert[j] = static_cast<int>(choice.expert[j]);
+        route->weight[j] = f32::first(wide.weight[j]);
+      }
+      route->count = static_cast<int>(u32::first(wide.count));
+      route->chosen = static_cast<int>(u32::first(wide.chosen));
+      route->signal = f32::first(wide.signal);
+      route->has_nonfinite = false;
+      return true;
+    }
+
+   private:
+    /// By logit or score + bias, within groups, after experts that are given. False: a score with
+    /// its bias was not finite.
+    template <class Plan>
+    static ADAPTIVE_K_INLINE bool choose_any(const token_request<Plan>& request, const vectors& row,
+                                             const f32& largest, const f32& total,
+                                             row_choice& choice) noexcept {
+      const gating& model = *request.model;
+      const int num_experts = model.num_experts;
+      const int num_given = request.given != nullptr ? request.num_given : 0;
+      if (!selects_by_score(model) && model.n_group == 1 && num_given == 0) {
+        choose(row, num_experts, model.top_k, choice);
+        return true;
+      }
+      alignas(64) float values[max_experts] = {};
+      if (selects_by_score(model)) {
+        score_row<Kind>(row, request.routing_bias, num_experts, largest, total,
+                        static_cast<float*>(values));
+        if (!is_finite(vectors(values, num_experts, 0.0f))) return false;
+      } else {
+        for (int v = 0; v < row.size(); ++v) f32::store(values + v * f32::lanes, row[v]);
+      }
+      if (model.n_group > 1) keep_best_groups(model, values);
+      for (int j = 0; j < num_given; ++j) values[request.given[j]] = -math::infinity;
+      choice.ambiguous = false;
+      if (num_given < model.top_k)
+        choose(vectors(values, num_experts), num_experts, model.top_k - num_given, choice);
+      for (int j = model.top_k - 1; j >= num_given; --j)
+        choice.expert[j] = choice.expert[j - num_given];
+      for (int j = 0; j < num_given; ++j)
+        choice.expert[j] = static_cast<std::uint32_t>(request.given[j]);
+      return true;
+    }
+
+    /// A function of its own for each network.
+    template <int N = 1>
+    static ADAPTIVE_K_INLINE void choose(const vectors& row, int num_experts, int top_k,
+                                         row_choice& choice) noexcept {
+      if constexpr (N < (Short ? f32::lanes : max_top_k))
+        if (top_k > N) return choose<2 * N>(row, num_experts, top_k, choice);
+      Set::template run<choose_row<N, Short>::template body>(&row, num_experts, top_k, &choice);
+    }
+  };
+};
+
+}  // namespace detail
+
+ADAPTIVE_K_NAMESPACE_END

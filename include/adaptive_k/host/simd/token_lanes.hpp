@@ -1,0 +1,240 @@
+// Several tokens at once, one in each lane: the path for many tokens.
+#pragma once
+
+#include <cstdint>
+
+#include "adaptive_k/config.hpp"
+#include "adaptive_k/core/finish_route.hpp"
+#include "adaptive_k/core/gating.hpp"
+#include "adaptive_k/core/host_warp.hpp"
+#include "adaptive_k/core/k_policy.hpp"
+#include "adaptive_k/host/simd/top_k.hpp"
+
+ADAPTIVE_K_NAMESPACE_BEGIN
+
+namespace detail {
+
+inline constexpr int lane_experts = 256;  ///< columns of a block, which stay in the L1 cache
+inline constexpr int lane_top_k = 16;     ///< lists of a block, which stay in registers
+
+/// A block of as many tokens as there are lanes.
+template <class Plan>
+struct block_request {
+  const gating* model;
+  const Plan* plan;
+  const float* routing_bias;  ///< [E] or null
+  int forced_k;               ///< as finish_route takes it
+  const float* rows;          ///< [lanes, E rounded up to 4], past E any of the row's
+  std::int64_t stride;        ///< of rows
+};
+
+/// Decided tokens, one a column.
+template <int Lanes>
+struct token_block {
+  alignas(64) std::uint32_t expert[lane_top_k][Lanes];
+  alignas(64) float weight[lane_top_k][Lanes];
+  alignas(64) std::uint32_t count[Lanes];
+  alignas(64) std::uint32_t chosen[Lanes];
+  alignas(64) float signal[Lanes];
+};
+
+/// Expert-major values of a block: [expert][lane].
+template <int Lanes>
+struct block_columns {
+  alignas(64) float at[lane_experts][Lanes];
+};
+
+/// Transposes a block of rows. `not_finite` becomes NaN or infinite where a logit is, and perhaps
+/// where the logits are so large that their sum is.
+template <class F32>
+ADAPTIVE_K_INLINE void load_columns(const float* rows, std::int64_t stride, int num_experts,
+                                    block_columns<F32::lanes>& columns, F32& largest,
+                                    F32& not_finite) noexcept {
+  largest = -math::infinity;
+  not_finite = 0.0f;
+  for (int expert = 0; expert < num_experts; expert += 4) {
+    F32 v[4] = {F32::load_quarters(rows + expert, stride),
+                F32::load_quarters(rows + stride + expert, stride),
+                F32::load_quarters(rows + 2 * stride + expert, stride),
+                F32::load_quarters(rows + 3 * stride + expert, stride)};
+    F32::transpose_quarters(v);
+    for (int i = 0; i < 4; ++i) {
+      F32::store(columns.at[expert + i], v[i]);
+      largest = F32::larger(v[i], largest);
+      not_finite = not_finite + v[i];  // NaN or infinite from there on
+    }
+  }
+}
+
+/// Sums over all experts in the one reduction order. The columns reach to a multiple of 4, and
+/// those past E score 0.
+template <gating_kind Kind, bool WithLogs, class F32>
+ADAPTIVE_K_INLINE score_sums<F32> sum_columns(const block_columns<F32::lanes>& logits,
+                                              int num_experts, const F32& largest) noexcept {
+  F32 scores[reduction_slots / 4];
+  F32 logs[reduction_slots / 4];
+  for (int group = 0; group < reduction_slots / 4; ++group) {
+    F32 score[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+    F32 log[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+    for (int expert = 4 * group; expert < num_experts; expert += reduction_slots) {
+      for (int i = 0; i < 4; ++i) {
+        // Lanes with a NaN or an infinity are decided again.
+        const auto s =
+            score_of<Kind, logits_are::ordinary>(F32::load(logits.at[expert + i]), largest);
+        score[i] = score[i] + s.score;
+        if constexpr (WithLogs) log[i] = F32::fma(s.score, s.log_score, log[i]);
+      }
+    }
+    scores[group] = (score[0] + score[1]) + (score[2] + score[3]);
+    logs[group] = (log[0] + log[1]) + (log[2] + log[3]);
+  }
+  return {fold_neighbours(scores), WithLogs ? fold_neighbours(logs) : F32(0.0f)};
+}
+
+/// Values to select by, where they are not the logits: score + bias, as key_by_score has them.
+template <gating_kind Kind, class F32>
+ADAPTIVE_K_INLINE void score_columns(const block_columns<F32::lanes>& logits, int num_experts,
+                                     int num_columns, const float* bias, const F32& largest,
+                                     const F32& total, block_columns<F32::lanes>& values,
+                                     F32& not_finite) noexcept {
+  const F32 inverse_total = is_softmax(Kind) ? F32::divide(1.0f, total) : F32(1.0f);
+  for (int expert = 0; expert < num_experts; ++expert) {
+    const F32 score = score_of<Kind>(F32::load(logits.at[expert]), largest).score;
+    const F32 value = F32::fma(score, inverse_total, bias[expert]);
+    not_finite = not_finite + value;
+    F32::store(values.at[expert], value);
+  }
+  for (int expert = num_experts; expert < num_columns; ++expert)
+    F32::store(values.at[expert], -math::infinity);
+}
+
+/// Keys of the columns.
+template <class F32>
+struct column_keys {
+  using u32 = typename F32::u32;
+  const float (*values)[F32::lanes];
+  key_maker<F32> maker;
+
+  ADAPTIVE_K_INLINE column_keys(const float (*from)[F32::lanes], int num_indices) noexcept
+      : values(from), maker(num_indices) {}
+  template <int N>
+  ADAPTIVE_K_INLINE void load(int first, u32 (&keys)[N]) noexcept {
+    const u32 inverted = maker.low - u32(first);
+    unrolled_for<N>([&](auto i) ADAPTIVE_K_INLINE_LAMBDA {
+      keys[i] = maker.key_of(F32::load(values[first + i]), inverted - u32(i));
+    });
+  }
+};
+
+template <class F32>
+struct column_choice {
+  typename F32::u32 expert[lane_top_k];
+  typename F32::mask ambiguous;
+};
+
+/// The best top_k <= N of the columns, which reach to a multiple of N.
+template <int N>
+struct choose_columns {
+  template <class Set>
+  struct body {
+    using f32 = typename Set::f32;
+    using u32 = typename f32::u32;
+    static ADAPTIVE_K_INLINE void run(const float (*values)[f32::lanes], int num_experts, int top_k,
+                                      column_choice<f32>* choice) noexcept {
+      constexpr int multiple = N < 4 ? 4 : N;
+      const int count = (num_experts + multiple - 1) / multiple * multiple;
+      column_keys<f32> keys(values, power_of_two_from(count));
+      u32 best[N];
+      u32 best_rejected = 0;
+      top_k_of_lanes(keys, count, best, best_rejected);
+      choice->ambiguous = keys.maker.ambiguous(best, best_rejected, top_k);
+      const u32 last = num_experts - 1;  // keys of NaN may hold no expert
+      for (int j = 0; j < N; ++j)
+        choice->expert[j] = u32::smaller(keys.maker.expert_of(best[j]), last);
+    }
+  };
+};
+
+/// For a K0 that the code is not made for: a function of its own for each network.
+template <class Set, int N = 1>
+ADAPTIVE_K_INLINE void choose_columns_at_run_time(
+    const float (*values)[Set::f32::lanes], int num_experts, int top_k,
+    column_choice<typename Set::f32>* choice) noexcept {
+  if constexpr (N < lane_top_k)
+    if (top_k > N)
+      return choose_columns_at_run_time<Set, 2 * N>(values, num_experts, top_k, choice);
+  Set::template run<choose_columns<N>::template body>(values, num_experts, top_k, choice);
+}
+
+/// Decides a block. The result has a bit for each lane that it could not decide: a number was not
+/// finite, or keys were ambiguous. TopK is K0, or 0 where only the run knows it; where it is not,
+/// experts are ranked by their logits.
+template <gating_kind Kind, int TopK>
+struct decide_block {
+  template <class Set>
+  struct body {
+    using f32 = typename Set::f32;
+    using u32 = typename f32::u32;
+    static constexpr int most_ranks = TopK != 0 ? TopK : lane_top_k;
+
+    template <class Plan>
+    static ADAPTIVE_K_INLINE std::uint32_t run(const block_request<Plan>* request,
+                                               token_block<f32::lanes>* block) noexcept {
+      const gating& model = *request->model;
+      const Plan& plan = *request->plan;
+      const int num_experts = model.num_experts;
+      const loop_count<(TopK != 0), most_ranks> ranks = {model.top_k};
+      const int list = power_of_two_from(ranks < 4 ? 4 : static_cast<int>(ranks));
+      const int num_columns = (num_experts + list - 1) / list * list;
+      block_columns<f32::lanes> logits;
+      f32 largest, not_finite;
+      load_columns(request->rows, request->stride, num_experts, logits, largest, not_finite);
+      for (int expert = num_experts; expert < num_columns; ++expert)
+        f32::store(logits.at[expert], -math::infinity);
+
+      const bool by_score = TopK == 0 && model.selection_bias;
+      const sums_needed needed = sums_for<Kind>(model, plan, by_score);
+      score_sums<f32> sums = {f32(1.0f), f32(0.0f)};
+      if (needed.logs)
+        sums = sum_columns<Kind, true>(logits, num_experts, largest);
+      else if (needed.scores)
+        sums = sum_columns<Kind, false>(logits, num_experts, largest);
+
+      column_choice<f32> choice;
+      if constexpr (TopK != 0) {
+        choose_columns<TopK>::template body<Set>::run(logits.at, num_experts, TopK, &choice);
+      } else {
+        block_columns<f32::lanes> scored;
+        if (by_score)
+          score_columns<Kind>(logits, num_experts, num_columns, request->routing_bias, largest,
+                              sums.score, scored, not_finite);
+        choose_columns_at_run_time<Set>(by_score ? scored.at : logits.at, num_experts, ranks,
+                                        &choice);
+      }
+
+      ranked_experts<most_ranks, f32> ranked;
+      for (int j = 0; j < ranks; ++j) {
+        const u32 expert = choice.expert[j];
+        const f32 logit = f32::look_up(logits.at[0], (expert << log2_of(f32::lanes)) + u32::lane());
+        const auto s = score_of<Kind>(logit, largest);
+        ranked.expert[j] = expert;
+        ranked.score[j] = s.score;
+        ranked.log_score[j] = s.log_score;
+      }
+      token_route<most_ranks, f32> route;
+      finish_route<Kind>(model, plan, sums, plan.limits, request->forced_k, ranks, ranked, route);
+      for (int j = 0; j < ranks; ++j) {
+        u32::store(block->expert[j], route.expert[j]);
+        f32::store(block->weight[j], route.weight[j]);
+      }
+      u32::store(block->count, route.count);
+      u32::store(block->chosen, route.chosen);
+      f32::store(block->signal, route.signal);
+      return f32::mask::to_bits((not_finite * f32(0.0f) != f32(0.0f)) | choice.ambiguous);
+    }
+  };
+};
+
+}  // namespace detail
+
+ADAPTIVE_K_NAMESPACE_END

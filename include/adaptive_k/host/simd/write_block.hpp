@@ -1,0 +1,106 @@
+// Rows of logits into a block, and a block's decisions into rows.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#include "adaptive_k/config.hpp"
+#include "adaptive_k/core/finish_route.hpp"
+#include "adaptive_k/host/simd/token_lanes.hpp"
+#include "adaptive_k/types.hpp"
+
+ADAPTIVE_K_NAMESPACE_BEGIN
+
+namespace detail {
+
+/// A row of 16-bit logits as floats.
+template <class F32, class Logit>
+ADAPTIVE_K_INLINE void widen_row(const Logit* row, int num_experts, float* floats) noexcept {
+  int expert = 0;
+  for (; expert + F32::lanes <= num_experts; expert += F32::lanes)
+    F32::store(floats + expert, F32::load(row + expert));
+  for (; expert < num_experts; ++expert) floats[expert] = to_float(row[expert]);
+}
+
+struct block_rows {
+  const float* data;
+  std::int64_t stride;
+};
+
+/// A block's rows as load_columns takes them: themselves, or floats in `copies`
+/// [lanes, lane_experts].
+template <class F32, class Logit>
+ADAPTIVE_K_INLINE block_rows float_rows(const Logit* rows, std::int64_t stride, int num_experts,
+                                        float* copies) noexcept {
+  if constexpr (std::is_same_v<Logit, float>) {
+    if (num_experts % 4 == 0) return {rows, stride};
+  }
+  const std::int64_t copy_stride = (num_experts + 3) / 4 * 4;
+  for (int lane = 0; lane < F32::lanes; ++lane) {
+    const Logit* row = rows + lane * stride;
+    float* copy = copies + lane * copy_stride;
+    widen_row<F32>(row, num_experts, copy);
+    for (int expert = num_experts; expert < copy_stride; ++expert)
+      copy[expert] = copy[0];  // neither larger nor infinite
+  }
+  return {copies, copy_stride};
+}
+
+/// Puts one token's decision where the block has it.
+template <int Lanes>
+void put_lane(const token_route<max_top_k>& route, int top_k, int lane,
+              token_block<Lanes>& block) noexcept {
+  for (int j = 0; j < top_k; ++j) {
+    block.expert[j][lane] = static_cast<std::uint32_t>(route.expert[j]);
+    block.weight[j][lane] = route.weight[j];
+  }
+  block.count[lane] = static_cast<std::uint32_t>(route.count);
+  block.chosen[lane] = static_cast<std::uint32_t>(route.chosen);
+  block.signal[lane] = route.signal;
+}
+
+/// [top_k][lane] to [lane, top_k], four ranks at a time.
+template <class F32>
+ADAPTIVE_K_INLINE void transpose_ranks(float (&ranks)[lane_top_k][F32::lanes], int top_k,
+                                       float* to) noexcept {
+  int rank = 0;
+  for (; rank + 4 <= top_k; rank += 4) {
+    F32 v[4];
+    for (int i = 0; i < 4; ++i) v[i] = F32::load(ranks[rank + i]);
+    F32::transpose_quarters(v);
+    for (int i = 0; i < 4; ++i) F32::store_quarters(to + i * top_k + rank, top_k, v[i]);
+  }
+  for (; rank < top_k; ++rank)
+    for (int lane = 0; lane < F32::lanes; ++lane)
+      std::memcpy(to + lane * top_k + rank, &ranks[rank][lane], sizeof *to);
+}
+
+/// Writes a block's decisions from `token` on.
+template <class F32>
+ADAPTIVE_K_INLINE void write_block(const token_block<F32::lanes>& block, int top_k, bool pads_first,
+                                   int pad_id, std::int64_t token,
+                                   const routing_output<std::int32_t, float>& output) noexcept {
+  using u32 = typename F32::u32;
+  alignas(64) float weights[lane_top_k][F32::lanes];
+  alignas(64) float ids[lane_top_k][F32::lanes];  // their bits, so that one function serves both
+  const u32 count = u32::load(block.count);
+  const u32 past = pads_first ? u32::load(block.expert[0]) : u32(pad_id);
+  for (int j = 0; j < top_k; ++j) {
+    const auto kept = count > u32(j);
+    F32::store(weights[j], F32::select(kept, F32::load(block.weight[j]), 0.0f));
+    F32::store(ids[j], F32::from_bits(u32::select(kept, u32::load(block.expert[j]), past)));
+  }
+  transpose_ranks<F32>(weights, top_k, output.topk_weights + token * top_k);
+  transpose_ranks<F32>(ids, top_k, reinterpret_cast<float*>(output.topk_ids + token * top_k));
+  if (output.topk_counts != nullptr)
+    u32::store(reinterpret_cast<std::uint32_t*>(output.topk_counts + token), count);
+  if (output.chosen_counts != nullptr)
+    u32::store(reinterpret_cast<std::uint32_t*>(output.chosen_counts + token),
+               u32::load(block.chosen));
+  if (output.signal != nullptr) F32::store(output.signal + token, F32::load(block.signal));
+}
+
+}  // namespace detail
+
+ADAPTIVE_K_NAMESPACE_END
