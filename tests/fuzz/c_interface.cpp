@@ -59,6 +59,15 @@ constexpr std::size_t required_bytes() {
     return offsetof(adaptive_k_combine_params, row_stride);
 }
 
+/// Its size in version 0.1.
+template <class Params>
+constexpr std::size_t earlier_bytes() {
+  if constexpr (std::is_same_v<Params, adaptive_k_route_params>)
+    return offsetof(adaptive_k_route_params, expert_counts);
+  else
+    return sizeof(Params);
+}
+
 /// `full` as a caller has it who was compiled with another header: the front of it, of the size
 /// that its struct_size says, and not a byte behind. Mostly this header's own size; now and then at
 /// an address that C would not align it to.
@@ -83,12 +92,14 @@ class cut {
   std::uint32_t size() const { return size_; }
   bool acceptable() const {
     return offset_ % alignof(Params) == 0 &&
-           (size_ == sizeof(Params) || size_ == required_bytes<Params>());
+           (size_ == sizeof(Params) || size_ == earlier_bytes<Params>() ||
+            size_ == required_bytes<Params>());
   }
 
   static std::uint32_t drawn_size(fuzz::bytes& from) {
     if (!from.chance(3)) return sizeof(Params);
     if (from.chance(3)) return static_cast<std::uint32_t>(required_bytes<Params>());
+    if (from.chance(3)) return static_cast<std::uint32_t>(earlier_bytes<Params>());
     if (from.chance(8)) return from.raw<std::uint32_t>();
     return static_cast<std::uint32_t>(from.between(0, static_cast<int>(sizeof(Params)) + 9));
   }
@@ -261,12 +272,16 @@ void route(fuzz::bytes& from, const drawn_router& router) {
   const exact_memory logits(elements * float_bytes(params.logits_type));
   inputs::sequence random(from.raw<std::uint32_t>());
   fill_floats(logits, elements, params.logits_type, random);
+  const std::uint32_t size = cut<adaptive_k_route_params>::drawn_size(from);
+  const std::size_t metrics_bytes =
+      size == sizeof params ? sizeof(adaptive_k_metrics) : adaptive_k_metrics_bytes();
   const exact_memory ids(tokens * top_k * id_bytes(params.ids_type)),
       weights(tokens * top_k * float_bytes(params.weights_type)), counts(tokens * 4),
       signal(tokens * 4), chosen(tokens * 4), bias(experts * 4), padding(tokens), k_min(tokens),
       k_max(tokens), replay(tokens * top_k * id_bytes(params.ids_type)), replay_counts(tokens * 4),
-      metrics(adaptive_k_metrics_bytes());
-  std::memset(metrics.data(), 0, adaptive_k_metrics_bytes());
+      metrics(metrics_bytes), expert_counts(experts * 8);
+  std::memset(metrics.data(), 0, metrics_bytes);
+  std::memset(expert_counts.data(), 0, experts * 8);
   fill_floats(bias, experts, ADAPTIVE_K_FLOAT32, random);
   for (std::size_t t = 0; t < tokens; ++t) {
     padding.as<std::uint8_t>()[t] = from.chance(4) ? 1 : 0;
@@ -299,7 +314,8 @@ void route(fuzz::bytes& from, const drawn_router& router) {
   params.metrics = from.coin() ? metrics.data() : nullptr;
   const message_buffer message(from);
   message.attach(params);
-  const cut<adaptive_k_route_params> call(params, from);
+  params.expert_counts = from.chance(3) ? expert_counts.as<std::uint64_t>() : nullptr;
+  const cut<adaptive_k_route_params> call(params, from, size);
   const std::int32_t result =
       adaptive_k_route_host(from.chance(40) ? nullptr : router.handle.get(), call.get());
   message.require_ended(result != ADAPTIVE_K_OK);
