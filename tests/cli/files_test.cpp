@@ -62,7 +62,8 @@ TEST(Dataset, OtherModelsReadTokenIds) {
   };
   EXPECT_TRUE(contains(refusal("a.txt", "words"), "a.txt: the model has a vocabulary of 32000"));
   EXPECT_TRUE(contains(refusal("b.json", "[1, 32000]"), "b.json: the value at index 1 is outside"));
-  EXPECT_TRUE(contains(refusal("b2.json", "[1, 99999999999999]"), "the value at index 1 is outside"));
+  EXPECT_TRUE(
+      contains(refusal("b2.json", "[1, 99999999999999]"), "the value at index 1 is outside"));
   EXPECT_TRUE(contains(refusal("c.json", "[1, \"x\"]"), "c.json: [1]: \"x\", expected an integer"));
   EXPECT_TRUE(contains(refusal("d.json", "{"), "d.json: line 1"));
   EXPECT_TRUE(contains(refusal("e.bin", "123"), "e.bin: 3 bytes are no whole number"));

@@ -103,7 +103,8 @@ TEST(Mistakes, DataSet) {
   const scratch_folder folder;
   const std::string missing = (folder.path() / "none.txt").string();
   expect_refusal({"benchmark", "--dataset", missing}, {"none.txt", "cannot be read"});
-  expect_refusal({"benchmark", "--dataset", folder.path().string()}, {"cannot be read (a directory)"});
+  expect_refusal({"benchmark", "--dataset", folder.path().string()},
+                 {"cannot be read (a directory)"});
   const std::string brief = folder.write("small.txt", "too short").string();
   expect_refusal({"benchmark", "--dataset", brief},
                  {"small.txt: 9 bytes, fewer than one window of 256"});
