@@ -1,5 +1,6 @@
 // `adaptive-k budget`: what a decode batch loses when it may touch only so many distinct experts.
 #include <fmt/format.h>
+#include <adaptive_k/calibration/printable.hpp>
 #include <adaptive_k/host/expert_budget.hpp>
 
 #include <CLI/CLI.hpp>
@@ -208,7 +209,7 @@ void run(const budget_options& options) {
   if (options.json == "-") return;
   fmt::print(
       "{}, policy {}: windows of {} tokens; a step is one position of a batch of windows\n\n",
-      model.name, choice.policy.name, text.length);
+      adaptive_k::detail::printable(model.name, 200), choice.policy.name, text.length);
   fmt::print("{}", table.text());
 }
 

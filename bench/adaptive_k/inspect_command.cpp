@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
+#include <adaptive_k/calibration/printable.hpp>
 #include <adaptive_k/observability/trace_view.hpp>
 #include <algorithm>
 #include <chrono>
@@ -147,8 +148,8 @@ void run(const inspect_options& options) {
   if (!options.perfetto.empty()) write_file("--perfetto", options.perfetto, timeline.json());
 
   fmt::print("Model    {}: {} layers, {} experts of which {}\nPolicy   {} ({})\nSignal   {}\n",
-             model.name, config.num_layers, config.gating.num_experts, config.gating.top_k,
-             choice.policy.name, choice.origin,
+             adaptive_k::detail::printable(model.name, 200), config.num_layers,
+             config.gating.num_experts, config.gating.top_k, choice.policy.name, choice.origin,
              describe_signal(policies.front().signal, config.gating));
   print_tokens(tokens, routing, config.num_layers, config.vocab_size);
   print_summary(routing, config.num_layers);

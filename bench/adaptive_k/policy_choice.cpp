@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <adaptive_k/calibration/json_reader.hpp>
 #include <algorithm>
 #include <cstddef>
 
@@ -78,6 +79,9 @@ policy_choice choose_policy(const std::string& spec, const adaptive_k::gating& m
     choice.origin = "hand-set, not calibrated";
     return choice;
   }
+  // A preset is all right or none: what other commands refuse of it is refused here too.
+  if (const std::string file = policy_file_of(spec); !file.empty())
+    if (adaptive_k::detail::read_json_file(file).find("policies")) adaptive_k::load_preset(file);
   const std::vector<adaptive_k::preset_policy> none;
   choice.policy = adaptive_k::parse_policy(spec.empty() ? known->default_policy : spec, model,
                                            num_layers, known ? known->policies : none);
