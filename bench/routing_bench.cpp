@@ -30,7 +30,7 @@ adaptive_k::gating gating_of(shape s) {
 adaptive_k::k_policy policy_of(shape s, const std::vector<float>& logits, std::int64_t tokens) {
   const adaptive_k::router full(gating_of(s),
                                 adaptive_k::k_policy::entropy({s.top_k / 2, s.top_k}, {0.0f}));
-  const auto rows = random_logits(static_cast<std::size_t>(256 * s.num_experts), 1);
+  const auto rows = random_logits(256 * static_cast<std::size_t>(s.num_experts), 1);
   const bool enough = tokens >= 256;
   const adaptive_k::logits_view<float> view = {enough ? logits.data() : rows.data(), 256,
                                                s.num_experts, 0};

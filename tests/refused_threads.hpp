@@ -18,6 +18,7 @@ inline thread_local long allocations_left = 1L << 60;
 
 }  // namespace refused
 
+// NOLINTBEGIN(misc-definitions-in-headers): one file of a program includes this
 // What std::thread calls, before the system's own.
 extern "C" int pthread_create(pthread_t* thread, const pthread_attr_t* attributes,
                               void* (*body)(void*), void* argument) noexcept {
@@ -40,3 +41,4 @@ __attribute__((noinline)) void operator delete(void* memory) noexcept {
 __attribute__((noinline)) void operator delete(void* memory, std::size_t) noexcept {
   std::free(memory);
 }
+// NOLINTEND(misc-definitions-in-headers)

@@ -103,7 +103,7 @@ std::int32_t create(const adaptive_k_gating* gating, const adaptive_k_policy* po
 }
 
 class struct_sizes : public ::testing::Test {
- protected:
+ public:
   struct_sizes() {
     auto params = sized<adaptive_k_router_params>();
     params.gating = &gating;

@@ -139,7 +139,7 @@ TEST(Controls, MassExponentOfTheModel) {
 TEST(Controls, ARouterThatRefusesIsNamed) {
   const adaptive_k::router bad(gating(), adaptive_k::k_policy::fixed(9));
   try {
-    bench::variant("my policy", bad, bad);
+    const bench::variant accepted("my policy", bad, bad);
     FAIL() << "accepted";
   } catch (const bench::failure& error) {
     EXPECT_NE(std::string(error.what()).find("my policy: fixed k is 9"), std::string::npos);

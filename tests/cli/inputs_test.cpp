@@ -178,8 +178,10 @@ int interrupted_run(const command_line& arguments, bool parent_ignores,
     if (std::freopen("/dev/null", "w", stdout) == nullptr ||
         std::freopen("/dev/null", "w", stderr) == nullptr)
       _exit(126);
-    std::vector<char*> argv = {const_cast<char*>("adaptive-k")};
-    for (const std::string& word : arguments) argv.push_back(const_cast<char*>(word.c_str()));
+    std::vector<std::string> words = {"adaptive-k"};
+    words.insert(words.end(), arguments.begin(), arguments.end());
+    std::vector<char*> argv;
+    for (std::string& word : words) argv.push_back(word.data());
     argv.push_back(nullptr);
     execv(ADAPTIVE_K_PROGRAM, argv.data());
     _exit(127);

@@ -104,7 +104,7 @@ TEST(savings_controller, holds_the_target_within_a_point_while_entropy_drifts_by
 TEST(savings_controller, holds_every_stretch_of_streams_it_was_not_tuned_on) {
   for (const double target : {0.25, 0.5})
     for (const drift how : {drift::rises, drift::falls, drift::returns})
-      for (const std::uint64_t seed : {101, 102}) {
+      for (const std::uint64_t seed : {101u, 102u}) {
         const stream_outcome held =
             run_stream(k_policy::top_p(0.75f, top_k), true, target, how, seed);
         ASSERT_EQ(held.windows.size(), 5u);

@@ -22,6 +22,8 @@
 // num_tokens, E num_experts, K0 top_k, L num_local_experts, H hidden_size.
 #pragma once
 
+// NOLINTBEGIN(modernize-deprecated-headers,modernize-use-using): C
+
 #include <stddef.h>
 #include <stdint.h>
 
@@ -382,3 +384,5 @@ ADAPTIVE_K_API int32_t adaptive_k_overlap_supported(int32_t* supported);
 #if defined(__cplusplus)
 }
 #endif
+
+// NOLINTEND(modernize-deprecated-headers,modernize-use-using)

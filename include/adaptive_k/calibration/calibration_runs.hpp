@@ -129,7 +129,7 @@ struct run_memory {
 /// Runs routings over a source. Throws std::runtime_error where a router refuses.
 class calibration_runner {
  public:
-  calibration_runner(calibration_source source, run_memory memory = {})
+  explicit calibration_runner(calibration_source source, run_memory memory = {})
       : source_(std::move(source)), memory_(std::move(memory)) {}
 
   const calibration_source& source() const noexcept { return source_; }

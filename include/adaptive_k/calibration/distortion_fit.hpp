@@ -127,7 +127,7 @@ inline distortion_tables fit_distortion(const layer_record& record, double mass_
     for (std::int64_t t = 0; t < record.num_tokens(); ++t)
       sum_predicted += predicted_distortion(fit, record, t, k, mass_exponent);
     if (sum_d > 0.0 && sum_predicted > 0.0) {
-      const auto constant = static_cast<std::size_t>((k - 1) * num_features);
+      const auto constant = static_cast<std::size_t>(k - 1) * num_features;
       fit.coefficients[constant] = detail::rounded_coefficient(
           static_cast<double>(fit.coefficients[constant]) + std::log(sum_d / sum_predicted));
     }

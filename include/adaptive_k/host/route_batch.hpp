@@ -19,8 +19,12 @@ namespace detail {
 
 /// Whether this file has vectors for a plan: its own, or the library's.
 template <class Plan>
-inline constexpr bool has_vectors_for = ADAPTIVE_K_SIMD || (ADAPTIVE_K_LINKS_EVERY_SET &&
-                                                            std::is_same_v<Plan, k_plan>);
+inline constexpr bool has_vectors_for =
+#if ADAPTIVE_K_SIMD
+    true;
+#else
+    (ADAPTIVE_K_LINKS_EVERY_SET == 1 && std::is_same_v<Plan, k_plan>);
+#endif
 
 template <class T>
 T* offset(T* array, std::int64_t number) noexcept {

@@ -97,6 +97,7 @@ located accessor::locate_parameter(int lane, std::uint64_t offset) {
     out_of_bounds(lane, "parameter", offset,
                   "the parameters take " + std::to_string(size) + " bytes");
   // Only loads come here: PTX has no store to the parameters of a kernel.
+  // NOLINTNEXTLINE(cppcoreguidelines-pro-type-const-cast)
   auto* bytes = const_cast<std::uint8_t*>(request.parameters.data()) + offset;
   return {nullptr, offset, offset, bytes, nullptr, space::param};
 }

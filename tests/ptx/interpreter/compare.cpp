@@ -16,7 +16,7 @@ enum class combination : std::uint8_t { none, conjunction, disjunction, exclusiv
 template <class T>
 bool holds(const instruction& in, T a, T b) {
   if constexpr (std::is_floating_point_v<T>) {
-    const bool nan = a != a || b != b;
+    const bool nan = std::isnan(a) || std::isnan(b);
     if (in.select == ordered_numbers) return !nan;
     if (in.select == not_a_number) return nan;
     if (nan) return (in.flags & unordered) != 0;
@@ -326,8 +326,8 @@ bool decode_compare(decoder& d) {
     in.type = d.type();
     d.pred_dst(0);
     d.src(1, in.type);
-    for (std::uint8_t i = 0; i < names.size(); ++i)
-      if (d.has(names[i])) in.select = i;
+    for (std::size_t i = 0; i < names.size(); ++i)
+      if (d.has(names[i])) in.select = static_cast<std::uint8_t>(i);
     in.run = in.type == scalar::f64 ? test_property<double> : test_property<float>;
     return true;
   }

@@ -78,8 +78,8 @@ template <bool Max>
 struct extreme_op {
   template <class T>
   T operator()(T a, T b) const {
-    if (a != a) return b;
-    if (b != b) return a;
+    if (std::isnan(a)) return b;
+    if (std::isnan(b)) return a;
     if (a == b) return std::signbit(a) == Max ? b : a;
     return (a < b) != Max ? a : b;
   }
@@ -178,7 +178,7 @@ void extremes(warp& w, const instruction& in, lane_mask lanes) {
       b = std::fabs(b);
     }
     T value = extreme_op<Max>{}(a, b);
-    if ((in.flags & nan_wins) != 0 && (a != a || b != b))
+    if ((in.flags & nan_wins) != 0 && (std::isnan(a) || std::isnan(b)))
       value = std::numeric_limits<T>::quiet_NaN();
     if (negative) value = -value;
     w.out(in.dst[0]).lane[i] = to_row(canonical(value));

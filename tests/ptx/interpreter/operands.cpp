@@ -207,6 +207,7 @@ std::int32_t decoder::predicate_of(std::string_view name) {
 }
 
 bool decoder::is_predicate(std::size_t i) const {
+  // NOLINTNEXTLINE(cppcoreguidelines-pro-type-const-cast)
   const symbol* s = const_cast<decoder*>(this)->find(operands().at(i).name);
   return s != nullptr && s->what == symbol::kind::predicate;
 }

@@ -55,7 +55,6 @@ int attribute(cudaDeviceAttr which) {
     case cudaDevAttrMultiProcessorCount:
       return 16;
     case cudaDevAttrMaxThreadsPerBlock:
-      return 1024;
     case cudaDevAttrMaxBlockDimX:
     case cudaDevAttrMaxBlockDimY:
       return 1024;
@@ -82,7 +81,6 @@ int attribute(cudaDeviceAttr which) {
       return 1024;
     case cudaDevAttrMaxRegistersPerBlock:
     case cudaDevAttrMaxRegistersPerMultiprocessor:
-      return 65536;
     case cudaDevAttrTotalConstantMemory:
       return 65536;
     case cudaDevAttrL2CacheSize:

@@ -212,8 +212,9 @@ cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* attributes, const vo
     attributes->type = device_memory().is_managed(*r) ? cudaMemoryTypeManaged
                        : host                         ? cudaMemoryTypeHost
                                                       : cudaMemoryTypeDevice;
-    attributes->devicePointer = const_cast<void*>(pointer);
-    attributes->hostPointer = host ? const_cast<void*>(pointer) : nullptr;
+    void* const at = const_cast<void*>(pointer);  // NOLINT(cppcoreguidelines-pro-type-const-cast)
+    attributes->devicePointer = at;
+    attributes->hostPointer = host ? at : nullptr;
   }
   return device::get().done("cudaPointerGetAttributes", cudaSuccess);
 }

@@ -50,10 +50,12 @@ struct avx2_u32 {
   __m256i value;
 
   avx2_u32() = default;
+  // NOLINTBEGIN(google-explicit-constructor): arithmetic mixes them with scalars
   ADAPTIVE_K_AVX2_INLINE avx2_u32(__m256i v) noexcept : value(v) {}
   ADAPTIVE_K_AVX2_INLINE avx2_u32(std::uint32_t v) noexcept
       : value(_mm256_set1_epi32(static_cast<int>(v))) {}
   ADAPTIVE_K_AVX2_INLINE avx2_u32(int v) noexcept : value(_mm256_set1_epi32(v)) {}
+  // NOLINTEND(google-explicit-constructor)
 
   friend ADAPTIVE_K_AVX2_INLINE u32 operator+(u32 a, u32 b) noexcept {
     return _mm256_add_epi32(a.value, b.value);
@@ -118,8 +120,10 @@ struct avx2_f32 {
   __m256 value;
 
   avx2_f32() = default;
+  // NOLINTBEGIN(google-explicit-constructor): arithmetic mixes them with scalars
   ADAPTIVE_K_AVX2_INLINE avx2_f32(__m256 v) noexcept : value(v) {}
   ADAPTIVE_K_AVX2_INLINE avx2_f32(float v) noexcept : value(_mm256_set1_ps(v)) {}
+  // NOLINTEND(google-explicit-constructor)
 
   friend ADAPTIVE_K_AVX2_INLINE f32 operator+(f32 a, f32 b) noexcept { return a.value + b.value; }
   friend ADAPTIVE_K_AVX2_INLINE f32 operator-(f32 a, f32 b) noexcept { return a.value - b.value; }

@@ -60,10 +60,12 @@ struct avx512_u32 {
   __m512i value;
 
   avx512_u32() = default;
+  // NOLINTBEGIN(google-explicit-constructor): arithmetic mixes them with scalars
   ADAPTIVE_K_AVX512_INLINE avx512_u32(__m512i v) noexcept : value(v) {}
   ADAPTIVE_K_AVX512_INLINE avx512_u32(std::uint32_t v) noexcept
       : value(_mm512_set1_epi32(static_cast<int>(v))) {}
   ADAPTIVE_K_AVX512_INLINE avx512_u32(int v) noexcept : value(_mm512_set1_epi32(v)) {}
+  // NOLINTEND(google-explicit-constructor)
 
   friend ADAPTIVE_K_AVX512_INLINE u32 operator+(u32 a, u32 b) noexcept {
     return _mm512_add_epi32(a.value, b.value);
@@ -129,8 +131,10 @@ struct avx512_f32 {
   __m512 value;
 
   avx512_f32() = default;
+  // NOLINTBEGIN(google-explicit-constructor): arithmetic mixes them with scalars
   ADAPTIVE_K_AVX512_INLINE avx512_f32(__m512 v) noexcept : value(v) {}
   ADAPTIVE_K_AVX512_INLINE avx512_f32(float v) noexcept : value(_mm512_set1_ps(v)) {}
+  // NOLINTEND(google-explicit-constructor)
 
   friend ADAPTIVE_K_AVX512_INLINE f32 operator+(f32 a, f32 b) noexcept { return a.value + b.value; }
   friend ADAPTIVE_K_AVX512_INLINE f32 operator-(f32 a, f32 b) noexcept { return a.value - b.value; }

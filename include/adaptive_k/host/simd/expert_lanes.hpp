@@ -228,7 +228,7 @@ struct choose_row {
     static ADAPTIVE_K_INLINE void run(const vector_row<f32, Short>* row, int num_experts, int top_k,
                                       row_choice* choice) noexcept {
       constexpr int lanes = f32::lanes;
-      constexpr int per_lane = Short ? 1 : N;
+      constexpr int per_lane = Short ? 1 : N;  // NOLINT(bugprone-branch-clone): N may be 1
       const int count = (row->size() + per_lane - 1) / per_lane * per_lane;
       const int padded = count * lanes;
       row_keys<f32, Short> keys(*row, padded <= 64 ? 64 : padded <= 256 ? 256 : max_experts);

@@ -47,9 +47,11 @@ struct generic_u32 {
   four_words value;
 
   generic_u32() = default;
+  // NOLINTBEGIN(google-explicit-constructor): arithmetic mixes them with scalars
   ADAPTIVE_K_INLINE generic_u32(four_words v) noexcept : value(v) {}
   ADAPTIVE_K_INLINE generic_u32(std::uint32_t v) noexcept : value(four_words{v, v, v, v}) {}
   ADAPTIVE_K_INLINE generic_u32(int v) noexcept : u32(static_cast<std::uint32_t>(v)) {}
+  // NOLINTEND(google-explicit-constructor)
 
   friend ADAPTIVE_K_INLINE u32 operator+(u32 a, u32 b) noexcept { return a.value + b.value; }
   friend ADAPTIVE_K_INLINE u32 operator-(u32 a, u32 b) noexcept { return a.value - b.value; }
@@ -100,8 +102,10 @@ struct generic_f32 {
   four_floats value;
 
   generic_f32() = default;
+  // NOLINTBEGIN(google-explicit-constructor): arithmetic mixes them with scalars
   ADAPTIVE_K_INLINE generic_f32(four_floats v) noexcept : value(v) {}
   ADAPTIVE_K_INLINE generic_f32(float v) noexcept : value(four_floats{v, v, v, v}) {}
+  // NOLINTEND(google-explicit-constructor)
 
   friend ADAPTIVE_K_INLINE f32 operator+(f32 a, f32 b) noexcept { return a.value + b.value; }
   friend ADAPTIVE_K_INLINE f32 operator-(f32 a, f32 b) noexcept { return a.value - b.value; }

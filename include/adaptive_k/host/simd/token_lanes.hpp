@@ -141,7 +141,7 @@ struct choose_columns {
     using u32 = typename f32::u32;
     static ADAPTIVE_K_INLINE void run(const float (*values)[f32::lanes], int num_experts, int top_k,
                                       column_choice<f32>* choice) noexcept {
-      constexpr int multiple = N < 4 ? 4 : N;
+      constexpr int multiple = N < 4 ? 4 : N;  // NOLINT(bugprone-branch-clone): N may be 4
       const int count = (num_experts + multiple - 1) / multiple * multiple;
       column_keys<f32> keys(values, power_of_two_from(count));
       u32 best[N];
