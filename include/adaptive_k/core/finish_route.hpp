@@ -123,7 +123,7 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE void finish_route(const Gating& model, const Pla
 
   // Sparsemixer's scores are shares already.
   const bool relative = is_softmax(Kind) && Kind != gating_kind::sparsemixer;
-  const F topk_share = relative ? math::divide(ranked.total, sums.score) : ranked.total;
+  const F topk_share = relative ? math::divide(mass, sums.score) : mass;  // 0 where none weighs
   route.signal = signal_value(plan.signal, full_entropy, plan.inverse_log_experts, ranked, ranks);
   route.chosen =
       choose_k(plan, route.signal, ranked, topk_share, model.num_experts, top_k, ranks, limits);
