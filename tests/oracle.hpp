@@ -345,11 +345,13 @@ inline answer route(const gating& g, const k_policy& policy, token input,
 
   const std::vector<double> scores = all_scores(model.kind, input.logits);
   select(model, input, scores, close, result);
+  double selected = 0.0;  // the chosen scores' sum, not yet normalised
   if (model.kind == gating_kind::sparsemixer) {
     result.scores = sparsemixer_scores(model, input.logits, result.experts, result.close_rank);
+    selected = sum(result.scores);
   } else {
     for (int e : result.experts) result.scores.push_back(scores[at(e)]);
-    const double selected = sum(result.scores);
+    selected = sum(result.scores);
     if (model.kind == gating_kind::top_k_softmax)  // over the selected: the same, renormalised
       for (double& score : result.scores) score = selected > 0.0 ? score / selected : 1.0 / g.top_k;
   }
@@ -360,7 +362,7 @@ inline answer route(const gating& g, const k_policy& policy, token input,
   result.signal = signal_of(policy.signal, g, scores, result);
   // An entropy is a logarithm of a sum less a mean logarithm: both are large where scores are
   // small.
-  const double entropy_total = policy.signal == signal_kind::topk_entropy ? total : sum(scores);
+  const double entropy_total = policy.signal == signal_kind::topk_entropy ? selected : sum(scores);
   if (policy.signal == signal_kind::softmax_entropy ||
       policy.signal == signal_kind::normalized_entropy ||
       policy.signal == signal_kind::topk_entropy)
