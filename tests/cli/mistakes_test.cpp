@@ -124,6 +124,20 @@ TEST(Mistakes, Policy) {
   expect_refusal(small_benchmark({"--policy", "none.json"}), {"none.json", "cannot be read"});
   const std::string bad = folder.write("bad.json", "{\"name\": \"x\",}").string();
   expect_refusal(small_benchmark({"--policy", bad}), {"bad.json", "line 1"});
+  // A preset is refused whole, also for a policy that nobody asked for.
+  const std::string preset = folder
+                                 .write("preset.json", R"({
+    "schema_version": 1, "name": "own", "aliases": [],
+    "gating": {"kind": "softmax", "num_experts": 32, "top_k": 8, "renormalize": true,
+               "selection_bias": false},
+    "sizes": {"num_moe_layers": 4, "hidden": 64, "intermediate": 64, "matrices": 3,
+              "shared_experts": {"count": 0, "intermediate": 0}},
+    "sources": ["a test"], "default_policy": "full",
+    "policies": [{"name": "full", "provenance": "the model's own routing", "rule": "full"},
+                 {"name": "nine", "provenance": "hand-set", "rule": "fixed", "k": 9}]})")
+                                 .string();
+  expect_refusal(small_benchmark({"--policy", preset}),
+                 {"preset.json", "policies[1].k", "1..top_k"});
   expect_refusal(small_benchmark({"--layers", "4"}), {"--layers: '4'", "0..3"});
   expect_refusal(small_benchmark({"--layers", "2-1"}), {"--layers"});
 }
