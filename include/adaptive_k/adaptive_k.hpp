@@ -10,6 +10,8 @@
 //   std::printf("saved %.1f%%\n", 100 * metrics.expert_savings());
 //
 // Presets of known models are in adaptive_k/calibration/preset.hpp.
+// The decision itself: core/route_token.hpp ranks the experts, core/choose_k.hpp says how many, and
+// core/finish_route.hpp sets their weights.
 #pragma once
 
 #include "adaptive_k/config.hpp"

@@ -38,6 +38,7 @@ enum class log_fields {
 /// One line. Strings are any bytes; what is not UTF-8 is written as U+FFFD. Empty strings, a
 /// negative layer and figures that are not finite are left out.
 struct log_event {
+  static constexpr double not_given = std::numeric_limits<double>::quiet_NaN();
   log_level level = log_level::info;
   std::string_view message = "routed";
   std::string_view model;
@@ -45,16 +46,10 @@ struct log_event {
   std::string_view trace_id;
   int layer = -1;
   std::uint64_t tokens = 0;
-  double mean_k = std::numeric_limits<double>::quiet_NaN();  ///< written as avg_k
-  double expert_savings =
-      std::numeric_limits<double>::quiet_NaN();  ///< of the model's own expert calls, [0, 1);
-                                                 ///< written as savings
-  double shadow_savings =
-      std::numeric_limits<double>::quiet_NaN();  ///< likewise, what a policy in shadow mode would
-                                                 ///< have saved
-  double latency_seconds =
-      std::numeric_limits<double>::quiet_NaN();  ///< at least 0; written as latency_ms, and in ns
-                                                 ///< as the duration
+  double mean_k = not_given;           ///< written as avg_k
+  double expert_savings = not_given;   ///< of the model's own expert calls, [0, 1); as savings
+  double shadow_savings = not_given;   ///< likewise, what a policy in shadow mode would have saved
+  double latency_seconds = not_given;  ///< at least 0; as latency_ms, and in ns as the duration
   std::chrono::system_clock::time_point time = std::chrono::system_clock::now();
 
   log_event() = default;
@@ -63,9 +58,8 @@ struct log_event {
       : tokens(batch.tokens),
         mean_k(batch.mean_k()),
         expert_savings(batch.expert_savings()),
-        shadow_savings(batch.shadow_full_expert_calls != 0
-                           ? batch.shadow_expert_savings()
-                           : std::numeric_limits<double>::quiet_NaN()),
+        shadow_savings(batch.shadow_full_expert_calls != 0 ? batch.shadow_expert_savings()
+                                                           : not_given),
         latency_seconds(latency) {}
 };
 
