@@ -134,7 +134,8 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE math::integers<F> least_cost_k(
     if (j + 1 < ranks && k < top_k) {
       const F kept_share = math::larger(ranked.mass[j] * inverse_mass, least_share);
       const F stretch = restore_mass(math::smaller(kept_share, 1.0f), plan.mass_exponent) - 1.0f;
-      const F psi = math::fma(stretch * stretch, kept_squares, dropped_squares[j + 1]);
+      // In this order: the square of a stretch may overflow, and nothing be kept.
+      const F psi = math::fma(stretch * kept_squares, stretch, dropped_squares[j + 1]);
       const float* c = model.coefficients + j * distortion_ref::num_features;
       F log_d =
           math::fma(math::log(math::larger(dropped_mass[j + 1], least_share)), F(c[1]), F(c[0]));
