@@ -2,10 +2,11 @@
 
 # What a linker that is called for C must be told of C++: the libraries beyond C's own that the
 # compiler would have added. In a project that uses C alone nobody else does.
-set(ADAPTIVE_K_CXX_RUNTIME ${CMAKE_CXX_IMPLICIT_LINK_LIBRARIES})
-list(FILTER ADAPTIVE_K_CXX_RUNTIME INCLUDE REGEX "^(stdc\\+\\+|c\\+\\+|c\\+\\+abi|m)$")
-list(REMOVE_DUPLICATES ADAPTIVE_K_CXX_RUNTIME)
-list(TRANSFORM ADAPTIVE_K_CXX_RUNTIME REPLACE "^.+$" "$<$<LINK_LANGUAGE:C>:\\0>")
+set(ADAPTIVE_K_CXX_LIBRARIES ${CMAKE_CXX_IMPLICIT_LINK_LIBRARIES})
+list(FILTER ADAPTIVE_K_CXX_LIBRARIES INCLUDE REGEX "^(stdc\\+\\+|c\\+\\+|c\\+\\+abi|m)$")
+list(REMOVE_DUPLICATES ADAPTIVE_K_CXX_LIBRARIES)
+list(TRANSFORM ADAPTIVE_K_CXX_LIBRARIES REPLACE "^.+$" "$<$<LINK_LANGUAGE:C>:\\0>"
+     OUTPUT_VARIABLE ADAPTIVE_K_CXX_RUNTIME)
 
 # adaptive_k_add_compiled(NAME TYPE source...): adaptive_k_<NAME>, known as adaptive_k::<NAME>
 function(adaptive_k_add_compiled NAME TYPE)

@@ -46,3 +46,29 @@ install(FILES "${PROJECT_BINARY_DIR}/adaptive_kConfig.cmake"
               "${CMAKE_CURRENT_LIST_DIR}/architectures.cmake"
               "${PROJECT_BINARY_DIR}/adaptive_kConfigVersion.cmake"
         DESTINATION "${package_dir}")
+
+# What builds without CMake ask pkg-config for: the headers, and each library by its target's name.
+# Every path follows the file, so that the prefix may be moved.
+file(RELATIVE_PATH up "${CMAKE_INSTALL_FULL_LIBDIR}/pkgconfig" "${CMAKE_INSTALL_PREFIX}")
+string(REGEX REPLACE "/$" "" up "${up}")
+set(pc_includedir "\${prefix}")
+set(pc_libdir "\${prefix}")
+set(pc_calibration_dir "\${prefix}")
+cmake_path(APPEND pc_includedir "${CMAKE_INSTALL_INCLUDEDIR}")  # which stays as it is if absolute
+cmake_path(APPEND pc_libdir "${CMAKE_INSTALL_LIBDIR}")
+cmake_path(APPEND pc_calibration_dir "${calibration_dir}")
+function(_adaptive_k_install_pc name what requires cflags libs)
+  configure_file("${PROJECT_SOURCE_DIR}/.cmake/pkg_config.pc.in" "${PROJECT_BINARY_DIR}/${name}.pc" @ONLY)
+  install(FILES "${PROJECT_BINARY_DIR}/${name}.pc" DESTINATION "${CMAKE_INSTALL_LIBDIR}/pkgconfig")
+endfunction()
+list(TRANSFORM ADAPTIVE_K_CXX_LIBRARIES PREPEND -l OUTPUT_VARIABLE cxx_libraries)
+list(JOIN cxx_libraries " " cxx_libraries)
+set(find "-L\${libdir}")
+set(with_host -DADAPTIVE_K_HOST_LIBRARY)
+_adaptive_k_install_pc(adaptive_k "the headers" "" "-I\${includedir}" "")
+_adaptive_k_install_pc(adaptive_k-host "the host path, compiled for every instruction set"
+  adaptive_k "${with_host}" "${find} -ladaptive_k_host")
+_adaptive_k_install_pc(adaptive_k-c_host "the C interface, a static library"
+  adaptive_k "${with_host}" "${find} -ladaptive_k_c_host -ladaptive_k_host ${cxx_libraries}")
+_adaptive_k_install_pc(adaptive_k-shared "the C interface, a shared library"
+  adaptive_k "" "${find} -ladaptive_k")
