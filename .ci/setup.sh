@@ -14,11 +14,11 @@ tool_packages=(cmake g++ make)
 library_packages=(libgtest-dev libbenchmark-dev nlohmann-json3-dev libcli11-dev libfmt-dev
                   libeigen3-dev libdnnl-dev libssl-dev)
 # Without these parts are left out: the endpoint for Prometheus and A/B tests; the endpoint's test
-# by Prometheus itself.
+# by Prometheus itself; the test of what pkg-config says; the single header.
 endpoint_packages=(libboost-dev)
-optional_packages=("${endpoint_packages[@]}" prometheus)
+optional_packages=("${endpoint_packages[@]}" prometheus pkg-config python3)
 # The last three build for ARM, run what they built, and build for Windows.
-check_packages=(clang clang-format clang-tidy git ninja-build locales
+check_packages=(clang clang-format clang-tidy doxygen git ninja-build locales
                 g++-aarch64-linux-gnu qemu-user g++-mingw-w64-x86-64-posix)
 
 # need_packages name...: installs those that are missing, where that is allowed.

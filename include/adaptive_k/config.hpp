@@ -1,8 +1,11 @@
 // Version, limits and compiler switches. Everything else includes this first.
 #pragma once
 
+/// The library's version is major.minor.patch. Before 1.0 a minor one may change the interface.
 #define ADAPTIVE_K_VERSION_MAJOR 0
+/// See ADAPTIVE_K_VERSION_MAJOR.
 #define ADAPTIVE_K_VERSION_MINOR 2
+/// See ADAPTIVE_K_VERSION_MAJOR.
 #define ADAPTIVE_K_VERSION_PATCH 0
 
 #if defined(_MSVC_LANG)

@@ -123,7 +123,7 @@ class status {
   status() noexcept { message_[0] = '\0'; }
 
   /// printf-style reason, numbers with a point in every locale. Bytes that are no printable UTF-8
-  /// come out as \xNN; what does not fit into 223 bytes is cut, between two characters.
+  /// come out as `\xNN`; what does not fit into 223 bytes is cut, between two characters.
   ADAPTIVE_K_PRINTF(2, 3)
   static status error(status_code code, const char* format, ...) noexcept {
     status result;
@@ -139,9 +139,14 @@ class status {
     return result;
   }
 
+  /// Whether nothing was refused.
   bool ok() const noexcept { return code_ == status_code::ok; }
+  /// The same as ok().
   explicit operator bool() const noexcept { return ok(); }
+  /// What kind of refusal; status_code::ok where there is none.
   status_code code() const noexcept { return code_; }
+  /// Printable UTF-8 that names the field, its value and what was expected; "" where nothing was
+  /// refused. Lives as long as the status.
   const char* message() const noexcept { return message_; }
 
  private:

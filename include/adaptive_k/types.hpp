@@ -22,22 +22,25 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE To bit_cast(const From& from) noexcept {
 
 /// IEEE binary16 as stored (fp16). Conversions are exact up, round-to-nearest-even down.
 struct float16 {
-  std::uint16_t bits;
+  std::uint16_t bits;  ///< sign, 5 of exponent, 10 of fraction
 };
 
 /// The upper half of a binary32 (bf16). Conversions are exact up, round-to-nearest-even down.
 struct bfloat16 {
-  std::uint16_t bits;
+  std::uint16_t bits;  ///< sign, 8 of exponent, 7 of fraction
 };
 
+/// As it is.
 ADAPTIVE_K_HD ADAPTIVE_K_INLINE float to_float(float value) noexcept {
   return value;
 }
 
+/// Exact.
 ADAPTIVE_K_HD ADAPTIVE_K_INLINE float to_float(bfloat16 value) noexcept {
   return detail::bit_cast<float>(static_cast<std::uint32_t>(value.bits) << 16);
 }
 
+/// Exact.
 ADAPTIVE_K_HD ADAPTIVE_K_INLINE float to_float(float16 value) noexcept {
 #if defined(__CUDA_ARCH__)
   float wide;
@@ -61,11 +64,13 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE float to_float(float16 value) noexcept {
 template <class T>
 ADAPTIVE_K_HD ADAPTIVE_K_INLINE T from_float(float value) noexcept;
 
+/// As it is.
 template <>
 ADAPTIVE_K_HD ADAPTIVE_K_INLINE float from_float<float>(float value) noexcept {
   return value;
 }
 
+/// To nearest, ties to even; NaN stays NaN, made quiet.
 template <>
 ADAPTIVE_K_HD ADAPTIVE_K_INLINE bfloat16 from_float<bfloat16>(float value) noexcept {
   const std::uint32_t bits = detail::bit_cast<std::uint32_t>(value);
@@ -74,6 +79,7 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE bfloat16 from_float<bfloat16>(float value) noexc
   return {static_cast<std::uint16_t>((is_nan ? (bits | 0x00400000u) : rounded) >> 16)};
 }
 
+/// To nearest, ties to even; 65520 and above is infinity, every NaN the same.
 template <>
 ADAPTIVE_K_HD ADAPTIVE_K_INLINE float16 from_float<float16>(float value) noexcept {
   const std::uint32_t bits = detail::bit_cast<std::uint32_t>(value);
@@ -93,10 +99,12 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE float16 from_float<float16>(float value) noexcep
   return {static_cast<std::uint16_t>(sign | half)};
 }
 
+/// Whether logits, weights and values may be stored as T.
 template <class T>
 inline constexpr bool is_float_storage =
     std::is_same_v<T, float> || std::is_same_v<T, float16> || std::is_same_v<T, bfloat16>;
 
+/// Whether expert ids may be stored as T.
 template <class T>
 inline constexpr bool is_expert_id =
     std::is_same_v<T, std::int32_t> || std::is_same_v<T, std::int64_t> ||

@@ -29,55 +29,63 @@ struct window_outcome {
   double agreement = 0.0;  ///< share of predictions whose likeliest token is full K's
 };
 
+/// A run of consecutive windows.
 struct window_range {
-  std::int64_t first = 0;
-  std::int64_t count = 0;
+  std::int64_t first = 0;  ///< counted from 0
+  std::int64_t count = 0;  ///< 0 or more
 };
 
 /// Routes one call of one layer, as `router::route` does.
 using layer_route = std::function<status(int layer, const logits_view<float>& logits,
                                          const routing_output<>& output)>;
+/// Shown every block of a full-K run.
 using block_observer = std::function<void(const expert_output_block& block)>;
 
 /// A model bound to a text. `run` forwards the windows with `route` making every routing decision,
 /// shows the observer (if any) every layer's blocks in token order, and returns an outcome for each
 /// window. Equal calls must give equal results.
 struct calibration_source {
-  std::string name;  ///< tells texts apart, for those who keep results
-  gating model;
-  int num_layers = 0;
-  std::int64_t num_windows = 0;
-  int window_length = 0;
+  std::string name;              ///< tells texts apart, for those who keep results
+  gating model;                  ///< the model's own routing
+  int num_layers = 0;            ///< MoE layers
+  std::int64_t num_windows = 0;  ///< of the text
+  int window_length = 0;         ///< tokens of each
   std::function<std::vector<window_outcome>(window_range, const layer_route&,
                                             const block_observer&)>
-      run;
+      run;  ///< see above; throws what the model throws
 };
 
 /// What came of one routing.
 struct routing_outcome {
-  std::vector<window_outcome> windows;
-  std::vector<double> layer_mean_k;
+  std::vector<window_outcome> windows;  ///< one a window, in order
+  std::vector<double> layer_mean_k;     ///< [num_layers], over the tokens of all windows
 
+  /// Over the layers; 0 where there are none.
   double mean_k() const {
     double sum = 0.0;
     for (const double k : layer_mean_k) sum += k;
     return layer_mean_k.empty() ? 0.0 : sum / static_cast<double>(layer_mean_k.size());
   }
+  /// Over the windows, of one figure of each; 0 where there are none.
   double mean(double window_outcome::*figure) const {
     double sum = 0.0;
     for (const window_outcome& window : windows) sum += window.*figure;
     return windows.empty() ? 0.0 : sum / static_cast<double>(windows.size());
   }
+  /// KL(full K || this), nats.
   double mean_kl() const { return mean(&window_outcome::kl); }
+  /// exp of the mean loss in nats.
   double perplexity() const { return std::exp(mean(&window_outcome::nll)); }
 };
 
 /// Mean of a - b over windows and its standard error (NaN for fewer than two windows).
 struct paired_estimate {
-  double value = 0.0;
-  double se = std::numeric_limits<double>::quiet_NaN();
+  double value = 0.0;                                    ///< in the figure's own unit
+  double se = std::numeric_limits<double>::quiet_NaN();  ///< standard error, likewise
 };
 
+/// The KL of `a` less that of `b`, which ran the same windows, or less 0, which is full K's own;
+/// nats.
 inline paired_estimate kl_difference(const routing_outcome& a, const routing_outcome* b = nullptr) {
   const auto at = [&](std::size_t w) {
     return a.windows[w].kl - (b != nullptr ? b->windows[w].kl : 0.0);
@@ -110,8 +118,8 @@ inline routing_outcome mixed(const routing_outcome& low, const routing_outcome& 
 
 /// One policy a layer, and what owns their tables.
 struct policy_set {
-  std::vector<k_policy> layers;
-  std::shared_ptr<const void> tables;
+  std::vector<k_policy> layers;        ///< [num_layers]
+  std::shared_ptr<const void> tables;  ///< what distortion policies point to, or null
 };
 
 /// How the K's that the policies choose reach the tokens.
@@ -121,17 +129,21 @@ enum class k_dealing { chosen, shuffled, inverted };
 /// unknown key; a result of another number of windows or layers is not used. Both may be null.
 /// `step` is told before every run, and may throw to stop.
 struct run_memory {
+  /// Whether `outcome` was filled with what is kept by `key`.
   std::function<bool(const std::string& key, routing_outcome& outcome)> recall;
+  /// Keeps `outcome` by `key`.
   std::function<void(const std::string& key, const routing_outcome& outcome)> remember;
-  std::function<void(const std::string& what)> step;
+  std::function<void(const std::string& what)> step;  ///< told what runs next
 };
 
 /// Runs routings over a source. Throws std::runtime_error where a router refuses.
 class calibration_runner {
  public:
+  /// Runs over `source`, which it keeps.
   explicit calibration_runner(calibration_source source, run_memory memory = {})
       : source_(std::move(source)), memory_(std::move(memory)) {}
 
+  /// What it runs over.
   const calibration_source& source() const noexcept { return source_; }
 
   /// Per layer what the full-K run showed.
@@ -146,6 +158,7 @@ class calibration_runner {
     return records;
   }
 
+  /// Routes the windows of `range` by `policies`; `seed` deals the K's where they are not `chosen`.
   routing_outcome run(const policy_set& policies, window_range range,
                       k_dealing dealing = k_dealing::chosen, std::uint64_t seed = 1) const {
     return remembered(

@@ -20,34 +20,36 @@
 
 ADAPTIVE_K_NAMESPACE_BEGIN
 
+/// How much of the text is used for what.
 struct study_options {
-  std::int64_t fit_tokens = 16384;    ///< recorded under full K; at most 3/4 of the text
-  std::int64_t choice_tokens = 8192;  ///< on which exponents and rules are chosen
-  std::int64_t sensitivity_tokens = 4096;
-  int sensitivity_passes = 14;  ///< with random K's per layer
-  std::vector<double> mass_exponents = {0.0, 0.3, 0.5, 0.7, 1.0};
-  std::uint64_t seed = 1;
+  std::int64_t fit_tokens = 16384;         ///< recorded under full K; at most 3/4 of the text
+  std::int64_t choice_tokens = 8192;       ///< on which exponents and rules are chosen
+  std::int64_t sensitivity_tokens = 4096;  ///< on which the layers' sensitivities are measured
+  int sensitivity_passes = 14;             ///< with random K's per layer
+  std::vector<double> mass_exponents = {0.0, 0.3, 0.5, 0.7, 1.0};  ///< that are tried, in [0, 1]
+  std::uint64_t seed = 1;                                          ///< of the random K's
 };
 
 /// One measured point: a rule set to a mean K, on one text.
 struct frontier_point {
-  calibration_rule rule = calibration_rule::fixed;
-  std::string split;  ///< "calibration", "test", "other domain"
-  double target_mean_k = 0.0;
-  double mass_exponent = 0.0;
-  routing_outcome outcome;
+  calibration_rule rule = calibration_rule::fixed;  ///< what set the K's
+  std::string split;                                ///< "calibration", "test", "other domain"
+  double target_mean_k = 0.0;                       ///< asked for; the outcome has what came
+  double mass_exponent = 0.0;                       ///< a in [0, 1]
+  routing_outcome outcome;                          ///< measured, by window
 };
 
 /// A text that rules are reported on.
 struct report_text {
-  std::string split;
-  const calibration_runner* runner = nullptr;
-  window_range range;
+  std::string split;                           ///< "calibration", "test", "other domain"
+  const calibration_runner* runner = nullptr;  ///< borrowed
+  window_range range;                          ///< of the runner's text
 };
 
 /// Fits on the first windows of `runner`'s text, chooses on the next. Deterministic.
 class calibration_study {
  public:
+  /// Records and fits at once. Throws std::runtime_error for a text of fewer than 4 windows.
   calibration_study(const calibration_runner& runner, study_options options)
       : runner_(runner), options_(std::move(options)) {
     const calibration_source& source = runner_.source();
@@ -62,13 +64,19 @@ class calibration_study {
     fit_sensitivities();
   }
 
+  /// Of the text that is fitted on.
   const calibration_runner& runner() const noexcept { return runner_; }
+  /// K0.
   int top_k() const noexcept { return runner_.source().model.top_k; }
+  /// Of the windows that were fitted on and chosen on.
   std::int64_t tokens_analyzed() const noexcept {
     return (fit_.count + choice_.count) * runner_.source().window_length;
   }
+  /// Windows on which exponents and rules are chosen; none of them were fitted on.
   window_range choice_windows() const noexcept { return choice_; }
+  /// g of each layer, [num_layers].
   const std::vector<double>& sensitivities() const noexcept { return sensitivities_; }
+  /// What the fit's windows showed under full K, [num_layers].
   const std::vector<layer_record>& records() const noexcept { return records_; }
 
   /// The policies that give the recorded tokens this mean K. Not for `oracle`; static rules round

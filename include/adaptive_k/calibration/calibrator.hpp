@@ -31,10 +31,12 @@
 
 ADAPTIVE_K_NAMESPACE_BEGIN
 
+/// What to hold while the other is made as good as it gets; made by the functions below.
 struct calibration_target {
+  /// What `value` bounds.
   enum class kind { savings, max_kl, max_perplexity_increase };
-  kind what = kind::savings;
-  double value = 0.0;
+  kind what = kind::savings;  ///< what `value` bounds
+  double value = 0.0;         ///< a share, or nats
 };
 
 /// Share of expert calls to save, against K0, in (0, 1).
@@ -50,18 +52,19 @@ inline calibration_target max_perplexity_increase(double share) {
   return {calibration_target::kind::max_perplexity_increase, share};
 }
 
+/// What a calibration found.
 struct calibration_result {
-  calibration_rule rule = calibration_rule::fixed;
-  policy_set policies;
-  double mass_exponent = 0.0;
-  double mean_k = 0.0;            ///< on the choice windows; from a trace: predicted
-  double expert_savings = 0.0;    ///< 1 - mean K / K0
-  bool quality_known = false;     ///< false from a trace: it holds no outputs
-  paired_estimate mean_kl;        ///< on the choice windows, nats
-  paired_estimate against_fixed;  ///< KL of this minus fixed K's at equal mean K, same windows
-  double perplexity_ratio = 0.0;  ///< to full K
-  std::int64_t tokens_analyzed = 0;
-  std::string sentence;                    ///< what was found, in words
+  calibration_rule rule = calibration_rule::fixed;  ///< that won
+  policy_set policies;                              ///< [num_layers]
+  double mass_exponent = 0.0;                       ///< a in [0, 1]
+  double mean_k = 0.0;               ///< on the choice windows; from a trace: predicted
+  double expert_savings = 0.0;       ///< 1 - mean K / K0
+  bool quality_known = false;        ///< false from a trace: it holds no outputs
+  paired_estimate mean_kl;           ///< on the choice windows, nats
+  paired_estimate against_fixed;     ///< KL of this minus fixed K's at equal mean K, same windows
+  double perplexity_ratio = 0.0;     ///< to full K
+  std::int64_t tokens_analyzed = 0;  ///< read to find it
+  std::string sentence;              ///< what was found, in words
   std::vector<frontier_point> candidates;  ///< every rule that was weighed, on the choice windows
   /// Every rule, controls and oracle included, at the mean K's asked for, on the choice windows.
   std::vector<frontier_point> frontier;
@@ -83,9 +86,10 @@ calibration_source bind_source(Model& model, const Dataset& data, std::string na
   return source;
 }
 
+/// Chooses a policy for a target; see `calibrate`.
 struct calibrator {
-  calibration_target target;
-  study_options options = {};
+  calibration_target target;   ///< to hold
+  study_options options = {};  ///< how much of the text is used for what
   /// Rules that may win. An adaptive one must beat the best static one by two standard errors.
   std::vector<calibration_rule> rules = {calibration_rule::distortion, calibration_rule::top_p,
                                          calibration_rule::static_per_layer,

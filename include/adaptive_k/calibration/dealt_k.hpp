@@ -15,8 +15,10 @@ ADAPTIVE_K_NAMESPACE_BEGIN
 /// SplitMix64: the same numbers everywhere, which the standard distributions do not give.
 class integer_rng {
  public:
+  /// Equal seeds give equal numbers.
   explicit integer_rng(std::uint64_t seed) : state_(seed) {}
 
+  /// Uniform in 0..2^64 - 1.
   std::uint64_t next() {
     std::uint64_t z = (state_ += 0x9E3779B97F4A7C15u);
     z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;

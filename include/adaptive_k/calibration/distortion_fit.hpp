@@ -20,6 +20,7 @@ struct distortion_tables {
   std::vector<float> first_expert;  ///< [K0 - 1, E]
   std::vector<float> next_expert;   ///< [K0 - 1, E]
 
+  /// These tables as a policy reads them; they must outlive it. `sensitivity` > 0, `lambda` >= 0.
   distortion_ref ref(double sensitivity, double lambda) const {
     distortion_ref result;
     result.coefficients = coefficients.data();

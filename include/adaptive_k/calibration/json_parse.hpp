@@ -23,6 +23,7 @@ ADAPTIVE_K_NAMESPACE_BEGIN
 /// "FILE: KEY: VALUE, expected ..."; it is printable UTF-8 of about a kilobyte at most.
 class file_error : public std::runtime_error {
  public:
+  /// `problem` says what was found and what was expected.
   file_error(std::string file, std::string key, const std::string& problem)
       : std::runtime_error(message_of(file, key, problem)),
         file_(std::move(file)),
@@ -47,6 +48,7 @@ class file_error : public std::runtime_error {
   std::string key_;
 };
 
+/// What presets, policies and traces are refused by.
 using preset_error = file_error;
 
 namespace detail {

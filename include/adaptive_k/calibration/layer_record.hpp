@@ -19,9 +19,9 @@ ADAPTIVE_K_NAMESPACE_BEGIN
 
 /// Consecutive tokens of one MoE layer, as a full-K run computed them.
 struct expert_output_block {
-  int layer = 0;
-  std::int64_t num_tokens = 0;
-  int hidden_size = 0;
+  int layer = 0;                        ///< counted from 0, MoE layers alone
+  std::int64_t num_tokens = 0;          ///< of this block
+  int hidden_size = 0;                  ///< H
   const float* logits = nullptr;        ///< [num_tokens, E], the router's
   const float* residual = nullptr;      ///< [num_tokens, H], what the layer's output is added to
   const float* outputs = nullptr;       ///< [num_tokens, K0, H], unweighted, in rank order
@@ -31,6 +31,7 @@ struct expert_output_block {
 /// One layer's tokens. Memory: (5 K0 + 2) * 4 bytes a token, 4 (2 K0 + 2) without distortions.
 class layer_record {
  public:
+  /// Of a layer of `model`, without tokens.
   explicit layer_record(const gating& model) : model_(model), scores_(model) {
     // Scores that neither sum to 1 nor are scaled: their sum is the share S_K0.
     if (scores_.kind == gating_kind::top_k_softmax) scores_.kind = gating_kind::softmax;
@@ -38,14 +39,22 @@ class layer_record {
     scores_.routed_scaling_factor = 1.0f;
   }
 
+  /// K0.
   int top_k() const noexcept { return model_.top_k; }
+  /// E.
   int num_experts() const noexcept { return model_.num_experts; }
+  /// Recorded so far.
   std::int64_t num_tokens() const noexcept { return static_cast<std::int64_t>(share_.size()); }
+  /// Whether blocks came with the experts' outputs, so that distortions are known.
   bool has_distortion() const noexcept { return !parts_.empty() || model_.top_k == 1; }
 
+  /// Renormalised top-K0 weights of token `t`, [K0], in rank order.
   const float* weights(std::int64_t t) const { return weights_.data() + t * top_k(); }
+  /// Its top K0 experts, [K0], in rank order.
   const std::int32_t* experts(std::int64_t t) const { return experts_.data() + t * top_k(); }
+  /// Its scores' sum over the top K0: S_K0 of distortion_ref.
   float topk_share(std::int64_t t) const { return share_[static_cast<std::size_t>(t)]; }
+  /// Its entropy over all E, nats.
   float softmax_entropy(std::int64_t t) const { return entropy_[static_cast<std::size_t>(t)]; }
 
   /// |y_K0 - y_k|^2 / |h + y_K0|^2 for k in 1..K0; 0 at K0.

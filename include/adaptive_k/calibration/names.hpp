@@ -73,15 +73,19 @@ std::string all_names(const named<Enum> (&names)[N]) {
 
 }  // namespace detail
 
+/// As calibration files spell it. Static text.
 inline const char* to_string(gating_kind kind) noexcept {
   return detail::name_in(detail::gating_kind_names, kind);
 }
+/// As calibration files spell it. Static text.
 inline const char* to_string(group_score score) noexcept {
   return detail::name_in(detail::group_score_names, score);
 }
+/// As calibration files spell it. Static text.
 inline const char* to_string(signal_kind kind) noexcept {
   return detail::name_in(detail::signal_kind_names, kind);
 }
+/// As calibration files spell it. Static text.
 inline const char* to_string(k_rule rule) noexcept {
   return detail::name_in(detail::k_rule_names, rule);
 }

@@ -19,12 +19,13 @@
 
 ADAPTIVE_K_NAMESPACE_BEGIN
 
+/// The `schema_version` that is read and written.
 inline constexpr int calibration_schema_version = 1;
 inline constexpr int calibration_max_layers = 10000;  ///< MoE layers of a model
 
 /// A named policy: one entry for every layer, or one for each.
 struct preset_policy : policy_origin {
-  std::string name;
+  std::string name;                    ///< by which it is asked for
   std::vector<k_policy> layers;        ///< one entry serves every layer
   std::shared_ptr<const void> tables;  ///< owns what distortion policies point to
 };

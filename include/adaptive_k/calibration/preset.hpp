@@ -24,24 +24,24 @@ ADAPTIVE_K_NAMESPACE_BEGIN
 
 /// Experts that every token runs, whatever the router says.
 struct shared_expert_sizes {
-  int count = 0;
+  int count = 0;                  ///< 0: none
   std::int64_t intermediate = 0;  ///< width of each
 };
 
 /// One calibration file.
 struct preset {
-  std::string name;
-  std::vector<std::string> aliases;
-  gating model;
-  int num_moe_layers = 0;
-  expert_sizes sizes;
-  shared_expert_sizes shared_experts;
+  std::string name;                     ///< the model's
+  std::vector<std::string> aliases;     ///< other names of the model
+  gating model;                         ///< its own routing
+  int num_moe_layers = 0;               ///< layers that route
+  expert_sizes sizes;                   ///< of the routed experts
+  shared_expert_sizes shared_experts;   ///< beside them
   std::vector<std::string> sources;     ///< which public configuration the figures come from
   std::vector<std::string> unverified;  ///< what was not checked against it
-  std::string notes;
-  std::vector<preset_policy> policies;
-  std::string default_policy;
-  std::filesystem::path file;
+  std::string notes;                    ///< in words
+  std::vector<preset_policy> policies;  ///< one or more
+  std::string default_policy;           ///< name of the one that `policy("")` is
+  std::filesystem::path file;           ///< what it was read from
 
   /// The policy of that name; "" means the default one. Throws preset_error.
   const preset_policy& policy(std::string_view policy_name = {}) const {

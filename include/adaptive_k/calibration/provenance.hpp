@@ -14,25 +14,25 @@ ADAPTIVE_K_NAMESPACE_BEGIN
 
 /// What the origin of a policy claims for it. Nothing here was measured by this project.
 struct published_claims {
-  std::string unit;                ///< of `thresholds` and `mean_signal`, as published
-  std::vector<double> thresholds;  ///< as published
-  std::optional<double> mean_k;
-  std::optional<double> saving;       ///< of expert calls, as a share of 1
-  std::optional<double> mean_signal;  ///< in `unit`
-  std::string dataset;                ///< of the two perplexities
-  std::optional<double> baseline_perplexity;
-  std::optional<double> adaptive_perplexity;
-  std::vector<std::string> contradictions;
+  std::string unit;                           ///< of `thresholds` and `mean_signal`, as published
+  std::vector<double> thresholds;             ///< as published
+  std::optional<double> mean_k;               ///< over tokens and layers
+  std::optional<double> saving;               ///< of expert calls, as a share of 1
+  std::optional<double> mean_signal;          ///< in `unit`
+  std::string dataset;                        ///< of the two perplexities
+  std::optional<double> baseline_perplexity;  ///< under full K
+  std::optional<double> adaptive_perplexity;  ///< under the policy
+  std::vector<std::string> contradictions;    ///< between these figures, in words
 };
 
 /// How a policy was measured, and what came out.
 struct policy_measurement {
-  std::string model;
-  std::string data;
-  std::int64_t tokens = 0;
-  std::string date;
-  std::string command;
-  std::optional<double> mean_k;
+  std::string model;                       ///< by name
+  std::string data;                        ///< which text, in words
+  std::int64_t tokens = 0;                 ///< measured on
+  std::string date;                        ///< YYYY-MM-DD
+  std::string command;                     ///< that measures it again
+  std::optional<double> mean_k;            ///< over tokens and layers
   std::optional<double> expert_savings;    ///< against the model's own top-k
   std::optional<double> mean_kl;           ///< nats, to full K
   std::optional<double> fixed_k_mean_kl;   ///< of the control: fixed K at equal mean K
@@ -43,10 +43,10 @@ struct policy_measurement {
 struct policy_origin {
   /// "the model's own routing", "published, not reproduced", "measured" or "hand-set".
   std::string provenance;
-  std::string source;
-  std::string notes;
-  std::optional<published_claims> published;
-  std::optional<policy_measurement> measured;
+  std::string source;                          ///< a publication or a file; "" where there is none
+  std::string notes;                           ///< in words
+  std::optional<published_claims> published;   ///< where its origin claims something
+  std::optional<policy_measurement> measured;  ///< where this project measured it
 };
 
 namespace detail {

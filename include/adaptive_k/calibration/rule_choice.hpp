@@ -17,6 +17,7 @@
 
 ADAPTIVE_K_NAMESPACE_BEGIN
 
+/// What sets the K's in a calibration: rules, controls and the ceiling.
 enum class calibration_rule {
   fixed,             ///< one K for every token and layer
   static_per_layer,  ///< one K a layer, from the layers' mean distortions
@@ -29,6 +30,7 @@ enum class calibration_rule {
   oracle,            ///< the true distortion: the ceiling, not a rule that can run
 };
 
+/// In the order of reports.
 inline constexpr calibration_rule all_calibration_rules[] = {
     calibration_rule::fixed,      calibration_rule::static_per_layer,
     calibration_rule::entropy,    calibration_rule::score_ratio,
@@ -37,6 +39,7 @@ inline constexpr calibration_rule all_calibration_rules[] = {
     calibration_rule::oracle,
 };
 
+/// As reports and files spell it. Static text.
 inline const char* to_string(calibration_rule rule) {
   constexpr const char* names[] = {"fixed", "static_per_layer", "entropy",    "score_ratio",
                                    "top_p", "distortion",       "random_mix", "inverted",
@@ -93,6 +96,7 @@ inline double price_for(const detail::distortion_arrays& d,
   return detail::rounded(std::exp(log_price));
 }
 
+/// d(k) of every recorded token, [T, K0 - 1] a layer, from the experts' outputs.
 inline detail::distortion_arrays true_distortions(const std::vector<layer_record>& records,
                                                   double mass_exponent) {
   detail::distortion_arrays result;
@@ -107,11 +111,12 @@ inline detail::distortion_arrays true_distortions(const std::vector<layer_record
 
 /// Fits of all layers under one mass exponent, and what they predict for the recorded tokens.
 struct fitted_distortion {
-  double mass_exponent = 0.0;
-  std::vector<distortion_tables> layers;
-  detail::distortion_arrays predicted;
+  double mass_exponent = 0.0;             ///< a in [0, 1] that it was fitted for
+  std::vector<distortion_tables> layers;  ///< [num_layers]
+  detail::distortion_arrays predicted;    ///< [T, K0 - 1] a layer
 };
 
+/// Fits each layer's record by itself.
 inline std::shared_ptr<const fitted_distortion> fit_layers(const std::vector<layer_record>& records,
                                                            double mass_exponent) {
   auto fit = std::make_shared<fitted_distortion>();
@@ -127,6 +132,8 @@ inline std::shared_ptr<const fitted_distortion> fit_layers(const std::vector<lay
   return fit;
 }
 
+/// A policy for each layer of `fit`, which they keep alive; `sensitivities` [num_layers] > 0,
+/// `lambda` >= 0.
 inline policy_set distortion_policies(const std::shared_ptr<const fitted_distortion>& fit,
                                       const std::vector<double>& sensitivities, double lambda) {
   policy_set result;
@@ -138,6 +145,7 @@ inline policy_set distortion_policies(const std::shared_ptr<const fitted_distort
   return result;
 }
 
+/// `policy` for each of `num_layers` layers, with this mass exponent.
 inline policy_set same_policy(k_policy policy, double mass_exponent, std::size_t num_layers) {
   policy.mass_exponent = static_cast<float>(mass_exponent);
   return {std::vector<k_policy>(num_layers, policy), nullptr};

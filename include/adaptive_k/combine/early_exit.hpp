@@ -20,9 +20,9 @@ enum class exit_signal : std::uint8_t {
 /// decides on the prediction made from its output. The default never exits. Confidence thresholds
 /// on the softmax are CALM's (arXiv 2207.07061), on the entropy DeeBERT's (arXiv 2004.12993).
 struct early_exit_policy {
-  static constexpr int max_layers = 256;
+  static constexpr int max_layers = 256;  ///< that can have a threshold
 
-  exit_signal signal = exit_signal::entropy;
+  exit_signal signal = exit_signal::entropy;  ///< what the thresholds are compared with
   int num_layers = 0;  ///< thresholds that count, 0..256; later layers never exit
   /// [num_layers]. entropy: nats, 0 or more, 0 is never. max_probability: 0..1, 1 is never.
   float thresholds[max_layers] = {};
@@ -95,9 +95,9 @@ inline bool exits(const early_exit_policy& policy, int layer, float confidence) 
 
 /// Counters; zero them, add them up with += in any order.
 struct early_exit_metrics {
-  std::uint64_t predictions = 0;  ///< intermediate predictions made: what deciding costs
-  std::uint64_t exited = 0;       ///< tokens that left early
-  std::uint64_t nan_confidences = 0;
+  std::uint64_t predictions = 0;      ///< intermediate predictions made: what deciding costs
+  std::uint64_t exited = 0;           ///< tokens that left early
+  std::uint64_t nan_confidences = 0;  ///< predictions whose confidence was NaN, which never exits
   std::uint64_t asked[early_exit_policy::max_layers] = {};  ///< predictions by layer
   std::uint64_t left[early_exit_policy::max_layers] = {};   ///< tokens that left, by layer
 
@@ -126,6 +126,7 @@ struct early_exit_metrics {
     return sum;
   }
 
+  /// Adds the counters of other calls, threads or ranks.
   early_exit_metrics& operator+=(const early_exit_metrics& other) noexcept {
     predictions += other.predictions;
     exited += other.exited;

@@ -40,15 +40,17 @@ inline status validate(const token_merging_policy& policy) noexcept {
 
 /// Counters; zero them, add them up with += in any order.
 struct token_merging_metrics {
-  std::uint64_t tokens = 0;       ///< that took part
-  std::uint64_t merged = 0;       ///< sources that took over a destination's output
-  std::uint64_t comparisons = 0;  ///< pairs looked at, H multiply-adds each: what matching costs
-  std::uint64_t largest_size = 0;
+  std::uint64_t tokens = 0;        ///< that took part
+  std::uint64_t merged = 0;        ///< sources that took over a destination's output
+  std::uint64_t comparisons = 0;   ///< pairs looked at, H multiply-adds each: what matching costs
+  std::uint64_t largest_size = 0;  ///< tokens that one output stood for, at most
 
+  /// Share of the tokens that took another's output, 0..1; 0 where there were none.
   double merged_share() const noexcept {
     return tokens == 0 ? 0.0 : static_cast<double>(merged) / static_cast<double>(tokens);
   }
 
+  /// Adds the counters of other calls, threads or ranks.
   token_merging_metrics& operator+=(const token_merging_metrics& other) noexcept {
     tokens += other.tokens;
     merged += other.merged;

@@ -10,6 +10,7 @@
 
 ADAPTIVE_K_NAMESPACE_BEGIN
 
+/// Sizes of a combine call.
 struct combine_shape {
   std::int64_t num_tokens = 0;  ///< T >= 0
   int top_k = 0;                ///< K0 in 1..32

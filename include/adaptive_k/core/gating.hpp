@@ -29,15 +29,15 @@ enum class group_score : std::uint8_t {
 
 /// A model's own routing, apart from how many experts a token gets. Plain data.
 struct gating {
-  gating_kind kind = gating_kind::softmax;
-  int num_experts = 0;                 ///< E in 1..1024
-  int top_k = 0;                       ///< K0 in 1..min(E, 32): the model's own top-k
-  bool renormalize = true;             ///< weights of the top K0 divided by their sum
+  gating_kind kind = gating_kind::softmax;  ///< how a logit becomes a score
+  int num_experts = 0;                      ///< E in 1..1024
+  int top_k = 0;                            ///< K0 in 1..min(E, 32): the model's own top-k
+  bool renormalize = true;                  ///< weights of the top K0 divided by their sum
   bool selection_bias = false;         ///< routing_extras::routing_bias is added for selection only
   float routed_scaling_factor = 1.0f;  ///< > 0; multiplies every weight
   int n_group = 1;                     ///< groups of E / n_group neighbours; 1 is no grouping
   int topk_group = 1;                  ///< groups that may be chosen from
-  group_score group_rank = group_score::top2_sum;
+  group_score group_rank = group_score::top2_sum;  ///< what groups are ranked by
   float jitter_epsilon = 0.01f;  ///< sparsemixer: mask logits more than 2 eps below, relatively
 };
 

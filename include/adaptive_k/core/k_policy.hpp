@@ -11,6 +11,7 @@
 
 ADAPTIVE_K_NAMESPACE_BEGIN
 
+/// What sets k of a token.
 enum class k_rule : std::uint8_t {
   full,        ///< k = K0: the model's own routing, unchanged
   fixed,       ///< k = k_values[0] for every token: the control
@@ -25,19 +26,20 @@ enum class k_rule : std::uint8_t {
 /// top K0 (of softmax kinds: their share of all E). Logarithms are natural, of values floored at
 /// 2^-100.
 struct distortion_ref {
-  static constexpr int num_features = 5;
-  const float* coefficients = nullptr;  ///< [K0 - 1, 5]
-  const float* first_expert = nullptr;  ///< [K0 - 1, E], or null: zeros
-  const float* next_expert = nullptr;   ///< [K0 - 1, E], or null: zeros
-  float sensitivity = 1.0f;             ///< g > 0 of the layer
-  float lambda = 0.0f;                  ///< >= 0, price of one expert; 0 keeps K0
+  static constexpr int num_features = 5;  ///< of c_k
+  const float* coefficients = nullptr;    ///< [K0 - 1, 5]
+  const float* first_expert = nullptr;    ///< [K0 - 1, E], or null: zeros
+  const float* next_expert = nullptr;     ///< [K0 - 1, E], or null: zeros
+  float sensitivity = 1.0f;               ///< g > 0 of the layer
+  float lambda = 0.0f;                    ///< >= 0, price of one expert; 0 keeps K0
 };
 
 /// The K policy of one layer. Plain data; `validate` checks it against a gating.
 struct k_policy {
+  /// Stands for the model's own; see `mass_exponent`.
   static constexpr float mass_exponent_of_model = -1.0f;
 
-  k_rule rule = k_rule::full;
+  k_rule rule = k_rule::full;  ///< what sets k
   signal_kind signal =
       signal_kind::softmax_entropy;       ///< compared by thresholds, else only reported
   std::uint8_t num_k_values = 0;          ///< thresholds: 1..32; fixed: 1
@@ -52,19 +54,21 @@ struct k_policy {
   /// a in [0, 1]: at k < K0 the kept weights are multiplied by r_k^-a. The default -1 means 1 for
   /// renormalising models (their weights sum to what they did) and 0 for the others.
   float mass_exponent = mass_exponent_of_model;
-  distortion_ref distortion;
+  distortion_ref distortion;  ///< of k_rule::distortion
 
   /// What the functions below were given and the fields above cannot hold, for `validate` to refuse
   /// by name. All zero in a policy whose fields are filled in directly.
   struct given_arguments {
-    int top_k = 0;         ///< of top_p and score_ratio: the gating's own is expected
-    int num_k_values = 0;  ///< these two where they do not go together
-    int num_thresholds = 0;
-    int k = 0;  ///< the first k outside 1..32
-  } given;
+    int top_k = 0;           ///< of top_p and score_ratio: the gating's own is expected
+    int num_k_values = 0;    ///< these two where they do not go together
+    int num_thresholds = 0;  ///< see num_k_values
+    int k = 0;               ///< the first k outside 1..32
+  } given;                   ///< see above; leave it as it is
 
+  /// k = K0: the model's own routing, to the bit.
   static k_policy full() noexcept { return {}; }
 
+  /// k experts for every token, 1..K0: the control.
   static k_policy fixed(int k) noexcept {
     k_policy policy;
     policy.rule = k_rule::fixed;
@@ -80,6 +84,9 @@ struct k_policy {
     return with_thresholds(signal_kind::softmax_entropy, k_values, thresholds_nats);
   }
 
+  /// K = the first of `k_values`, ascending, whose threshold the signal meets, else the last.
+  /// Thresholds are in the signal's unit, one fewer; lists that do not fit are refused by
+  /// `validate`.
   static k_policy with_thresholds(signal_kind signal, std::initializer_list<int> k_values,
                                   std::initializer_list<float> thresholds) noexcept {
     k_policy policy;

@@ -23,10 +23,11 @@ ADAPTIVE_K_NAMESPACE_BEGIN
 
 namespace math {
 
-inline constexpr float infinity = std::numeric_limits<float>::infinity();
-inline constexpr float largest_finite = 3.40282347e38f;
-inline constexpr float smallest_normal = (std::numeric_limits<float>::min)();
+inline constexpr float infinity = std::numeric_limits<float>::infinity();      ///< +inf
+inline constexpr float largest_finite = 3.40282347e38f;                        ///< 2^128 - 2^104
+inline constexpr float smallest_normal = (std::numeric_limits<float>::min)();  ///< 2^-126
 
+/// Whether the build may use fused multiply-add as an instruction.
 #if defined(__FMA__) || defined(__ARM_FEATURE_FMA) || defined(__aarch64__) || \
     (defined(_MSC_VER) && defined(__AVX2__))
 inline constexpr bool has_fma_instruction = true;
@@ -81,12 +82,15 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE float square_root(float a) noexcept {
 #endif
 }
 
+/// The larger; b where either is NaN.
 ADAPTIVE_K_HD ADAPTIVE_K_INLINE float larger(float a, float b) noexcept {
   return a > b ? a : b;
 }
+/// The smaller; b where either is NaN.
 ADAPTIVE_K_HD ADAPTIVE_K_INLINE float smaller(float a, float b) noexcept {
   return a < b ? a : b;
 }
+/// |a|, the sign bit cleared.
 ADAPTIVE_K_HD ADAPTIVE_K_INLINE float magnitude(float a) noexcept {
   return detail::bit_cast<float>(detail::bit_cast<std::uint32_t>(a) & 0x7FFFFFFFu);
 }
@@ -95,9 +99,11 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE float magnitude(float a) noexcept {
 ADAPTIVE_K_HD ADAPTIVE_K_INLINE std::uint32_t to_bits(float a) noexcept {
   return detail::bit_cast<std::uint32_t>(a);
 }
+/// See to_bits.
 ADAPTIVE_K_HD ADAPTIVE_K_INLINE float from_bits(std::uint32_t bits) noexcept {
   return detail::bit_cast<float>(bits);
 }
+/// See to_bits.
 ADAPTIVE_K_HD ADAPTIVE_K_INLINE float from_integer(std::uint32_t integer) noexcept {
   return static_cast<float>(static_cast<std::int32_t>(integer));
 }
@@ -111,6 +117,7 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE T select(bool condition, T a, T b) noexcept {
 ADAPTIVE_K_HD ADAPTIVE_K_INLINE bool any(bool condition) noexcept {
   return condition;
 }
+/// See any.
 ADAPTIVE_K_HD ADAPTIVE_K_INLINE bool all(bool condition) noexcept {
   return condition;
 }
@@ -118,12 +125,14 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE bool all(bool condition) noexcept {
 /// The integers that belong to a value type: ids, ranks, k.
 template <class F>
 struct integers_of {
-  using type = typename F::integers;
+  using type = typename F::integers;  ///< of a pack
 };
+/// Of a single float: int.
 template <>
 struct integers_of<float> {
-  using type = int;
+  using type = int;  ///< of a float
 };
+/// The integers that belong to F.
 template <class F>
 using integers = typename integers_of<F>::type;
 
@@ -133,61 +142,75 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE float look_up(const float* table, int i) noexcep
 }
 
 // The same for packs: the first argument says which, so that the others may be plain floats.
+/// F where it is a pack of floats, else no overload.
 template <class F>
 using only = std::enable_if_t<std::is_class_v<F>, F>;
 
+/// a * b + c in each lane, rounded once.
 template <class F>
 ADAPTIVE_K_HD ADAPTIVE_K_INLINE only<F> fma(const F& a, const only<F>& b,
                                             const only<F>& c) noexcept {
   return F::fma(a, b, c);
 }
+/// a / b in each lane, rounded once.
 template <class F>
 ADAPTIVE_K_HD ADAPTIVE_K_INLINE only<F> divide(const F& a, const only<F>& b) noexcept {
   return F::divide(a, b);
 }
+/// The square root of each lane, rounded once.
 template <class F>
 ADAPTIVE_K_HD ADAPTIVE_K_INLINE only<F> square_root(const F& a) noexcept {
   return F::square_root(a);
 }
+/// The larger in each lane; b's where either is NaN.
 template <class F>
 ADAPTIVE_K_HD ADAPTIVE_K_INLINE only<F> larger(const F& a, const only<F>& b) noexcept {
   return F::larger(a, b);
 }
+/// The smaller in each lane; b's where either is NaN.
 template <class F>
 ADAPTIVE_K_HD ADAPTIVE_K_INLINE only<F> smaller(const F& a, const only<F>& b) noexcept {
   return F::smaller(a, b);
 }
+/// |a| in each lane.
 template <class F>
 ADAPTIVE_K_HD ADAPTIVE_K_INLINE only<F> magnitude(const F& a) noexcept {
   return F::magnitude(a);
 }
+/// The bits of each lane.
 template <class F>
 ADAPTIVE_K_HD ADAPTIVE_K_INLINE auto to_bits(const F& a) noexcept -> typename F::integers {
   return F::to_bits(a);
 }
+/// The floats of these bits.
 template <class I>
 ADAPTIVE_K_HD ADAPTIVE_K_INLINE auto from_bits(const I& bits) noexcept -> typename I::f32 {
   return I::f32::from_bits(bits);
 }
+/// The float nearest to each lane's two's complement integer.
 template <class I>
 ADAPTIVE_K_HD ADAPTIVE_K_INLINE auto from_integer(const I& integer) noexcept -> typename I::f32 {
   return I::f32::from_integer(integer);
 }
+/// table[i] of each lane's i.
 template <class I>
 ADAPTIVE_K_HD ADAPTIVE_K_INLINE auto look_up(const float* table, const I& i) noexcept ->
     typename I::f32 {
   return I::f32::look_up(table, i);
 }
+/// a in the lanes where `condition` holds, b in the others.
 template <class M, class T>
 ADAPTIVE_K_HD ADAPTIVE_K_INLINE only<T> select(const M& condition, const T& a,
                                                const only<T>& b) noexcept {
   return T::select(condition, a, b);
 }
+/// Whether a condition holds in any lane.
 template <class M>
 ADAPTIVE_K_HD ADAPTIVE_K_INLINE auto any(const M& condition) noexcept
     -> decltype(M::any(condition)) {
   return M::any(condition);
 }
+/// Whether a condition holds in every lane.
 template <class M>
 ADAPTIVE_K_HD ADAPTIVE_K_INLINE auto all(const M& condition) noexcept
     -> decltype(M::all(condition)) {

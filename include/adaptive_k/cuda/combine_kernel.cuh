@@ -13,21 +13,21 @@ ADAPTIVE_K_NAMESPACE_BEGIN
 
 namespace cuda {
 
-inline constexpr int combine_threads = 128;
+inline constexpr int combine_threads = 128;     ///< of a block
 inline constexpr int combine_rows_at_once = 4;  ///< rows a thread has in flight
 
 /// Everything a launch needs; device pointers. Passed by value.
 struct combine_params {
-  combine_shape shape;         ///< row_stride is never 0
-  const void* expert_outputs;  ///< [rows, H] of the kernel's value type
-  const std::int32_t* row_of_slot;
-  const std::int32_t* topk_counts;
+  combine_shape shape;              ///< row_stride is never 0
+  const void* expert_outputs;       ///< [rows, H] of the kernel's value type
+  const std::int32_t* row_of_slot;  ///< [T, K0], -1: left out; null: slots are rows
+  const std::int32_t* topk_counts;  ///< [T] or null: all K0
   const void* topk_weights;         ///< [T, K0] of `weights`, or null
   const void* addend;               ///< [T, H] or null; may be `output`
   void* output;                     ///< [T, H]
   std::uint32_t num_vectors;        ///< of all tokens
   std::uint32_t vectors_per_token;  ///< H / Width
-  float_type weights;
+  float_type weights;               ///< how topk_weights are stored
 };
 
 namespace combine_detail {

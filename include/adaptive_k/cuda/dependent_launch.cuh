@@ -30,6 +30,8 @@ __device__ ADAPTIVE_K_INLINE void allow_next_kernel() noexcept {
 #endif
 }
 
+/// cuda_error with the runtime's own name and words; of a device that the kernels were not compiled
+/// for it says so.
 inline status to_status(cudaError_t error) noexcept {
   if (error == cudaSuccess) return {};
   if (error == cudaErrorNoKernelImageForDevice)
@@ -43,13 +45,14 @@ inline status to_status(cudaError_t error) noexcept {
 /// Grid, block, dynamic shared memory in bytes, stream, and whether the launch may overlap the
 /// kernel before it: only for kernels whose code waits (see `waits_itself`).
 struct launch_shape {
-  unsigned blocks;
-  unsigned threads;
-  std::size_t shared_bytes;
-  cudaStream_t stream;
-  bool overlaps;
+  unsigned blocks;           ///< of the grid, in x
+  unsigned threads;          ///< of a block, in x
+  std::size_t shared_bytes;  ///< dynamic ones, a block
+  cudaStream_t stream;       ///< of the launch
+  bool overlaps;             ///< may overlap the kernel before it on the stream
 };
 
+/// Launches `kernel`, and returns what the runtime says.
 template <class Params>
 cudaError_t launch(void (*kernel)(Params), const launch_shape& shape, Params params) noexcept {
   cudaLaunchConfig_t config = {};

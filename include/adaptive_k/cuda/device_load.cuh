@@ -25,28 +25,32 @@ struct device_row {
 template <class Logit>
 struct logit_word;
 
+/// A float: a word each.
 template <>
 struct logit_word<float> {
-  static constexpr int size = 1;
-  static constexpr bool has_pair_arithmetic = false;
-  static constexpr std::uint32_t minus_infinity = 0xFF800000u;
+  static constexpr int size = 1;                      ///< logits in a word
+  static constexpr bool has_pair_arithmetic = false;  ///< whether two are worked on at once
+  static constexpr std::uint32_t minus_infinity = 0xFF800000u;  ///< in every half
+  /// The logit as a float.
   __device__ static ADAPTIVE_K_INLINE float at(std::uint32_t word, int) noexcept {
     return __uint_as_float(word);
   }
 };
 
+/// Two bfloat16 in a word.
 template <>
 struct logit_word<bfloat16> {
-  static constexpr int size = 2;
-  static constexpr std::uint32_t minus_infinity = 0xFF80FF80u;
-  static constexpr std::uint32_t lowest = 0xFF7FFF7Fu;  ///< of the finite ones
-  static constexpr std::uint32_t one = 0x3F803F80u;
-  static constexpr std::uint32_t infinity_bits = 0x7F80u;
+  static constexpr int size = 2;                                ///< logits in a word
+  static constexpr std::uint32_t minus_infinity = 0xFF80FF80u;  ///< in every half
+  static constexpr std::uint32_t lowest = 0xFF7FFF7Fu;          ///< of the finite ones
+  static constexpr std::uint32_t one = 0x3F803F80u;             ///< in every half
+  static constexpr std::uint32_t infinity_bits = 0x7F80u;  ///< of the exponent, in the lower half
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
   static constexpr bool has_pair_arithmetic = true;
 #else
-  static constexpr bool has_pair_arithmetic = false;
+  static constexpr bool has_pair_arithmetic = false;  ///< whether two are worked on at once
 #endif
+  /// Half 0 or 1 as a float.
   __device__ static ADAPTIVE_K_INLINE float at(std::uint32_t word, int half) noexcept {
     float logit;  // written as a float at once: no move between registers
     if (half == 0)
@@ -73,6 +77,7 @@ struct logit_word<bfloat16> {
 #endif
     return result;
   }
+  /// The smaller of each half; NaN where either is.
   __device__ static ADAPTIVE_K_INLINE std::uint32_t smaller(std::uint32_t a,
                                                             std::uint32_t b) noexcept {
     std::uint32_t result = 0;
@@ -83,27 +88,31 @@ struct logit_word<bfloat16> {
   }
 };
 
+/// Two float16 in a word.
 template <>
 struct logit_word<float16> {
-  static constexpr int size = 2;
-  static constexpr std::uint32_t minus_infinity = 0xFC00FC00u;
-  static constexpr std::uint32_t lowest = 0xFBFFFBFFu;
-  static constexpr std::uint32_t one = 0x3C003C00u;
-  static constexpr std::uint32_t infinity_bits = 0x7C00u;
+  static constexpr int size = 2;                                ///< logits in a word
+  static constexpr std::uint32_t minus_infinity = 0xFC00FC00u;  ///< in every half
+  static constexpr std::uint32_t lowest = 0xFBFFFBFFu;          ///< of the finite ones
+  static constexpr std::uint32_t one = 0x3C003C00u;             ///< in every half
+  static constexpr std::uint32_t infinity_bits = 0x7C00u;  ///< of the exponent, in the lower half
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
   static constexpr bool has_pair_arithmetic = true;
 #else
-  static constexpr bool has_pair_arithmetic = false;
+  static constexpr bool has_pair_arithmetic = false;  ///< whether two are worked on at once
 #endif
+  /// Half 0 or 1 as a float.
   __device__ static ADAPTIVE_K_INLINE float at(std::uint32_t word, int half) noexcept {
     return to_float(float16{static_cast<std::uint16_t>(half == 0 ? word & 0xFFFFu : word >> 16)});
   }
+  /// a * b + c of each half, rounded once.
   __device__ static ADAPTIVE_K_INLINE std::uint32_t fma(std::uint32_t a, std::uint32_t b,
                                                         std::uint32_t c) noexcept {
     std::uint32_t result;
     asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(result) : "r"(a), "r"(b), "r"(c));
     return result;
   }
+  /// The larger of each half; NaN where either is.
   __device__ static ADAPTIVE_K_INLINE std::uint32_t larger(std::uint32_t a,
                                                            std::uint32_t b) noexcept {
     std::uint32_t result = 0;
@@ -112,6 +121,7 @@ struct logit_word<float16> {
 #endif
     return result;
   }
+  /// The smaller of each half; NaN where either is.
   __device__ static ADAPTIVE_K_INLINE std::uint32_t smaller(std::uint32_t a,
                                                             std::uint32_t b) noexcept {
     std::uint32_t result = 0;
@@ -126,7 +136,9 @@ struct logit_word<float16> {
 template <class Logit, bool Pairs>
 class logit_range {
  public:
+  /// How logits come.
   using word = logit_word<Logit>;
+  /// Takes a word's logits in.
   __device__ ADAPTIVE_K_INLINE void see(std::uint32_t bits) noexcept {
     ADAPTIVE_K_UNROLL
     for (int i = 0; i < word::size; ++i) {
@@ -135,9 +147,12 @@ class logit_range {
       largest_ = larger(logit, largest_);
     }
   }
+  /// The smallest seen; NaN where one was.
   __device__ ADAPTIVE_K_INLINE float least() const noexcept { return least_; }
+  /// The largest seen; NaN where one was.
   __device__ ADAPTIVE_K_INLINE float largest() const noexcept { return largest_; }
 
+  /// The larger; NaN where either is.
   __device__ static ADAPTIVE_K_INLINE float larger(float a, float b) noexcept {
     float result;
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
@@ -147,6 +162,7 @@ class logit_range {
 #endif
     return result;
   }
+  /// The smaller; NaN where either is.
   __device__ static ADAPTIVE_K_INLINE float smaller(float a, float b) noexcept {
     float result;
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
@@ -162,18 +178,24 @@ class logit_range {
   float largest_ = -math::largest_finite;
 };
 
+/// The same, two at once.
 template <class Logit>
 class logit_range<Logit, true> {
  public:
+  /// How logits come.
   using word = logit_word<Logit>;
+  /// The one for single logits.
   using single = logit_range<Logit, false>;
+  /// Takes a word's logits in.
   __device__ ADAPTIVE_K_INLINE void see(std::uint32_t bits) noexcept {
     least_ = word::smaller(bits, least_);
     largest_ = word::larger(bits, largest_);
   }
+  /// The smallest seen; NaN where one was.
   __device__ ADAPTIVE_K_INLINE float least() const noexcept {
     return single::smaller(word::at(least_, 0), word::at(least_, 1));
   }
+  /// The largest seen; NaN where one was.
   __device__ ADAPTIVE_K_INLINE float largest() const noexcept {
     return single::larger(word::at(largest_, 0), word::at(largest_, 1));
   }
@@ -186,12 +208,15 @@ class logit_range<Logit, true> {
 /// A lane's share of a row, as loaded; slots past E hold -inf.
 template <class Tile, int MaxRows>
 struct loaded_row {
+  /// How logits are stored.
   using logit = typename Tile::logit_type;
+  /// How they come.
   using word = logit_word<logit>;
-  std::uint32_t words[MaxRows][Tile::words];
-  float least;  ///< of this lane's logits, and `largest`; either is NaN where one of them is
-  float largest;
+  std::uint32_t words[MaxRows][Tile::words];  ///< this lane's logits
+  float least;    ///< of this lane's logits, and `largest`; either is NaN where one of them is
+  float largest;  ///< see least
 
+  /// The logit of a slot, as a float.
   __device__ ADAPTIVE_K_INLINE float logit_at(int row, int slot) const noexcept {
     return word::at(words[row][slot / word::size], slot % word::size);
   }
@@ -281,10 +306,12 @@ __device__ ADAPTIVE_K_INLINE loaded_row<Tile, MaxRows> fetch_row(const device_ro
 /// tiles' own loads would fetch sectors twice.
 template <class Tile, int MaxExperts>
 struct staged_rows {
+  /// How logits are stored.
   using logit = typename Tile::logit_type;
+  /// A warp's rows.
   static constexpr int bytes = 32 / Tile::lanes * MaxExperts * static_cast<int>(sizeof(logit));
-  static constexpr bool fit = bytes <= 4096;
-  uint4 words[fit ? (bytes + 15) / 16 : 1];
+  static constexpr bool fit = bytes <= 4096;  ///< whether they are staged at all
+  uint4 words[fit ? (bytes + 15) / 16 : 1];   ///< the rows, one behind the other
 
   /// `rows` rows of E logits from `data` on, which is 16-byte aligned; every lane takes part.
   __device__ ADAPTIVE_K_INLINE void copy_in(const logit* data, int rows, int num_experts) noexcept {
@@ -298,6 +325,7 @@ struct staged_rows {
     for (int i = wide * width + lane; i < count; i += 32) to[i] = data[i];
     __syncwarp();
   }
+  /// A row that was staged.
   __device__ ADAPTIVE_K_INLINE const logit* row(int index, int num_experts) const noexcept {
     return reinterpret_cast<const logit*>(words) + index * num_experts;
   }

@@ -13,24 +13,24 @@ namespace cuda {
 /// Counters in device memory, at an address of the caller's. All zero is empty; launches add to it,
 /// one at a time: streams that may run together need one each.
 struct device_metrics {
-  unsigned long long calls;
-  unsigned long long tokens;
-  unsigned long long padding_tokens;
-  unsigned long long expert_calls;
-  unsigned long long full_expert_calls;
-  unsigned long long nonfinite_rows;
-  unsigned long long distinct_experts;
+  unsigned long long calls;                ///< as routing_metrics, and so on below
+  unsigned long long tokens;               ///< routed, padding left out
+  unsigned long long padding_tokens;       ///< skipped by the padding mask
+  unsigned long long expert_calls;         ///< sum of k_t
+  unsigned long long full_expert_calls;    ///< sum of K0
+  unsigned long long nonfinite_rows;       ///< routed tokens with a NaN or infinite logit
+  unsigned long long distinct_experts;     ///< sum over calls of experts that any token touched
   unsigned long long signal_sum_fixed;     ///< two's complement, with signal_sum_high above it
   unsigned int lowest_inverted;            ///< ~order key of the lowest signal
   unsigned int highest;                    ///< order key of the highest signal
   unsigned int touched[max_experts / 32];  ///< this launch's experts; zero between launches
   unsigned int blocks_done;                ///< likewise
   unsigned int tokens_in_launch;           ///< likewise
-  unsigned long long k_histogram[max_top_k + 1];
+  unsigned long long k_histogram[max_top_k + 1];         ///< tokens by k_t
   unsigned long long touched_experts[max_experts / 64];  ///< of all launches, a bit each
-  unsigned long long signal_sum_high;
-  unsigned long long shadow_expert_calls;
-  unsigned long long shadow_full_expert_calls;
+  unsigned long long signal_sum_high;                    ///< high word
+  unsigned long long shadow_expert_calls;       ///< in shadow mode: sum of the k the policy chose
+  unsigned long long shadow_full_expert_calls;  ///< and of K0
 };
 
 /// As the host's routing_metrics (host/metrics.hpp); `counters` was copied back from the device.
@@ -87,10 +87,12 @@ class block_metrics {
     __syncthreads();
   }
 
+  /// Whether anything is counted.
   __device__ bool counts() const noexcept {
     return target_ != nullptr || expert_counts_ != nullptr;
   }
 
+  /// Counts one of a token's experts.
   __device__ void add_expert(int expert) noexcept {
     if (counts()) atomicAdd(&state().expert_counts[expert], 1u);
   }
@@ -104,6 +106,7 @@ class block_metrics {
       if (j < count) atomicAdd(&state().expert_counts[experts[j]], 1u);
   }
 
+  /// Counts a token: its k, its signal, and whether a logit was NaN or infinite.
   __device__ void add_token(bool padding, int count, float signal, bool has_nonfinite) noexcept {
     if (target_ == nullptr) return;
     shared_state& block = state();

@@ -26,12 +26,17 @@ namespace cuda {
 class plans_ref {
  public:
   constexpr plans_ref() noexcept = default;
+  /// Whether it refers to nothing.
   bool empty() const noexcept { return data_ == nullptr; }
   const detail::k_plan* data() const noexcept { return data_; }  ///< device memory, a plan a layer
   int num_layers() const noexcept { return num_layers_; }        ///< 0: one plan for every layer
+  /// E of the router that they are of.
   int num_experts() const noexcept { return num_experts_; }
+  /// K0 of the router that they are of.
   int top_k() const noexcept { return top_k_; }
+  /// Of the router that they are of.
   gating_kind kind() const noexcept { return kind_; }
+  /// Of the router that they are of.
   bool renormalizes() const noexcept { return renormalizes_; }
 
  private:
@@ -53,8 +58,10 @@ class plans_ref {
 class device_plans {
  public:
   device_plans() noexcept = default;
+  /// Takes over the memory; `other` is then empty.
   device_plans(device_plans&& other) noexcept
       : memory_(std::exchange(other.memory_, nullptr)), ref_(std::exchange(other.ref_, {})) {}
+  /// Takes over the memory; `other` gets what was here.
   device_plans& operator=(device_plans&& other) noexcept {
     std::swap(memory_, other.memory_);
     std::swap(ref_, other.ref_);
@@ -125,6 +132,7 @@ class device_plans {
     return result;
   }
 
+  /// What launches take; valid as long as this lives.
   plans_ref ref() const noexcept { return ref_; }
 
  private:

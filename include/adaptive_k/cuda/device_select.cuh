@@ -33,17 +33,22 @@ struct sorted_list {
 
 /// 64-bit keys: the whole order key above the inverted id.
 struct wide_key {
+  /// Larger is better.
   using type = unsigned long long;
+  /// Of an order key and an expert: equal keys go by the lower expert. 0 for no expert.
   __device__ static ADAPTIVE_K_INLINE type pack(std::uint32_t key, int expert) noexcept {
     const type packed = static_cast<type>(key) << 32 | ~static_cast<std::uint32_t>(expert);
     return key == adaptive_k::detail::no_expert_key ? 0u : packed;
   }
+  /// The order key.
   __device__ static ADAPTIVE_K_INLINE std::uint32_t key(type packed) noexcept {
     return static_cast<std::uint32_t>(packed >> 32);
   }
+  /// The value that was ranked by.
   __device__ static ADAPTIVE_K_INLINE float value(type packed) noexcept {
     return detail::key_value(key(packed));
   }
+  /// The expert.
   __device__ static ADAPTIVE_K_INLINE int expert(type packed) noexcept {
     return static_cast<int>(~static_cast<std::uint32_t>(packed));
   }
@@ -52,6 +57,7 @@ struct wide_key {
 /// An index that the compiler knows, so that keys can be made with immediate operands.
 template <int Value>
 struct constant {
+  /// The value.
   __device__ constexpr operator int() const noexcept { return Value; }
 };
 

@@ -25,41 +25,52 @@ template <int Lanes, int RowWidth, class Logit>
 struct device_tile {
   static_assert(Lanes >= 1 && Lanes <= 32 && (Lanes & (Lanes - 1)) == 0 && Lanes <= RowWidth,
                 "lanes must be a power of two up to the row's width");
+  /// How logits are stored.
   using logit_type = Logit;
-  static constexpr int lanes = Lanes;
-  static constexpr int row_width = RowWidth;
-  static constexpr int slots_per_lane = RowWidth / Lanes;
+  static constexpr int lanes = Lanes;                      ///< that decide one token together
+  static constexpr int row_width = RowWidth;               ///< experts in a row of the tile
+  static constexpr int slots_per_lane = RowWidth / Lanes;  ///< experts of a lane in a row
+  /// Logits in a load of 16 bytes.
   static constexpr int most_a_load = 16 / static_cast<int>(sizeof(Logit));
+  /// Experts of a lane that lie side by side.
   static constexpr int chunk = slots_per_lane < most_a_load ? slots_per_lane : most_a_load;
-  static constexpr int chunks = slots_per_lane / chunk;
-  static constexpr bool unrolled = true;
+  static constexpr int chunks = slots_per_lane / chunk;  ///< of a lane in a row
+  static constexpr bool unrolled = true;                 ///< loops over slots are
   static constexpr int words =
       (slots_per_lane * static_cast<int>(sizeof(Logit)) + 3) / 4;  ///< of 32 bits, in a row
-  static constexpr unsigned whole_warp = 0xFFFFFFFFu;
+  static constexpr unsigned whole_warp = 0xFFFFFFFFu;              ///< mask of all 32 lanes
 
+  /// A value that every lane has its own of.
   template <class T>
   struct per_lane {
-    T value;
+    T value;  ///< of this lane
+    /// Of this lane, whichever is asked for.
     __device__ ADAPTIVE_K_INLINE T& operator[](int) noexcept { return value; }
+    /// Of this lane, whichever is asked for.
     __device__ ADAPTIVE_K_INLINE const T& operator[](int) const noexcept { return value; }
   };
 
+  /// This lane, 0..lanes - 1.
   __device__ static ADAPTIVE_K_INLINE int lane() noexcept {
     return static_cast<int>(threadIdx.x) & (Lanes - 1);
   }
+  /// The expert at a lane's slot of a row.
   __device__ static ADAPTIVE_K_INLINE constexpr int expert_at(int lane, int row,
                                                               int slot) noexcept {
     return row * RowWidth + slot / chunk * (Lanes * chunk) + lane * chunk + slot % chunk;
   }
+  /// The lane that has an expert.
   __device__ static ADAPTIVE_K_INLINE constexpr int owner_of(int expert) noexcept {
     return expert / chunk % Lanes;
   }
 
+  /// Calls f(lane) in each lane.
   template <class F>
   __device__ static ADAPTIVE_K_INLINE void for_each_lane(F f) noexcept {
     f(lane());
   }
 
+  /// `combine` over all lanes, in a fixed order, the same in each.
   template <class T, class Combine>
   __device__ static ADAPTIVE_K_INLINE T reduce(T value, Combine combine) noexcept {
     ADAPTIVE_K_UNROLL
@@ -68,6 +79,7 @@ struct device_tile {
     return value;
   }
 
+  /// The sum over lanes and slots, in the order of the host's.
   __device__ static ADAPTIVE_K_INLINE float sum_slots(
       const per_lane<slot_sums<slots_per_lane>>& sums) noexcept {
     float totals[chunks];
@@ -80,20 +92,25 @@ struct device_tile {
     }
     return detail::fold_neighbours(totals);
   }
+  /// The largest of all lanes, in each.
   __device__ static ADAPTIVE_K_INLINE float reduce_max(const per_lane<float>& values) noexcept {
     return reduce(values.value, [](float a, float b) { return math::larger(a, b); });
   }
+  /// The largest of all lanes, in each.
   __device__ static ADAPTIVE_K_INLINE std::uint32_t reduce_max(
       const per_lane<std::uint32_t>& values) noexcept {
     return reduce(values.value, [](std::uint32_t a, std::uint32_t b) { return a > b ? a : b; });
   }
+  /// The smallest of all lanes, in each.
   __device__ static ADAPTIVE_K_INLINE int reduce_min(const per_lane<int>& values) noexcept {
     return reduce(values.value, [](int a, int b) { return a < b ? a : b; });
   }
+  /// The sum over all lanes, in each.
   __device__ static ADAPTIVE_K_INLINE int reduce_sum(const per_lane<int>& values) noexcept {
     return reduce(values.value, [](int a, int b) { return a + b; });
   }
 
+  /// One lane's value, in each.
   template <class T>
   __device__ static ADAPTIVE_K_INLINE T broadcast(const per_lane<T>& values, int lane) noexcept {
     return __shfl_sync(whole_warp, values.value, lane, Lanes);

@@ -90,8 +90,8 @@ __device__ ADAPTIVE_K_INLINE bool route_lane_rows(const route_params& params,
 /// Shared memory of a warp: its rows are long in registers when tiles need it.
 template <class Tier, class Logit>
 union lane_memory {
-  lane_row_loader<Logit, Tier::max_experts, rows_of_lane> loader;
-  tile_memory<Tier, Logit> tiles;
+  lane_row_loader<Logit, Tier::max_experts, rows_of_lane> loader;  ///< while rows are read
+  tile_memory<Tier, Logit> tiles;  ///< while a tile decides what a lane cannot
 };
 
 /// Takes usual calls of the tier's E and K0 whose rows follow one another from a 16-byte boundary.

@@ -18,10 +18,11 @@ namespace cuda {
 
 /// The two largest of a lane's logits and the least; `least` is NaN where one of them is.
 struct row_extremes {
-  float largest;
-  float second;
-  float least;
+  float largest;  ///< of the row, NaN left out
+  float second;   ///< the one after it
+  float least;    ///< of the row; NaN where a logit is
 };
+/// The extremes of one lane's row.
 template <class Logit, int Experts>
 __device__ ADAPTIVE_K_INLINE row_extremes extremes_of(const float (&logit)[Experts]) noexcept {
   static_assert(Experts >= 4 && (Experts & (Experts - 1)) == 0, "halves of halves");

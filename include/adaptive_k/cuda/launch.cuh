@@ -164,6 +164,7 @@ status launch_plain(const route_params& params, cudaStream_t stream) noexcept {
                                                                              stream);
 }
 
+/// Launches route_kernel by the smallest tier that holds E and K0.
 template <gating_kind Kind, class Logit>
 status launch_general(const route_params& params, cudaStream_t stream) noexcept {
   using tiers =
@@ -189,6 +190,7 @@ ADAPTIVE_K_KERNELS_FOR(bfloat16)
 #undef ADAPTIVE_K_KERNELS_FOR
 #endif
 
+/// Launches the kernel that serves the call, by its gating and shape.
 template <class Logit>
 status launch_route(const route_params& params, cudaStream_t stream) noexcept {
   if (is_plain(params.model) && params.replay_ids == nullptr)

@@ -22,10 +22,10 @@ ADAPTIVE_K_NAMESPACE_BEGIN
 
 namespace cuda {
 
-inline constexpr int permute_threads = 256;
-inline constexpr int chunk_tokens = 256;
-inline constexpr int chunk_words = chunk_tokens / 32;
-inline constexpr int max_counting_blocks = 64;  ///< beyond, blocks take several chunks
+inline constexpr int permute_threads = 256;            ///< of a block
+inline constexpr int chunk_tokens = 256;               ///< that a block takes at a time
+inline constexpr int chunk_words = chunk_tokens / 32;  ///< their bits
+inline constexpr int max_counting_blocks = 64;         ///< beyond, blocks take several chunks
 
 /// Start of the workspace; counts [num_parts, L] follow it.
 struct permute_tickets {
@@ -36,16 +36,16 @@ struct permute_tickets {
 
 /// Everything a launch needs; device pointers. Passed by value.
 struct permute_params {
-  permutation_shape shape;  ///< num_local_experts is L, never 0
-  const void* topk_ids;     ///< [num_tokens, K0] of `ids`
-  const std::int32_t* topk_counts;
-  const std::int32_t* expert_map;
-  permutation_output output;
-  std::int32_t capacity;     ///< permuted_capacity(shape)
-  permute_tickets* tickets;  ///< not read by permute_kernel with one part
-  std::int32_t* part_counts;
-  int num_parts;  ///< blocks that count, and as many that place
-  id_type ids;
+  permutation_shape shape;          ///< num_local_experts is L, never 0
+  const void* topk_ids;             ///< [num_tokens, K0] of `ids`
+  const std::int32_t* topk_counts;  ///< [num_tokens] or null: all K0
+  const std::int32_t* expert_map;   ///< [E], local expert or -1; null: all are local
+  permutation_output output;        ///< as the host's
+  std::int32_t capacity;            ///< permuted_capacity(shape)
+  permute_tickets* tickets;         ///< not read by permute_kernel with one part
+  std::int32_t* part_counts;        ///< [num_parts, L]: rows of each part by expert
+  int num_parts;                    ///< blocks that count, and as many that place
+  id_type ids;                      ///< how topk_ids are stored
 };
 
 namespace permute_detail {

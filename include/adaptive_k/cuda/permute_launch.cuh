@@ -105,7 +105,7 @@ extern template status launch_permute<true>(const permute_params&, bool, cudaStr
 
 /// What a routing call permutes by, in the same launch or the next.
 struct expert_major {
-  permutation_output output;
+  permutation_output output;                 ///< as the host's
   int block_size = 1;                        ///< as permutation_shape
   int num_local_experts = 0;                 ///< likewise
   const std::int32_t* expert_map = nullptr;  ///< as permutation_input

@@ -20,16 +20,18 @@ ADAPTIVE_K_NAMESPACE_BEGIN
 
 namespace cuda {
 
+/// This thread's warp, counted over the grid.
 __device__ ADAPTIVE_K_INLINE std::int64_t warp_of_launch() noexcept {
   return static_cast<std::int64_t>(blockIdx.x) * (threads_per_block / 32) + threadIdx.x / 32;
 }
 
 /// The tokens of a warp, and which of them a lane decides.
 struct warp_tokens {
-  std::int64_t first;
-  int count;  ///< from `first` on, 1..32
-  int own;    ///< of this lane, counted from `first`
-  bool decides;
+  std::int64_t first;  ///< token of the warp
+  int count;           ///< from `first` on, 1..32
+  int own;             ///< of this lane, counted from `first`
+  bool decides;        ///< whether this lane has a token that counts
+  /// The token that this lane decides.
   __device__ ADAPTIVE_K_INLINE std::int64_t own_token() const noexcept { return first + own; }
 };
 
@@ -124,8 +126,9 @@ __device__ ADAPTIVE_K_INLINE void decide_usual(const route_params& params,
 /// Shared memory of a warp that routes by tiles.
 template <class Tier, class Logit>
 struct tile_memory {
+  /// Rows of the warp's tokens.
   staged_rows<device_tile<Tier::lanes, Tier::row_width, Logit>, Tier::max_experts> rows;
-  staged_slots<Tier::max_top_k> slots;
+  staged_slots<Tier::max_top_k> slots;  ///< what it writes
 };
 
 /// Routes up to 32 / lanes * `rounds` rows by tiles, from `first` on; rounds is at most the lanes.

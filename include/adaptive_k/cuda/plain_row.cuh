@@ -19,11 +19,14 @@ namespace cuda {
 /// 16-bit logits: 32 bits in all.
 template <class Logit>
 struct plain_key {
+  /// Larger is better.
   using type = std::uint32_t;
+  /// How logits come.
   using word = logit_word<Logit>;
+  /// Whether two are ordered at once.
   static constexpr bool has_pair_orders = word::has_pair_arithmetic;
-  static constexpr std::uint32_t zero_order = 0x8000u;
-  static constexpr std::uint32_t nan_order = 1;
+  static constexpr std::uint32_t zero_order = 0x8000u;  ///< of a logit that is 0
+  static constexpr std::uint32_t nan_order = 1;         ///< below every other
 
   /// The orders of a word's two logits, both finite; -0 as +0.
   __device__ static ADAPTIVE_K_INLINE std::uint32_t finite_orders(std::uint32_t pair) noexcept {
@@ -53,6 +56,7 @@ struct plain_key {
     const std::uint32_t key = bits > 0x8000u ? ~bits & 0xFFFFu : upper;
     return (bits & 0x7FFFu) > plain_key::word::infinity_bits ? nan_order : key;
   }
+  /// Of an order and an expert: equal orders go by the lower expert.
   __device__ static ADAPTIVE_K_INLINE type join(std::uint32_t order, int expert) noexcept {
     return order << 16 | (~static_cast<std::uint32_t>(expert) & 0xFFFFu);
   }
@@ -60,11 +64,13 @@ struct plain_key {
   __device__ static ADAPTIVE_K_INLINE type add_lane(type key, int lane_offset) noexcept {
     return key ^ static_cast<std::uint32_t>(lane_offset);
   }
+  /// The logit that was ordered by.
   __device__ static ADAPTIVE_K_INLINE float logit(type key) noexcept {
     const std::uint32_t order = key >> 16;
     const std::uint32_t bits = (order & 0x8000u) != 0 ? order & 0x7FFFu : ~order & 0xFFFFu;
     return order == nan_order ? -math::infinity : word::at(bits, 0);
   }
+  /// The expert.
   __device__ static ADAPTIVE_K_INLINE int expert(type key) noexcept {
     return static_cast<int>(~key & 0xFFFFu);
   }
@@ -73,10 +79,12 @@ struct plain_key {
 /// fp32 logits: 64 bits.
 template <>
 struct plain_key<float> {
+  /// Larger is better.
   using type = unsigned long long;
-  static constexpr bool has_pair_orders = false;
-  static constexpr std::uint32_t zero_order = 0x80000000u;
+  static constexpr bool has_pair_orders = false;            ///< a word holds one
+  static constexpr std::uint32_t zero_order = 0x80000000u;  ///< of a logit that is 0
 
+  /// The order of a word's logit.
   __device__ static ADAPTIVE_K_INLINE std::uint32_t order(std::uint32_t word, int) noexcept {
     return detail::order_key(__uint_as_float(word));
   }
@@ -85,15 +93,19 @@ struct plain_key<float> {
     const int bits = __float_as_int(__uint_as_float(word) + 0.0f);  // -0 as +0
     return static_cast<std::uint32_t>(bits ^ (bits >> 31 | static_cast<int>(0x80000000u)));
   }
+  /// Of an order and an expert: equal orders go by the lower expert.
   __device__ static ADAPTIVE_K_INLINE type join(std::uint32_t order, int expert) noexcept {
     return static_cast<type>(order) << 32 | ~static_cast<std::uint32_t>(expert);
   }
+  /// Makes a slot's expert that of a lane.
   __device__ static ADAPTIVE_K_INLINE type add_lane(type key, int lane_offset) noexcept {
     return key ^ static_cast<std::uint32_t>(lane_offset);
   }
+  /// The logit that was ordered by.
   __device__ static ADAPTIVE_K_INLINE float logit(type key) noexcept {
     return detail::key_value(static_cast<std::uint32_t>(key >> 32));
   }
+  /// The expert.
   __device__ static ADAPTIVE_K_INLINE int expert(type key) noexcept {
     return static_cast<int>(~static_cast<std::uint32_t>(key));
   }
@@ -102,11 +114,12 @@ struct plain_key<float> {
 /// All that a token's decision needs of its row.
 template <class Logit, int MaxTopK>
 struct row_summary {
+  /// What winners are ranked by.
   using key = plain_key<Logit>;
-  float largest;
-  detail::score_sums<> sums;
-  sorted_list<typename key::type, MaxTopK> winners;
-  bool has_nonfinite;
+  float largest;                                     ///< logit of the row
+  detail::score_sums<> sums;                         ///< over the row's scores
+  sorted_list<typename key::type, MaxTopK> winners;  ///< the top K0, best first
+  bool has_nonfinite;                                ///< whether a logit is NaN or infinite
 
   /// The ranks as core/ takes them.
   __device__ ADAPTIVE_K_INLINE void rank(int top_k,

@@ -16,6 +16,7 @@ ADAPTIVE_K_NAMESPACE_BEGIN
 
 namespace cuda {
 
+/// Any call: a tile of the warp decides each token.
 template <class Tier, gating_kind Kind, class Logit>
 __global__ void __launch_bounds__(threads_per_block, general_blocks_per_sm)
     route_kernel(route_params params) {

@@ -25,7 +25,7 @@ struct route_params {
   int rounds;               ///< of a plain kernel's warp, 1 to its lanes
   bool stages_rows;  ///< rows follow one another from a 16-byte boundary, and pay to be staged
   bool usual;        ///< as usual_call.cuh
-  gating model;
+  gating model;      ///< as the host's
   const detail::k_plan* plan;        ///< of the layer; may be rewritten between launches
   const float* routing_bias;         ///< [E] or null
   const std::uint8_t* padding_mask;  ///< [num_tokens] or null
@@ -40,13 +40,14 @@ struct route_params {
   float* signal;                      ///< [num_tokens] or null
   device_metrics* metrics;            ///< or null
   unsigned long long* expert_counts;  ///< [E] or null
-  id_type ids;
-  float_type weights;
-  fill_id fill;
-  bool overlaps;               ///< host: may overlap the kernel before it on the stream
-  permute_params permutation;  ///< of the ids chosen here; null topk_ids: none
+  id_type ids;                        ///< how ids are stored
+  float_type weights;                 ///< how weights are stored
+  fill_id fill;                       ///< past k_t
+  bool overlaps;                      ///< host: may overlap the kernel before it on the stream
+  permute_params permutation;         ///< of the ids chosen here; null topk_ids: none
 };
 
+/// Writes id number `at`, counted from `base`.
 __device__ ADAPTIVE_K_INLINE void store_id(void* base, std::int64_t at, id_type type,
                                            int value) noexcept {
   switch (type) {
@@ -65,11 +66,13 @@ __device__ ADAPTIVE_K_INLINE void store_id(void* base, std::int64_t at, id_type 
 
 /// One token's dictated experts, read from the launch's parameters.
 struct device_replay {
-  static constexpr bool possible = true;
-  const route_params& params;
-  std::int64_t token;
-  bool exists;  ///< else nothing is read: another tile may write over it
+  static constexpr bool possible = true;  ///< a call may replay
+  const route_params& params;             ///< of the launch
+  std::int64_t token;                     ///< whose experts are given
+  bool exists;                            ///< else nothing is read: another tile may write over it
+  /// Whether the call is a replay.
   __device__ ADAPTIVE_K_INLINE bool active() const noexcept { return params.replay_ids != nullptr; }
+  /// Experts given, 0..K0.
   __device__ ADAPTIVE_K_INLINE int count() const noexcept {
     const int top_k = params.model.top_k;
     if (!exists) return 0;
@@ -77,11 +80,13 @@ struct device_replay {
     const int given = params.replay_counts[token];
     return given < 0 ? 0 : given > top_k ? top_k : given;
   }
+  /// The expert given at a rank.
   __device__ ADAPTIVE_K_INLINE int expert(int rank) const noexcept {
     return load_id(params.replay_ids, token * params.model.top_k + rank, params.ids);
   }
 };
 
+/// Writes weight number `at`, counted from `base`, rounded to nearest even.
 __device__ ADAPTIVE_K_INLINE void store_weight(void* base, std::int64_t at, float_type type,
                                                float value) noexcept {
   switch (type) {
@@ -97,6 +102,7 @@ __device__ ADAPTIVE_K_INLINE void store_weight(void* base, std::int64_t at, floa
   }
 }
 
+/// Whether the mask skips a token.
 __device__ ADAPTIVE_K_INLINE bool is_padding(const route_params& params,
                                              std::int64_t token) noexcept {
   return params.padding_mask != nullptr && params.padding_mask[token] != 0;

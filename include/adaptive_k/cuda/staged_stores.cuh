@@ -16,9 +16,10 @@ namespace cuda {
 /// A warp's ids or weights on their way out, as 32-bit words in the order of memory.
 template <int MaxTopK>
 struct staged_slots {
-  static constexpr int most = 32 * MaxTopK;
-  uint4 words[most / 4];
+  static constexpr int most = 32 * MaxTopK;  ///< slots of a warp's tokens
+  uint4 words[most / 4];                     ///< of 16 bytes, so that they are stored as such
 
+  /// The same, slot by slot.
   __device__ ADAPTIVE_K_INLINE std::uint32_t* word() noexcept {
     return reinterpret_cast<std::uint32_t*>(words);
   }
@@ -42,6 +43,7 @@ __device__ ADAPTIVE_K_INLINE void copy_out(staged_slots<MaxTopK>& staged, T* bas
   for (int i = wide + lane; i < count; i += 32) base[i] = convert(staged.word()[i]);
 }
 
+/// Writes `count` staged ids to number `first` of `base` and on.
 template <int MaxTopK>
 __device__ ADAPTIVE_K_INLINE void copy_ids(staged_slots<MaxTopK>& staged, void* base,
                                            std::int64_t first, int count, id_type type) noexcept {
@@ -61,6 +63,7 @@ __device__ ADAPTIVE_K_INLINE void copy_ids(staged_slots<MaxTopK>& staged, void* 
   }
 }
 
+/// Writes `count` staged weights to number `first` of `base` and on, rounded to nearest even.
 template <int MaxTopK>
 __device__ ADAPTIVE_K_INLINE void copy_weights(staged_slots<MaxTopK>& staged, void* base,
                                                std::int64_t first, int count,

@@ -10,9 +10,12 @@ ADAPTIVE_K_NAMESPACE_BEGIN
 
 namespace cuda {
 
+/// How ids are stored.
 enum class id_type : std::uint8_t { int32, int64, int16, uint16 };
+/// How logits and weights are stored.
 enum class float_type : std::uint8_t { float32, float16, bfloat16 };
 
+/// Of a type that is_expert_id allows.
 template <class Id>
 constexpr id_type id_type_of() noexcept {
   if (std::is_same_v<Id, std::int64_t>) return id_type::int64;
@@ -21,6 +24,7 @@ constexpr id_type id_type_of() noexcept {
   return id_type::int32;
 }
 
+/// Of a type that is_float_storage allows.
 template <class Weight>
 constexpr float_type float_type_of() noexcept {
   if (std::is_same_v<Weight, float16>) return float_type::float16;
@@ -39,6 +43,7 @@ __device__ ADAPTIVE_K_INLINE int load_id(const void* base, std::int64_t at, id_t
   return words == 2 && word[1] != 0 ? -1 : low;
 }
 
+/// Weight number `at`, counted from `base`, as a float.
 __device__ ADAPTIVE_K_INLINE float load_weight(const void* base, std::int64_t at,
                                                float_type type) noexcept {
   switch (type) {

@@ -8,6 +8,7 @@
 
 #include "adaptive_k/config.hpp"
 
+/// What nvcc replaces by a compile-time value of the flags it was called with.
 extern "C" __device__ int __nvvm_reflect(const char*);  // known to nvcc and clang
 
 ADAPTIVE_K_NAMESPACE_BEGIN

@@ -13,17 +13,19 @@ namespace cuda {
 /// thread's registers.
 template <int MaxExperts, int MaxTopK, int Lanes, int BlocksPerSm = 4>
 struct tier {
-  static constexpr int max_experts = MaxExperts;
-  static constexpr int max_top_k = MaxTopK;
-  static constexpr int lanes = Lanes;  ///< lanes of a warp that share a token
+  static constexpr int max_experts = MaxExperts;  ///< E that it holds
+  static constexpr int max_top_k = MaxTopK;       ///< K0 that it holds
+  static constexpr int lanes = Lanes;             ///< lanes of a warp that share a token
+  /// Experts in a row of the tile.
   static constexpr int row_width = MaxExperts < 32 ? MaxExperts : 32;
-  static constexpr int rows = (MaxExperts + row_width - 1) / row_width;
-  static constexpr int blocks_per_sm = BlocksPerSm;
+  static constexpr int rows = (MaxExperts + row_width - 1) / row_width;  ///< that hold E
+  static constexpr int blocks_per_sm = BlocksPerSm;  ///< that its registers must leave room for
 };
 
+/// Tiers, smallest first.
 template <class... Tiers>
 struct tier_list {
-  static constexpr int size = sizeof...(Tiers);
+  static constexpr int size = sizeof...(Tiers);  ///< of the list
 };
 
 /// Index of the tier that serves a shape; -1 where none does.
@@ -67,8 +69,8 @@ using general_tiers =
 /// Sparsemixer takes two experts at most.
 using sparsemixer_tiers = tier_list<tier<64, 2, 8>, tier<256, 2, 8>, tier<1024, 2, 32>>;
 
-inline constexpr int threads_per_block = 128;
-inline constexpr int general_blocks_per_sm = 2;
+inline constexpr int threads_per_block = 128;    ///< of the plain and general kernels
+inline constexpr int general_blocks_per_sm = 2;  ///< of the general kernel
 
 /// Whether lane_route_kernel takes rows of a tier: it ranks two experts, and reads whole rows of
 /// one or two loads of 16 bytes.
@@ -82,7 +84,7 @@ inline constexpr bool takes_lane_rows = Tier::lanes == 1 && Tier::max_top_k == 2
 /// instructions hardly longer; but 4096 tokens are 32 warps then instead of 128, which a large GPU
 /// could do with. Not measured on one.
 inline constexpr int rows_of_lane = 4;
-inline constexpr long long least_lane_tokens = 4096;
+inline constexpr long long least_lane_tokens = 4096;  ///< below, too few warps would be busy
 
 /// Rounds of a plain kernel's warp. More of them cost fewer instructions a token, but keep fewer
 /// warps busy and each one longer, so small launches take one.

@@ -25,6 +25,7 @@ inline bool is_usual_call(const route_params& params, int tier_top_k) noexcept {
          aligned(params.topk_weights);
 }
 
+/// The part of a plan that every token needs, in two loads.
 __device__ ADAPTIVE_K_INLINE detail::k_plan_head load_plan_head(
     const detail::k_plan* plan) noexcept {
   static_assert(sizeof(detail::k_plan_head) == 32, "two loads");
@@ -35,6 +36,7 @@ __device__ ADAPTIVE_K_INLINE detail::k_plan_head load_plan_head(
   return head;
 }
 
+/// The rest of a plan of the usual kind.
 template <int MaxTopK>
 __device__ ADAPTIVE_K_INLINE detail::usual_plan<MaxTopK> load_usual_plan(
     const detail::k_plan* plan, const detail::k_plan_head& head) noexcept {

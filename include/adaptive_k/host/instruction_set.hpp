@@ -9,6 +9,7 @@
 
 ADAPTIVE_K_NAMESPACE_BEGIN
 
+/// What a host path is compiled for.
 enum class instruction_set : std::uint8_t {
   best,     ///< the widest that this build and this machine have
   scalar,   ///< one token, one expert at a time
@@ -57,6 +58,7 @@ inline instruction_set best_instruction_set() noexcept {
   return generic ? instruction_set::generic : instruction_set::scalar;
 }
 
+/// Its name as above, in lower case. Static text.
 inline const char* name_of(instruction_set set) noexcept {
   switch (set) {
     case instruction_set::best:

@@ -15,9 +15,11 @@ struct expert_sizes {
   int matrices = 3;               ///< [hidden, intermediate] matrices per expert; 3 for SwiGLU
   double bytes_per_weight = 2.0;  ///< as the engine stores experts
 
+  /// Bytes of one expert's weights.
   double expert_bytes() const noexcept {
     return static_cast<double>(hidden * intermediate * matrices) * bytes_per_weight;
   }
+  /// Floating-point operations of one expert for one token.
   double flops_per_expert_call() const noexcept {
     return 2.0 * static_cast<double>(hidden * intermediate * matrices);
   }
@@ -40,18 +42,22 @@ inline void add_wide(std::int64_t& low, std::int64_t& high, std::int64_t added) 
 
 /// A set of experts, a bit each.
 struct expert_set {
-  std::uint64_t words[max_experts / 64] = {};
+  std::uint64_t words[max_experts / 64] = {};  ///< bit e % 64 of word e / 64
 
+  /// Adds `expert`, 0..1023, where `condition` holds.
   void add(int expert, bool condition = true) noexcept {
     words[expert / 64] |= static_cast<std::uint64_t>(condition) << (expert % 64);
   }
+  /// Whether it has `expert`, 0..1023.
   bool contains(int expert) const noexcept {
     return (words[expert / 64] >> (expert % 64) & 1) != 0;
   }
+  /// Adds the experts of another.
   expert_set& operator|=(const expert_set& other) noexcept {
     for (int i = 0; i < max_experts / 64; ++i) words[i] |= other.words[i];
     return *this;
   }
+  /// Experts in it, 0..1024.
   int size() const noexcept {
     int number = 0;
     for (std::uint64_t word : words)
@@ -78,13 +84,14 @@ struct routing_metrics {
   std::uint64_t distinct_experts = 0;   ///< sum over calls of experts that any token touched
   std::int64_t signal_sum_fixed = 0;    ///< low word of the sum of signals: see signal_sum()
   float signal_lowest = 0.0f;           ///< over `tokens`; 0 when there are none
-  float signal_highest = 0.0f;
+  float signal_highest = 0.0f;          ///< likewise; both in the signal's unit
   std::uint64_t k_histogram[max_top_k + 1] = {};  ///< tokens by k_t
   std::int64_t signal_sum_high = 0;               ///< high word
   std::uint64_t shadow_expert_calls = 0;          ///< in shadow mode: sum of the k the policy chose
   std::uint64_t shadow_full_expert_calls = 0;     ///< and of K0, over the same tokens
   expert_set touched_experts;                     ///< that any token touched in any call
 
+  /// Adds the counters of other calls, layers, threads or ranks.
   routing_metrics& operator+=(const routing_metrics& other) noexcept;
 
   /// 1 - sum k_t / sum K0, in [0, 1): against the model's own top-k, never against all E. 0 when

@@ -19,6 +19,7 @@
 
 ADAPTIVE_K_NAMESPACE_BEGIN
 
+/// How a router writes and runs; the policy is apart.
 struct router_options {
   fill_id fill = fill_id::minus_one;  ///< what stands in the id slots past k_t
   /// For tests and measurements: the bits do not depend on it. One that is not there is refused.
@@ -27,9 +28,9 @@ struct router_options {
 
 /// The result of the convenience call: buffers of its own, laid out as in `routing_output`.
 struct routed_batch {
-  status result;
-  std::int64_t num_tokens = 0;
-  int top_k = 0;
+  status result;  ///< why nothing was routed, or ok; the arrays are empty after a refusal
+  std::int64_t num_tokens = 0;               ///< T
+  int top_k = 0;                             ///< K0
   std::vector<std::int32_t> topk_ids;        ///< [num_tokens, top_k]
   std::vector<float> topk_weights;           ///< [num_tokens, top_k]
   std::vector<std::int32_t> topk_counts;     ///< [num_tokens]
@@ -54,7 +55,9 @@ class router {
 
   /// Why this router refuses to route; ok when it does not.
   const status& validity() const noexcept { return validity_; }
+  /// The model's own routing, as it was given.
   const gating& model() const noexcept { return model_; }
+  /// The options, as they were given.
   const router_options& options() const noexcept { return options_; }
   /// What it runs on, never `best`: what the options say, or else the widest set that this build
   /// and this machine have. `name_of` names it.

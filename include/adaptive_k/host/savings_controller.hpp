@@ -13,6 +13,7 @@
 
 ADAPTIVE_K_NAMESPACE_BEGIN
 
+/// What to hold, and how. Ranges are in `savings_controller::validity`.
 struct savings_target {
   double expert_savings = 0.0;  ///< share of expert calls to save, in (0, 1)
   /// Off by no more than this, nothing moves.
@@ -23,7 +24,7 @@ struct savings_target {
   double gain = 6.0;
   /// Calibrated bounds of the scale, in 1e-6..1 and 1..1e6.
   double lowest_scale = 1.0 / 16.0;
-  double highest_scale = 16.0;
+  double highest_scale = 16.0;  ///< see lowest_scale
 };
 
 /// One number, the scale, starts at 1 and multiplies each layer's lambda (distortion policies) or
@@ -68,6 +69,7 @@ class savings_controller {
     return scale_ != before;
   }
 
+  /// The number that multiplies; 1 at the start, within the target's bounds.
   double scale() const noexcept { return scale_; }
   /// True where the scale stands at a bound: the target cannot be met within what was calibrated.
   bool at_bound() const noexcept {

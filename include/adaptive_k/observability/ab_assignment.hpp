@@ -16,7 +16,7 @@ ADAPTIVE_K_NAMESPACE_BEGIN
 
 /// One arm. The first of a test is the control.
 struct ab_variant {
-  std::string name;
+  std::string name;  ///< neither empty nor another variant's
   /// Share of the requests, relative to the others' weights: finite, above 0 and a millionth of
   /// their sum or more.
   double weight = 1.0;
@@ -58,6 +58,7 @@ inline std::uint64_t ab_hash(std::uint64_t request_id, std::uint64_t salt = 0) n
 /// Deals requests to variants by a hash of their id. Tests with different salts deal independently.
 class ab_assignment {
  public:
+  /// Deals to `variants`, the first of them the control. `validity` says whether they fit.
   ab_assignment(std::vector<ab_variant> variants, std::uint64_t salt)
       : variants_(std::move(variants)), salt_(salt) {
     double total = 0.0;
@@ -108,11 +109,14 @@ class ab_assignment {
   std::size_t assign_variant(std::string_view request_id) const noexcept {
     return variant_at(ab_hash(request_id, salt_));
   }
+  /// The same of a number.
   std::size_t assign_variant(std::uint64_t request_id) const noexcept {
     return variant_at(ab_hash(request_id, salt_));
   }
 
+  /// As they were given.
   const std::vector<ab_variant>& variants() const noexcept { return variants_; }
+  /// As it was given.
   std::uint64_t salt() const noexcept { return salt_; }
   /// Share of the requests that variant `i` is to get, 0..1.
   double share(std::size_t i) const noexcept { return bounds_[i] - (i > 0 ? bounds_[i - 1] : 0.0); }

@@ -18,19 +18,22 @@ ADAPTIVE_K_NAMESPACE_BEGIN
 
 /// Mean and spread of a stream, by Welford's updates.
 struct ab_moments {
-  std::uint64_t count = 0;
-  double mean = 0.0;
-  double squares = 0.0;  ///< sum of squared distances from the mean
+  std::uint64_t count = 0;  ///< of values
+  double mean = 0.0;        ///< 0 before the first value
+  double squares = 0.0;     ///< sum of squared distances from the mean
 
+  /// Takes another value in.
   void add(double value) noexcept {
     ++count;
     const double off = value - mean;
     mean += off / static_cast<double>(count);
     squares += off * (value - mean);
   }
+  /// Of the values, unbiased; 0 for fewer than two.
   double variance() const noexcept {
     return count > 1 ? squares / static_cast<double>(count - 1) : 0.0;
   }
+  /// Of their mean; 0 for fewer than two.
   double variance_of_mean() const noexcept {
     return count > 1 ? variance() / static_cast<double>(count) : 0.0;
   }

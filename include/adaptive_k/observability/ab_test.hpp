@@ -32,9 +32,9 @@ ADAPTIVE_K_NAMESPACE_BEGIN
 /// One request. Requests are taken as independent: what is assigned by one id is recorded once (see
 /// `ab_assignment::assign_variant`). No value exceeds 1e60 in magnitude.
 struct ab_observation {
-  double latency_seconds = 0.0;
-  double expert_savings = 0.0;  ///< 0..1; a shadow's: `shadow_savings`
-  double quality = 0.0;         ///< larger is better, any unit whose mean is not 0
+  double latency_seconds = 0.0;  ///< of the whole request
+  double expert_savings = 0.0;   ///< 0..1; a shadow's: `shadow_savings`
+  double quality = 0.0;          ///< larger is better, any unit whose mean is not 0
 };
 
 /// What a shadow records as `expert_savings`: the share of expert calls that its policy would have
@@ -52,11 +52,13 @@ inline double shadow_savings(const std::int32_t* chosen_counts, std::int64_t num
   return 1.0 - static_cast<double>(calls) / (static_cast<double>(tokens) * top_k);
 }
 
+/// What is compared, in the order of ab_comparison::effects.
 enum class ab_metric { latency, savings, quality };
-constexpr std::size_t num_ab_metrics = 3;
+constexpr std::size_t num_ab_metrics = 3;  ///< number of them
 
+/// How a test decides.
 struct ab_options {
-  std::uint64_t salt = 0;
+  std::uint64_t salt = 0;  ///< of ab_assignment: another one, other variants for the same ids
   /// Chance that any of the differences called found is none, over all variants and metrics.
   double alpha = 0.05;
   double power = 0.8;  ///< for the detectable effect
@@ -64,26 +66,27 @@ struct ab_options {
   /// before every variant has this many requests, and Welch's t then decides once.
   std::uint64_t planned_requests = 0;
   /// Relative effect that the sequential test is sharpest for; any true effect is found in time.
-  double expected_effect = 0.05;  ///< 1e-6..1e6
-  std::size_t bootstrap_replicates = 500;
-  std::uint64_t bootstrap_seed = 1;
+  double expected_effect = 0.05;           ///< 1e-6..1e6
+  std::size_t bootstrap_replicates = 500;  ///< of `low` and `high`
+  std::uint64_t bootstrap_seed = 1;        ///< equal seeds, equal intervals
 };
 
 /// A variant's metric against the control's.
 struct ab_effect {
-  double control_mean = 0.0;
-  double variant_mean = 0.0;
+  double control_mean = 0.0;  ///< in the metric's unit
+  double variant_mean = 0.0;  ///< likewise
   /// Latency and quality: relative to the control's mean. Savings: difference of the shares.
   double effect = 0.0;
-  double low = 0.0, high = 0.0;  ///< bootstrap interval of `effect` at 1 - alpha, one look
+  /// Bootstrap interval of `effect` at 1 - alpha, one look.
+  double low = 0.0, high = 0.0;  ///< its ends
   /// Interval of `effect` at 1 - alpha that holds at all looks at once: wider, and what the
   /// sentence says without `planned_requests`: what the intervals of all looks so far share, or
   /// this look's where they share nothing (the effect drifts). From 50 requests a variant on; NaN
   /// before.
   double sequential_low = std::numeric_limits<double>::quiet_NaN();
-  double sequential_high = std::numeric_limits<double>::quiet_NaN();
-  double welch_p = 1.0;       ///< one look
-  double sequential_p = 1.0;  ///< over all looks so far
+  double sequential_high = std::numeric_limits<double>::quiet_NaN();  ///< see sequential_low
+  double welch_p = 1.0;                                               ///< one look
+  double sequential_p = 1.0;                                          ///< over all looks so far
   /// Effect that the test which decides finds with probability `power` or more with as many
   /// requests as there are, Holm's correction at its strictest included.
   double detectable = 0.0;
@@ -93,15 +96,19 @@ struct ab_effect {
   bool compared = false;  ///< false where a shadow has nothing of its own to compare
 };
 
+/// A variant against the control, over all records so far.
 struct ab_comparison {
-  std::string variant;
-  bool shadow = false;
-  std::uint64_t control_requests = 0, variant_requests = 0;
-  std::array<ab_effect, num_ab_metrics> effects;  ///< by ab_metric
-  std::string sentence;
+  std::string variant;  ///< its name
+  bool shadow = false;  ///< as its variant says
+  /// Requests recorded.
+  std::uint64_t control_requests = 0, variant_requests = 0;  ///< of each
+  std::array<ab_effect, num_ab_metrics> effects;             ///< by ab_metric
+  std::string sentence;                                      ///< what may be concluded, in words
+  /// Of one metric.
   const ab_effect& of(ab_metric m) const noexcept { return effects[static_cast<std::size_t>(m)]; }
 };
 
+/// What a look at the test says.
 struct ab_results {
   std::vector<ab_comparison> comparisons;  ///< each variant but the control
   double share_mismatch_p = 1.0;           ///< of the requests' shares, one look
@@ -109,14 +116,16 @@ struct ab_results {
   /// False where the shares are off, so that assignment or recording is broken: the sequential p
   /// was ever below 0.001, or the one of the planned look is. Nothing is called found then.
   bool trustworthy = true;
-  bool final = true;  ///< false before `planned_requests`
-  std::string sentence;
+  bool final = true;     ///< false before `planned_requests`
+  std::string sentence;  ///< of all comparisons, in words
 };
 
 /// Records from any number of threads; memory O(variants x replicates). A record costs about
 /// `bootstrap_replicates` hashes under the variant's own lock.
 class ab_test {
  public:
+  /// Of `variants`, the first of them the control. `validity` says whether they and the options
+  /// fit.
   explicit ab_test(std::vector<ab_variant> variants, const ab_options& options = {})
       : assignment_(std::move(variants), options.salt), options_(options) {
     if (!validity()) return;
@@ -145,12 +154,15 @@ class ab_test {
     return {};
   }
 
+  /// Index into the variants: see ab_assignment::assign_variant. No lock, no allocation.
   std::size_t assign_variant(std::string_view request_id) const noexcept {
     return assignment_.assign_variant(request_id);
   }
+  /// The same of a number.
   std::size_t assign_variant(std::uint64_t request_id) const noexcept {
     return assignment_.assign_variant(request_id);
   }
+  /// Who gets which variant.
   const ab_assignment& assignment() const noexcept { return assignment_; }
 
   /// Refuses, and counts, a variant that is none and values that are not finite or beyond 1e60, a
@@ -183,6 +195,7 @@ class ab_test {
     return {};
   }
 
+  /// Records that were left out, for a variant that is none or a value out of range.
   std::uint64_t refused_records() const noexcept {
     return refused_.load(std::memory_order_relaxed);
   }

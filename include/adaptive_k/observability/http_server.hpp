@@ -36,6 +36,7 @@
 
 ADAPTIVE_K_NAMESPACE_BEGIN
 
+/// Where the endpoint listens, and what it bears.
 struct http_server_options {
   int port = 9464;  ///< 0: any free one, see http_server::port; 9090 is Prometheus' own
   std::string host = "127.0.0.1";  ///< loopback; "0.0.0.0" lets every machine read the metrics
@@ -420,6 +421,7 @@ class http_server {
     thread_.reset();
   }
 
+  /// Whether it answers: started, and not in a process that fork() made since.
   bool running() const noexcept { return service_ != nullptr && forks_ == detail::forks_so_far(); }
   int port() const noexcept { return running() ? service_->port() : 0; }  ///< 0 when not running
 

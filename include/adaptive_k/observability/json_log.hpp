@@ -27,29 +27,32 @@
 
 ADAPTIVE_K_NAMESPACE_BEGIN
 
+/// How much a line matters, ascending.
 enum class log_level { debug, info, warn, error };
 
 /// Which names the fields have. What neither standard names lies under "adaptive_k.".
 enum class log_fields {
-  ecs,      ///< Elastic Common Schema: @timestamp, log.level, log.logger, trace.id, event.duration
+  ecs,  ///< Elastic Common Schema: `@timestamp`, log.level, log.logger, trace.id, event.duration
   datadog,  ///< standard attributes: timestamp, status, logger.name, dd.trace_id, duration
 };
 
 /// One line. Strings are any bytes; what is not UTF-8 is written as U+FFFD. Empty strings, a
 /// negative layer and figures that are not finite are left out.
 struct log_event {
+  /// Stands for a figure that is left out.
   static constexpr double not_given = std::numeric_limits<double>::quiet_NaN();
-  log_level level = log_level::info;
-  std::string_view message = "routed";
-  std::string_view model;
-  std::string_view policy;
-  std::string_view trace_id;
-  int layer = -1;
-  std::uint64_t tokens = 0;
-  double mean_k = not_given;           ///< written as avg_k
-  double expert_savings = not_given;   ///< of the model's own expert calls, [0, 1); as savings
-  double shadow_savings = not_given;   ///< likewise, what a policy in shadow mode would have saved
-  double latency_seconds = not_given;  ///< at least 0; as latency_ms, and in ns as the duration
+  log_level level = log_level::info;    ///< lines below json_log_options::least are not logged
+  std::string_view message = "routed";  ///< in words
+  std::string_view model;               ///< by name
+  std::string_view policy;              ///< by name
+  std::string_view trace_id;            ///< of the request, as the tracer spells it
+  int layer = -1;                       ///< negative: left out
+  std::uint64_t tokens = 0;             ///< routed, padding left out
+  double mean_k = not_given;            ///< written as avg_k
+  double expert_savings = not_given;    ///< of the model's own expert calls, [0, 1); as savings
+  double shadow_savings = not_given;    ///< likewise, what a policy in shadow mode would have saved
+  double latency_seconds = not_given;   ///< at least 0; as latency_ms, and in ns as the duration
+  /// Written in UTC.
   std::chrono::system_clock::time_point time = std::chrono::system_clock::now();
 
   log_event() = default;
@@ -147,10 +150,11 @@ inline void append_json(std::string& out, const log_event& event, std::string_vi
   out += "}\n";
 }
 
+/// What is logged, and what it may cost.
 struct json_log_options {
-  log_fields fields = log_fields::ecs;
-  log_level least = log_level::info;  ///< what is below is not logged, and not counted as dropped
-  std::string logger = "adaptive_k";
+  log_fields fields = log_fields::ecs;  ///< which names the fields have
+  log_level least = log_level::info;    ///< what is below is not logged, and not counted as dropped
+  std::string logger = "adaptive_k";    ///< name of the logger, in every line
   std::size_t capacity = 4096;  ///< lines that may wait, 0.6 kB each; a power of two, 2 to 2^20
   /// Bytes that the strings of waiting lines may have, those of lines with at most 256 not counted;
   /// at most 2^30. The line that is being written takes up to six times its own besides.
@@ -461,6 +465,7 @@ class json_logger {
     constexpr std::chrono::milliseconds longest = std::chrono::hours(24 * 365);  // clocks end
     return queue_->flush(timeout < longest ? timeout : longest);
   }
+  /// The same, waiting for json_log_options::patience at most.
   status flush() { return flush(queue_->options().patience); }
 
   /// Lines lost because the queue was full (or memory was) since the start.

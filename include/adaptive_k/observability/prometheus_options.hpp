@@ -12,11 +12,12 @@ ADAPTIVE_K_NAMESPACE_BEGIN
 /// What a time series is of. Any bytes: one that is zero or of no UTF-8 is exposed as U+FFFD and
 /// its two hexadecimal digits, U+FFFD itself twice, so that different labels stay different.
 struct metric_labels {
-  std::string_view model;
-  int layer = -1;  ///< negative: all layers together, exposed as layer="all"
-  std::string_view policy;
+  std::string_view model;   ///< by name
+  int layer = -1;           ///< negative: all layers together, exposed as layer="all"
+  std::string_view policy;  ///< by name
 };
 
+/// What is exposed, and what it may cost. Ranges are checked by the recorder, which throws.
 struct prometheus_options {
   /// Upper bounds in seconds, finite and ascending, 1 to 64 of them; +Inf is added.
   std::vector<double> latency_buckets = {1e-6, 2.5e-6, 5e-6, 1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4,
@@ -37,6 +38,7 @@ struct prometheus_options {
   int shards = 8;
 };
 
+/// How metrics are written.
 enum class exposition {
   prometheus,   ///< text format 0.0.4, which every Prometheus reads
   openmetrics,  ///< OpenMetrics 1.0.0

@@ -19,14 +19,15 @@ ADAPTIVE_K_NAMESPACE_BEGIN
 /// One layer's routing call. The arrays are the `signal` and `topk_counts` of a router whose signal
 /// is an entropy; they must live while they are shown.
 struct trace_call {
-  int layer = 0;
-  std::int64_t num_tokens = 0;
+  int layer = 0;                         ///< counted from 0
+  std::int64_t num_tokens = 0;           ///< of the call
   const float* entropies = nullptr;      ///< nats, [num_tokens]
   const std::int32_t* counts = nullptr;  ///< K, [num_tokens]; 0: a padding token, left out
   double start_us = 0.0;                 ///< since any moment, the same for all calls of a trace
   double duration_us = 0.0;              ///< at least 0
 };
 
+/// How bars of entropies and K's are drawn.
 struct bar_options {
   double full_entropy = 0.0;  ///< nats, length of a full bar: ln E; 0: the highest that is shown
   int full_k = 0;             ///< the model's own top-k; 0: the highest that is shown
