@@ -71,7 +71,7 @@ void route_adaptive_k(benchmark::State& state, adaptive_k::instruction_set instr
     const Logit* logits = inputs[turn++ % inputs.size()].data();
     const adaptive_k::logits_view<Logit> view = {logits, tokens, s.num_experts, 0};
     const adaptive_k::status result = router.route(0, view, output, &metrics);
-    if (!result) state.SkipWithError(result.message());
+    if (!result.ok()) state.SkipWithError(result.message());
     benchmark::DoNotOptimize(b.ids.data());
     benchmark::ClobberMemory();
   }
@@ -87,15 +87,19 @@ void route_by_two_threads(benchmark::State& state, std::int64_t tokens, shape s)
                                                b.signal.data()};
   second_thread second;
   adaptive_k::routing_metrics metrics, parts[2];
+  adaptive_k::status results[2];
   std::size_t turn = 0;
   for (auto _ : state) {
     const adaptive_k::logits_view<float> view = {b.logits[turn++ % b.logits.size()].data(), tokens,
                                                  s.num_experts, 0};
     const auto half = [&](int part) {
       parts[part] = {};
-      router.route_range(0, view, output, tokens / 2 * part, tokens / 2 * (part + 1), &parts[part]);
+      results[part] = router.route_range(0, view, output, tokens / 2 * part,
+                                         tokens / 2 * (part + 1), &parts[part]);
     };
     second.run([&] { half(0); }, [&] { half(1); });
+    for (const adaptive_k::status& result : results)
+      if (!result.ok()) state.SkipWithError(result.message());
     adaptive_k::add_parts_of_call(parts, 2, &metrics);
     benchmark::ClobberMemory();
   }

@@ -38,12 +38,12 @@ cudaStream_t stream_of(void* stream) noexcept {
 status read_route(const adaptive_k_router* router, const adaptive_k_route_params* given,
                   bool needs_plans, adaptive_k_route_params* call) noexcept {
   status result = read_struct("route_params", given, call);
-  if (result && router == nullptr)
-    result = status::error(status_code::invalid_argument, "router is null");
-  if (result && needs_plans && call->plans == nullptr)
+  if (result.ok() && router == nullptr)
+    result = status::error(status_code::invalid_argument, "`router` is null");
+  if (result.ok() && needs_plans && call->plans == nullptr)
     result = status::error(status_code::invalid_argument,
-                           "plans is null, expected what adaptive_k_upload_plans made");
-  if (result) result = check_fields(*call);
+                           "`plans` is null, expected what adaptive_k_upload_plans made");
+  if (result.ok()) result = check_fields(*call);
   return result;
 }
 
@@ -59,7 +59,7 @@ status check_same_shape(const adaptive_k_permute_params& order,
   for (const auto& field : fields)
     if (field.given != 0 && field.given != field.expected)
       return status::error(status_code::shape_mismatch,
-                           "permute_params: %s is %lld, expected 0 or the routing call's, %lld",
+                           "permute_params: `%s` is %lld, expected 0 or the routing call's, %lld",
                            field.name, static_cast<long long>(field.given),
                            static_cast<long long>(field.expected));
   return {};
@@ -77,18 +77,18 @@ status upload(const adaptive_k_upload_params* params, adaptive_k_device_plans** 
               cudaStream_t stream) {
   adaptive_k_upload_params call;
   status result = read_struct("upload_params", params, &call);
-  if (result && call.router == nullptr)
-    result = status::error(status_code::invalid_argument, "router is null");
-  if (result && plans == nullptr)
-    result = status::error(status_code::invalid_argument, "plans is null");
-  if (result) result = check_choice("one_layer", call.one_layer, 1);
-  if (!result) return result;
+  if (result.ok() && call.router == nullptr)
+    result = status::error(status_code::invalid_argument, "`router` is null");
+  if (result.ok() && plans == nullptr)
+    result = status::error(status_code::invalid_argument, "`plans` is null");
+  if (result.ok()) result = check_choice("one_layer", call.one_layer, 1);
+  if (!result.ok()) return result;
   std::unique_ptr<adaptive_k_device_plans> made;
   if (*plans == nullptr) made = std::make_unique<adaptive_k_device_plans>();
   device::device_plans& target = made != nullptr ? made->impl : (*plans)->impl;
   result = call.one_layer != 0 ? target.upload(call.router->impl, call.layer, stream)
                                : target.upload(call.router->impl, stream);
-  if (result && made != nullptr) *plans = made.release();
+  if (result.ok() && made != nullptr) *plans = made.release();
   return result;
 }
 
@@ -113,7 +113,7 @@ std::int32_t adaptive_k_route(const adaptive_k_router* router,
                               const adaptive_k_route_params* params, void* stream) {
   adaptive_k_route_params call;
   status result = read_route(router, params, true, &call);
-  if (result)
+  if (result.ok())
     result =
         with_route_types(call, router->impl.model().num_experts,
                          [&](const auto& logits, const auto& output, const auto& replay) {
@@ -156,10 +156,10 @@ std::int32_t adaptive_k_permute(const adaptive_k_permute_params* params, void* w
                                 std::size_t* workspace_bytes, void* stream) {
   adaptive_k_permute_params call;
   status result = read_struct("permute_params", params, &call);
-  if (result) result = check_fields(call);
-  if (result && workspace_bytes == nullptr)
-    result = status::error(status_code::invalid_argument, "workspace_bytes is null");
-  if (result)
+  if (result.ok()) result = check_fields(call);
+  if (result.ok() && workspace_bytes == nullptr)
+    result = status::error(status_code::invalid_argument, "`workspace_bytes` is null");
+  if (result.ok())
     result = with_id_type(call.ids_type, [&](auto id) {
       const permutation_input<decltype(id)> input = {
           static_cast<const decltype(id)*>(call.topk_ids), call.topk_counts, call.expert_map};
@@ -176,12 +176,12 @@ std::int32_t adaptive_k_route_permute(const adaptive_k_router* router,
   adaptive_k_route_params call;
   adaptive_k_permute_params order;
   status result = read_route(router, route, workspace != nullptr, &call);
-  if (result) result = read_struct("permute_params", permute, &order);
-  if (result) result = check_order(order);
-  if (result && workspace_bytes == nullptr)
-    result = status::error(status_code::invalid_argument, "workspace_bytes is null");
-  if (result) result = check_same_shape(order, call, router->impl.model());
-  if (result)
+  if (result.ok()) result = read_struct("permute_params", permute, &order);
+  if (result.ok()) result = check_order(order);
+  if (result.ok() && workspace_bytes == nullptr)
+    result = status::error(status_code::invalid_argument, "`workspace_bytes` is null");
+  if (result.ok()) result = check_same_shape(order, call, router->impl.model());
+  if (result.ok())
     result = with_route_types(
         call, router->impl.model().num_experts,
         [&](const auto& logits, const auto& output, const auto& replay) {
@@ -199,8 +199,8 @@ std::int32_t adaptive_k_route_permute(const adaptive_k_router* router,
 std::int32_t adaptive_k_combine(const adaptive_k_combine_params* params, void* stream) {
   adaptive_k_combine_params call;
   status result = read_struct("combine_params", params, &call);
-  if (result) result = check_fields(call);
-  if (result)
+  if (result.ok()) result = check_fields(call);
+  if (result.ok())
     result = with_combine_types(call, [&](const auto& shape, const auto& input, auto* output) {
       return device::combine_experts(shape, input, output, call.overlap_previous != 0,
                                      stream_of(stream));
@@ -212,7 +212,7 @@ std::int32_t adaptive_k_overlap_supported(std::int32_t* supported) {
   if (supported == nullptr) return ADAPTIVE_K_INVALID_ARGUMENT;
   bool answer = false;
   const status result = device::overlap_supported(&answer);
-  if (result) *supported = answer ? 1 : 0;
+  if (result.ok()) *supported = answer ? 1 : 0;
   return static_cast<std::int32_t>(result.code());
 }
 

@@ -80,7 +80,7 @@ struct named_pointer {
 inline status check_aligned(std::initializer_list<named_pointer> pointers) noexcept {
   for (const named_pointer& pointer : pointers)
     if (reinterpret_cast<std::uintptr_t>(pointer.at) % pointer.alignment != 0)
-      return status::error(status_code::invalid_argument, "%s is %p, expected a multiple of %zu",
+      return status::error(status_code::invalid_argument, "`%s` is %p, expected a multiple of %zu",
                            pointer.name, pointer.at, pointer.alignment);
   return {};
 }
@@ -90,15 +90,16 @@ template <class Struct>
 status read_struct(const char* name, const Struct* given, Struct* copy) noexcept {
   constexpr auto invalid = status_code::invalid_argument;
   *copy = Struct{};
-  if (given == nullptr) return status::error(invalid, "%s is null", name);
+  if (given == nullptr) return status::error(invalid, "`%s` is null", name);
   const status aligned = check_aligned({{name, given, alignof(Struct)}});
-  if (!aligned) return aligned;
+  if (!aligned.ok()) return aligned;
   const std::uint32_t size = given->struct_size;
   if (size > sizeof(Struct))
-    return status::error(invalid,
-                         "%s: struct_size is %u, but this library knows %zu: it is older than the "
-                         "caller's header",
-                         name, size, sizeof(Struct));
+    return status::error(
+        invalid,
+        "%s: `struct_size` is %u, but this library knows %zu: it is older than the "
+        "caller's header",
+        name, size, sizeof(Struct));
   constexpr auto& sizes = known_sizes<Struct>::all;
   bool known = false;
   for (const std::size_t one : sizes) known = known || size == one;
@@ -108,8 +109,8 @@ status read_struct(const char* name, const Struct* given, Struct* copy) noexcept
     char earlier[32] = "";
     if (grew) std::snprintf(earlier, sizeof earlier, "%zu as of version 0.1, ", sizes[1]);
     return status::error(
-        invalid, "%s: struct_size is %u, expected %zu, %sor %zu without the optional fields", name,
-        size, sizeof(Struct), earlier, sizes[0]);
+        invalid, "%s: `struct_size` is %u, expected %zu, %sor %zu without the optional fields",
+        name, size, sizeof(Struct), earlier, sizes[0]);
   }
   std::memcpy(static_cast<void*>(copy), given, size);
   return {};
@@ -146,7 +147,7 @@ std::int32_t report(const Params* params, const status& result) noexcept {
 
 inline status check_choice(const char* field, std::int32_t value, std::int32_t last) noexcept {
   if (value >= 0 && value <= last) return {};
-  return status::error(status_code::invalid_argument, "%s is %d, expected 0..%d", field, value,
+  return status::error(status_code::invalid_argument, "`%s` is %d, expected 0..%d", field, value,
                        last);
 }
 
@@ -187,11 +188,11 @@ constexpr std::size_t id_bytes(std::int32_t type) noexcept {
 /// What stands in the fields themselves: types, and addresses that fit them.
 inline status check_fields(const adaptive_k_route_params& params) noexcept {
   status result = check_choice("logits_type", params.logits_type, ADAPTIVE_K_BFLOAT16);
-  if (result) result = check_choice("ids_type", params.ids_type, ADAPTIVE_K_UINT16);
-  if (result) result = check_choice("weights_type", params.weights_type, ADAPTIVE_K_BFLOAT16);
-  if (result) result = check_choice("overlap_previous", params.overlap_previous, 1);
-  if (result) result = check_choice("reserved", params.reserved, 0);
-  if (!result) return result;
+  if (result.ok()) result = check_choice("ids_type", params.ids_type, ADAPTIVE_K_UINT16);
+  if (result.ok()) result = check_choice("weights_type", params.weights_type, ADAPTIVE_K_BFLOAT16);
+  if (result.ok()) result = check_choice("overlap_previous", params.overlap_previous, 1);
+  if (result.ok()) result = check_choice("reserved", params.reserved, 0);
+  if (!result.ok()) return result;
   const std::size_t id = id_bytes(params.ids_type);
   return check_aligned({{"logits", params.logits, float_bytes(params.logits_type)},
                         {"topk_ids", params.topk_ids, id},
@@ -209,7 +210,7 @@ inline status check_fields(const adaptive_k_route_params& params) noexcept {
 /// The arrays of a permutation, without those that it reads from a routing call.
 inline status check_order(const adaptive_k_permute_params& params) noexcept {
   const status result = check_choice("overlap_previous", params.overlap_previous, 1);
-  if (!result) return result;
+  if (!result.ok()) return result;
   return check_aligned({{"expert_map", params.expert_map, alignof(std::int32_t)},
                         {"expert_counts", params.expert_counts, alignof(std::int32_t)},
                         {"expert_offsets", params.expert_offsets, alignof(std::int32_t)},
@@ -221,8 +222,8 @@ inline status check_order(const adaptive_k_permute_params& params) noexcept {
 
 inline status check_fields(const adaptive_k_permute_params& params) noexcept {
   status result = check_choice("ids_type", params.ids_type, ADAPTIVE_K_UINT16);
-  if (result) result = check_order(params);
-  if (!result) return result;
+  if (result.ok()) result = check_order(params);
+  if (!result.ok()) return result;
   return check_aligned({{"topk_ids", params.topk_ids, id_bytes(params.ids_type)},
                         {"topk_counts", params.topk_counts, alignof(std::int32_t)}});
 }
@@ -303,10 +304,10 @@ inline adaptive_k::permutation_output output_of(const adaptive_k_permute_params&
 
 inline status check_fields(const adaptive_k_combine_params& params) noexcept {
   status result = check_choice("values_type", params.values_type, ADAPTIVE_K_BFLOAT16);
-  if (result) result = check_choice("weights_type", params.weights_type, ADAPTIVE_K_BFLOAT16);
-  if (result) result = check_choice("overlap_previous", params.overlap_previous, 1);
-  if (result) result = check_choice("reserved", params.reserved, 0);
-  if (!result) return result;
+  if (result.ok()) result = check_choice("weights_type", params.weights_type, ADAPTIVE_K_BFLOAT16);
+  if (result.ok()) result = check_choice("overlap_previous", params.overlap_previous, 1);
+  if (result.ok()) result = check_choice("reserved", params.reserved, 0);
+  if (!result.ok()) return result;
   const std::size_t value = float_bytes(params.values_type);
   return check_aligned({{"expert_outputs", params.expert_outputs, value},
                         {"output", params.output, value},

@@ -31,11 +31,11 @@ static_assert(ADAPTIVE_K_FILL_FIRST_EXPERT == static_cast<int>(fill_id::first_ex
 status read_gating(const adaptive_k_gating* given, gating* made) noexcept {
   adaptive_k_gating from;
   status result = read_struct("gating", given, &from);
-  if (result) result = check_choice("kind", from.kind, ADAPTIVE_K_SPARSEMIXER);
-  if (result) result = check_choice("renormalize", from.renormalize, 1);
-  if (result) result = check_choice("selection_bias", from.selection_bias, 1);
-  if (result) result = check_choice("group_rank", from.group_rank, ADAPTIVE_K_GROUP_MAXIMUM);
-  if (!result) return result;
+  if (result.ok()) result = check_choice("kind", from.kind, ADAPTIVE_K_SPARSEMIXER);
+  if (result.ok()) result = check_choice("renormalize", from.renormalize, 1);
+  if (result.ok()) result = check_choice("selection_bias", from.selection_bias, 1);
+  if (result.ok()) result = check_choice("group_rank", from.group_rank, ADAPTIVE_K_GROUP_MAXIMUM);
+  if (!result.ok()) return result;
   made->kind = static_cast<gating_kind>(from.kind);
   made->num_experts = from.num_experts;
   made->top_k = from.top_k;
@@ -52,17 +52,17 @@ status read_gating(const adaptive_k_gating* given, gating* made) noexcept {
 status read_policy(const adaptive_k_policy* given, int top_k, k_policy* made) noexcept {
   adaptive_k_policy from;
   status result = read_struct("policy", given, &from);
-  if (result) result = check_choice("rule", from.rule, ADAPTIVE_K_DISTORTION);
-  if (result) result = check_choice("signal", from.signal, ADAPTIVE_K_MARGIN);
-  if (result) result = check_choice("num_k_values", from.num_k_values, max_top_k);
-  if (result) result = check_choice("k_min", from.k_min, 255);
-  if (result) result = check_choice("k_max", from.k_max, 255);
-  if (result) result = check_choice("mass_exponent_given", from.mass_exponent_given, 1);
-  if (result)
+  if (result.ok()) result = check_choice("rule", from.rule, ADAPTIVE_K_DISTORTION);
+  if (result.ok()) result = check_choice("signal", from.signal, ADAPTIVE_K_MARGIN);
+  if (result.ok()) result = check_choice("num_k_values", from.num_k_values, max_top_k);
+  if (result.ok()) result = check_choice("k_min", from.k_min, 255);
+  if (result.ok()) result = check_choice("k_max", from.k_max, 255);
+  if (result.ok()) result = check_choice("mass_exponent_given", from.mass_exponent_given, 1);
+  if (result.ok())
     result = check_aligned({{"coefficients", from.coefficients, alignof(float)},
                             {"first_expert", from.first_expert, alignof(float)},
                             {"next_expert", from.next_expert, alignof(float)}});
-  if (!result) return result;
+  if (!result.ok()) return result;
   made->rule = static_cast<k_rule>(from.rule);
   made->signal = static_cast<signal_kind>(from.signal);
   made->num_k_values = static_cast<std::uint8_t>(from.num_k_values);
@@ -96,20 +96,20 @@ void keep_tables(k_policy& policy, const gating& model, std::vector<std::vector<
 }
 
 status create(const adaptive_k_router_params* given, adaptive_k_router** router) {
-  if (router == nullptr) return status::error(status_code::invalid_argument, "router is null");
+  if (router == nullptr) return status::error(status_code::invalid_argument, "`router` is null");
   *router = nullptr;
   adaptive_k_router_params params;
   gating model;
   status result = read_struct("router_params", given, &params);
-  if (result) result = read_gating(params.gating, &model);
-  if (result) result = check_choice("fill", params.fill, ADAPTIVE_K_FILL_FIRST_EXPERT);
-  if (result) result = validate(model);
-  if (result && params.policies == nullptr)
-    result = status::error(status_code::invalid_argument, "policies is null");
-  if (result && params.num_layers < 0)
-    result = status::error(status_code::invalid_argument, "num_layers is %d, expected 0 or more",
+  if (result.ok()) result = read_gating(params.gating, &model);
+  if (result.ok()) result = check_choice("fill", params.fill, ADAPTIVE_K_FILL_FIRST_EXPERT);
+  if (result.ok()) result = validate(model);
+  if (result.ok() && params.policies == nullptr)
+    result = status::error(status_code::invalid_argument, "`policies` is null");
+  if (result.ok() && params.num_layers < 0)
+    result = status::error(status_code::invalid_argument, "`num_layers` is %d, expected 0 or more",
                            params.num_layers);
-  if (!result) return result;
+  if (!result.ok()) return result;
   const char* at = reinterpret_cast<const char*>(params.policies);
   std::size_t stride = 0;  // the caller's, not this library's
   auto tables = std::make_shared<std::vector<std::vector<float>>>();
@@ -118,14 +118,13 @@ status create(const adaptive_k_router_params* given, adaptive_k_router** router)
   for (k_policy& policy : policies) {
     const auto* from = reinterpret_cast<const adaptive_k_policy*>(at);
     result = read_policy(from, model.top_k, &policy);
-    if (result && stride != 0 && from->struct_size != stride)
+    if (result.ok() && stride != 0 && from->struct_size != stride)
       result = status::error(status_code::invalid_argument,
-                             "struct_size is %u, expected %zu as in the policies before it",
+                             "`struct_size` is %u, expected %zu as in the policies before it",
                              from->struct_size, stride);
-    if (!result && params.num_layers != 0)
-      return status::error(result.code(), "policies[%d]: %s",
-                           static_cast<int>(&policy - policies.data()), result.message());
-    if (!result) return result;
+    if (!result.ok() && params.num_layers != 0)
+      return result.within("policies[%d]: ", static_cast<int>(&policy - policies.data()));
+    if (!result.ok()) return result;
     stride = from->struct_size;
     keep_tables(policy, model, tables.get());
     at += stride;
@@ -134,7 +133,7 @@ status create(const adaptive_k_router_params* given, adaptive_k_router** router)
   adaptive_k::router made = params.num_layers == 0
                                 ? adaptive_k::router(model, policies[0], options)
                                 : adaptive_k::router(model, std::move(policies), options);
-  if (!made.validity()) return made.validity();
+  if (!made.validity().ok()) return made.validity();
   *router = new adaptive_k_router{std::move(made), std::move(tables)};
   return {};
 }
@@ -187,9 +186,9 @@ const char* adaptive_k_router_instruction_set(const adaptive_k_router* router) {
 std::int32_t adaptive_k_router_gating(const adaptive_k_router* router, adaptive_k_gating* gating) {
   adaptive_k_gating made;
   status result = read_struct("gating", gating, &made);
-  if (result && router == nullptr)
-    result = status::error(status_code::invalid_argument, "router is null");
-  if (!result) return static_cast<std::int32_t>(result.code());
+  if (result.ok() && router == nullptr)
+    result = status::error(status_code::invalid_argument, "`router` is null");
+  if (!result.ok()) return static_cast<std::int32_t>(result.code());
   const adaptive_k::gating& model = router->impl.model();
   made.kind = static_cast<std::int32_t>(model.kind);
   made.num_experts = model.num_experts;
@@ -217,10 +216,10 @@ std::int32_t adaptive_k_route_host(const adaptive_k_router* router,
                                    const adaptive_k_route_params* params) {
   adaptive_k_route_params call;
   status result = read_struct("route_params", params, &call);
-  if (result && router == nullptr)
-    result = status::error(status_code::invalid_argument, "router is null");
-  if (result) result = check_fields(call);
-  if (!result) return report(params, result);
+  if (result.ok() && router == nullptr)
+    result = status::error(status_code::invalid_argument, "`router` is null");
+  if (result.ok()) result = check_fields(call);
+  if (!result.ok()) return report(params, result);
   auto* metrics = static_cast<routing_metrics*>(call.metrics);
   auto* old_metrics = static_cast<adaptive_k_metrics_v0_1*>(call.metrics);
   routing_metrics counted;
@@ -236,23 +235,23 @@ std::int32_t adaptive_k_route_host(const adaptive_k_router* router,
           return router->impl.replay(call.layer, logits, replay, output, metrics, extras_of(call));
         return router->impl.route(call.layer, logits, output, metrics, extras_of(call));
       });
-  if (result && has_old_metrics(call)) copy_metrics(counted, old_metrics);
+  if (result.ok() && has_old_metrics(call)) copy_metrics(counted, old_metrics);
   return report(params, result);
 }
 
 std::int64_t adaptive_k_permuted_capacity(const adaptive_k_permute_params* params) {
   adaptive_k_permute_params call;
   status result = read_struct("permute_params", params, &call);
-  if (result) result = validate(shape_of(call));
+  if (result.ok()) result = validate(shape_of(call));
   report(params, result);
-  return result ? permuted_capacity(shape_of(call)) : -1;
+  return result.ok() ? permuted_capacity(shape_of(call)) : -1;
 }
 
 std::int32_t adaptive_k_permute_host(const adaptive_k_permute_params* params) {
   adaptive_k_permute_params call;
   status result = read_struct("permute_params", params, &call);
-  if (result) result = check_fields(call);
-  if (result)
+  if (result.ok()) result = check_fields(call);
+  if (result.ok())
     result = with_id_type(call.ids_type, [&](auto id) {
       const permutation_input<decltype(id)> input = {
           static_cast<const decltype(id)*>(call.topk_ids), call.topk_counts, call.expert_map};
@@ -264,8 +263,8 @@ std::int32_t adaptive_k_permute_host(const adaptive_k_permute_params* params) {
 std::int32_t adaptive_k_combine_host(const adaptive_k_combine_params* params) {
   adaptive_k_combine_params call;
   status result = read_struct("combine_params", params, &call);
-  if (result) result = check_fields(call);
-  if (result)
+  if (result.ok()) result = check_fields(call);
+  if (result.ok())
     result = with_combine_types(call, [](const auto& shape, const auto& input, auto* output) {
       return combine_experts(shape, input, output);
     });

@@ -17,21 +17,21 @@ using namespace adaptive_k_c;  // NOLINT(google-build-using-namespace)
 
 /// `text`: what is wrong, however long; a message of a file's names file, key and value.
 status load(const adaptive_k_preset_params* given, adaptive_k_router** router, std::string* text) {
-  if (router == nullptr) return status::error(status_code::invalid_argument, "router is null");
+  if (router == nullptr) return status::error(status_code::invalid_argument, "`router` is null");
   *router = nullptr;
   adaptive_k_preset_params params;
   status result = read_struct("preset_params", given, &params);
-  if (result && params.preset == nullptr)
-    result = status::error(status_code::invalid_argument, "preset is null");
-  if (result) result = check_choice("fill", params.fill, ADAPTIVE_K_FILL_FIRST_EXPERT);
-  if (result) result = check_choice("reserved", params.reserved, 0);
-  if (!result) return result;
+  if (result.ok() && params.preset == nullptr)
+    result = status::error(status_code::invalid_argument, "`preset` is null");
+  if (result.ok()) result = check_choice("fill", params.fill, ADAPTIVE_K_FILL_FIRST_EXPERT);
+  if (result.ok()) result = check_choice("reserved", params.reserved, 0);
+  if (!result.ok()) return result;
 #if defined(ADAPTIVE_K_C_PRESETS)
   try {
     adaptive_k::router made =
         from_preset(params.preset, params.policy != nullptr ? params.policy : "",
                     {static_cast<fill_id>(params.fill)});
-    if (!made.validity()) return made.validity();
+    if (!made.validity().ok()) return made.validity();
     *router = new adaptive_k_router{std::move(made), nullptr};
     return {};
   } catch (const preset_error& error) {

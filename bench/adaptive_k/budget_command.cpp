@@ -57,12 +57,12 @@ class budget_route {
   adaptive_k::status operator()(int layer, const adaptive_k::logits_view<float>& logits,
                                 const adaptive_k::routing_output<>& output) {
     const adaptive_k::status routed = router_.route(layer, logits, output);
-    if (!routed) return routed;
+    if (!routed.ok()) return routed;
     const std::int64_t windows = logits.num_tokens / length_;
     for (std::int64_t first = 0; first < windows; first += batch_)
       for (int position = 0; position < length_; ++position) {
         const auto result = restrict_step(output, first, position);
-        if (!result) return result;
+        if (!result.ok()) return result;
       }
     return routed;
   }

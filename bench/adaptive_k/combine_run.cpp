@@ -227,7 +227,7 @@ adaptive_k::early_exit_policy parse_exit(const std::string& text, int num_layers
   policy.num_layers = can_exit;
   std::copy(thresholds.begin(), thresholds.end(), policy.thresholds);
   const adaptive_k::status valid = validate(policy);
-  if (!valid) throw failure(fmt::format("--exit: {}", valid.message()));
+  if (!valid.ok()) throw failure(fmt::format("--exit: {}", valid.message()));
   return policy;
 }
 
@@ -246,7 +246,8 @@ combine_result run_combine(const combine_options& options, file_roles& roles) {
   result.exit = parse_exit(options.exit, config.num_layers);
   result.merging = {static_cast<float>(options.merge_similarity), options.merge_window};
   const adaptive_k::status valid = validate(result.merging);
-  if (!valid) throw failure(fmt::format("--merge-similarity, --merge-window: {}", valid.message()));
+  if (!valid.ok())
+    throw failure(fmt::format("--merge-similarity, --merge-window: {}", valid.message()));
   policy_facts& policy = result.policy;
   policy.choice = choose_policy(options.policy, config.gating, config.num_layers, model.preset);
   if (options.policy.empty() && !model.preset) result.model.preset_note = model.preset_note;

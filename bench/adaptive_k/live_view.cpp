@@ -99,7 +99,7 @@ struct live_view::parts {
     adaptive_k::http_server_options options;
     options.port = port;
     const adaptive_k::status started = server.start(recorder, options);
-    if (!started) throw failure(fmt::format("--metrics-port: {}", started.message()));
+    if (!started.ok()) throw failure(fmt::format("--metrics-port: {}", started.message()));
     fmt::print(stderr, "Metrics at http://{}:{}{}\n", options.host, server.port(), options.path);
 #else
     throw failure(

@@ -107,7 +107,7 @@ std::vector<contender> make_contenders(const speed_options& options,
                                        const adaptive_k::preset& shape) {
   std::vector<contender> result;
   const auto add = [&](std::string name, adaptive_k::router router) {
-    if (!router.validity()) throw failure(name + ": " + router.validity().message());
+    if (!router.validity().ok()) throw failure(name + ": " + router.validity().message());
     result.push_back({std::move(name), std::move(router), {}, {}});
   };
   add("full K", adaptive_k::router(shape.model, adaptive_k::k_policy::full()));

@@ -98,7 +98,7 @@ adaptive_k::gating read_gating(const metadata_reader& metadata,
                                               : adaptive_k::group_score::maximum;
   }
   const adaptive_k::status fits = adaptive_k::validate(gating);
-  if (!fits) throw failure(fmt::format("{}: metadata: {}", file.name(), fits.message()));
+  if (!fits.ok()) throw failure(fmt::format("{}: metadata: {}", file.name(), fits.message()));
   return gating;
 }
 

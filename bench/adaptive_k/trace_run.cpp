@@ -45,7 +45,7 @@ void route_trace(const trace_reader& trace, std::vector<variant>& variants, std:
         const adaptive_k::status routed =
             each.route(layer, {logits.data(), rows, info.gating.num_experts, 0},
                        {ids.data(), weights.data(), nullptr, nullptr}, extras);
-        if (!routed) throw failure(routed.message());
+        if (!routed.ok()) throw failure(routed.message());
       }
     }
     for (variant& each : variants) each.count_distinct(count);

@@ -17,7 +17,7 @@ variant::variant(std::string name, adaptive_k::router adaptive, adaptive_k::rout
       assignment_(assignment),
       rng_(seed) {
   for (const adaptive_k::router* router : {&adaptive_, &full_})
-    if (!router->validity()) throw failure(name_ + ": " + router->validity().message());
+    if (!router->validity().ok()) throw failure(name_ + ": " + router->validity().message());
 }
 
 void variant::prepare(int num_layers, int length) {
@@ -49,7 +49,7 @@ adaptive_k::status variant::route(int layer, const adaptive_k::logits_view<float
     result = adaptive_.route(layer, logits, own, metrics, extras);
   } else {
     result = adaptive_.route(layer, logits, own, nullptr, extras);
-    if (!result) return result;
+    if (!result.ok()) return result;
     dealt_.assign(last.counts.begin(), last.counts.end());
     if (assignment_ == k_assignment::shuffled) {
       shuffle_counts(dealt_, rng_);
@@ -61,7 +61,7 @@ adaptive_k::status variant::route(int layer, const adaptive_k::logits_view<float
     limited.k_max = dealt_.data();
     result = full_.route(layer, logits, own, metrics, limited);
   }
-  if (!result) return result;
+  if (!result.ok()) return result;
   if (observer_) {
     const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
     total += call;

@@ -25,7 +25,7 @@ void require(cudaError_t error) {
   if (error != cudaSuccess) throw std::runtime_error(cudaGetErrorString(error));
 }
 void require(const status& result) {
-  if (!result) throw std::runtime_error(result.message());
+  if (!result.ok()) throw std::runtime_error(result.message());
 }
 
 struct device_delete {

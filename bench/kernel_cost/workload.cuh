@@ -20,7 +20,7 @@ namespace kernel_cost {
 using namespace adaptive_k;  // NOLINT(google-build-using-namespace)
 
 inline void require(const status& result) {
-  if (!result) throw std::runtime_error(result.message());
+  if (!result.ok()) throw std::runtime_error(result.message());
 }
 
 /// Entropy thresholds at the quantiles 1/3 and 2/3 of the rows' own entropies: K of K0/2, 3/4 K0

@@ -44,7 +44,7 @@ double savings_of(const adaptive_k::router& router, std::uint64_t request) {
   adaptive_k::routing_metrics metrics;
   const adaptive_k::logits_view<float> view{logits.data(), tokens, num_experts};
   const auto routed = router.route(0, view, &metrics);
-  if (!routed.result) std::fprintf(stderr, "%s\n", routed.result.message());
+  if (!routed.result.ok()) std::fprintf(stderr, "%s\n", routed.result.message());
   return metrics.expert_savings();
 }
 
@@ -83,7 +83,7 @@ outcome run(std::uint64_t seed, double latency_effect) {
     const double seconds =
         0.1 * (1.0 + 0.2 * noise(seed, i, 0)) * (arm == 1 ? 1.0 + latency_effect : 1.0);
     const double quality = -1.2 + 0.1 * noise(seed, i, 16);
-    if (!test.record(arm, {seconds, savings[arm][i], quality})) std::exit(1);
+    if (!test.record(arm, {seconds, savings[arm][i], quality}).ok()) std::exit(1);
     if ((i + 1) % (requests / looks) != 0) continue;
     const adaptive_k::ab_results results = test.compute_results();
     using metric = adaptive_k::ab_metric;

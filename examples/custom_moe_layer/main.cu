@@ -22,7 +22,7 @@ void check(cudaError_t error) {
 }
 
 void check(const adaptive_k::status& result) {
-  if (result) return;
+  if (result.ok()) return;
   std::fprintf(stderr, "adaptive_k: %s\n", result.message());
   std::exit(1);
 }
@@ -97,9 +97,9 @@ bool compare(const adaptive_k::router& router, adaptive_k::cuda::plans_ref plans
       0, adaptive_k::logits_view<float>{logits.data(), num_tokens, shape.num_experts, 0}, &metrics);
   check(batch.result);
   std::vector<float> expected(tokens * hidden);
-  forward_on_host(shape, {gate.data(), up.data(), down.data()}, x.data(), num_tokens,
-                  batch.topk_ids.data(), batch.topk_weights.data(), batch.topk_counts.data(),
-                  expected.data());
+  check(forward_on_host(shape, {gate.data(), up.data(), down.data()}, x.data(), num_tokens,
+                        batch.topk_ids.data(), batch.topk_weights.data(), batch.topk_counts.data(),
+                        expected.data()));
 
   bool overlaps = false;
   check(adaptive_k::cuda::overlap_supported(&overlaps));

@@ -91,7 +91,7 @@ adaptive_k::status forward(const layer_shape& shape, const layer_weights& weight
       adaptive_k::routing_replay<>{},
       adaptive_k::routing_output<>{buffers.topk_ids, buffers.topk_weights, buffers.topk_counts},
       order, nullptr, {}, buffers.workspace, &bytes, stream);
-  if (!result) return result;
+  if (!result.ok()) return result;
 
   constexpr unsigned threads = 64;
   const product_params params = {shape, weights, buffers, x, static_cast<int>(num_tokens)};
@@ -103,7 +103,7 @@ adaptive_k::status forward(const layer_shape& shape, const layer_weights& weight
       params);
   down_kernel<<<dim3(row_blocks, columns(shape.hidden_size)), threads, 0, stream>>>(params);
   result = adaptive_k::cuda::to_status(cudaGetLastError());
-  if (!result) return result;
+  if (!result.ok()) return result;
 
   adaptive_k::combine_input<float, float> rows;
   rows.expert_outputs = buffers.expert_outputs;
@@ -113,9 +113,10 @@ adaptive_k::status forward(const layer_shape& shape, const layer_weights& weight
                                            output, false, stream);
 }
 
-void forward_on_host(const layer_shape& shape, const layer_weights& weights, const float* x,
-                     std::int64_t num_tokens, const std::int32_t* topk_ids,
-                     const float* topk_weights, const std::int32_t* topk_counts, float* output) {
+adaptive_k::status forward_on_host(const layer_shape& shape, const layer_weights& weights,
+                                   const float* x, std::int64_t num_tokens,
+                                   const std::int32_t* topk_ids, const float* topk_weights,
+                                   const std::int32_t* topk_counts, float* output) {
   const auto hidden = static_cast<std::size_t>(shape.hidden_size);
   const auto intermediate = static_cast<std::size_t>(shape.intermediate_size);
   const auto slots = static_cast<std::size_t>(num_tokens * shape.top_k);
@@ -138,7 +139,8 @@ void forward_on_host(const layer_shape& shape, const layer_weights& weights, con
   input.expert_outputs = rows.data();
   input.topk_counts = topk_counts;
   input.topk_weights = topk_weights;
-  adaptive_k::combine_experts({num_tokens, shape.top_k, shape.hidden_size, 0}, input, output);
+  return adaptive_k::combine_experts({num_tokens, shape.top_k, shape.hidden_size, 0}, input,
+                                     output);
 }
 
 }  // namespace custom_moe_layer

@@ -52,8 +52,9 @@ adaptive_k::status forward(const layer_shape& shape, const layer_weights& weight
                            const layer_buffers& buffers, float* output, cudaStream_t stream);
 
 /// The same on the host, from host memory, with the routing given: one row at a time.
-void forward_on_host(const layer_shape& shape, const layer_weights& weights, const float* x,
-                     std::int64_t num_tokens, const std::int32_t* topk_ids,
-                     const float* topk_weights, const std::int32_t* topk_counts, float* output);
+adaptive_k::status forward_on_host(const layer_shape& shape, const layer_weights& weights,
+                                   const float* x, std::int64_t num_tokens,
+                                   const std::int32_t* topk_ids, const float* topk_weights,
+                                   const std::int32_t* topk_counts, float* output);
 
 }  // namespace custom_moe_layer

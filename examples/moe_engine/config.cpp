@@ -253,7 +253,7 @@ model_config parse_config(std::string_view text, const std::string& file) {
           .as_int(1, (std::min)(adaptive_k::max_top_k, config.gating.num_experts));
   config.gating.renormalize = true;
   const adaptive_k::status valid = adaptive_k::validate(config.gating);
-  if (!valid) throw file_error(file, "", valid.message());
+  if (!valid.ok()) throw file_error(file, "", valid.message());
   return config;
 }
 

@@ -39,7 +39,7 @@ class stacked_pass {
             hooks_.merge({layer, normed + first * hidden_, length_, static_cast<int>(hidden_),
                           live_.data() + first},
                          representative_.data() + first, counted);
-        if (!status) refuse(layer, status.message());
+        if (!status.ok()) refuse(layer, status.message());
         check_matching(layer, first);
       }
       work.matching += (counted.tokens + counted.comparisons) * static_cast<std::uint64_t>(hidden_);

@@ -125,7 +125,7 @@ void moe_layer::choose(int layer, const float* x, std::int64_t num_tokens,
   const adaptive_k::status status =
       route(layer, {work.logits.data(), num_tokens, gating_.num_experts},
             {work.ids.data(), work.weights.data(), work.counts.data()});
-  if (!status) {
+  if (!status.ok()) {
     throw std::runtime_error("routing of layer " + std::to_string(layer) + ": " + status.message());
   }
 }

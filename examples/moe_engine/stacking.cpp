@@ -9,7 +9,7 @@ namespace moe_engine {
 exit_hook exit_with(const adaptive_k::early_exit_policy& policy,
                     adaptive_k::early_exit_metrics* metrics) {
   const adaptive_k::status valid = validate(policy);
-  if (!valid) throw std::runtime_error(std::string("early exit: ") + valid.message());
+  if (!valid.ok()) throw std::runtime_error(std::string("early exit: ") + valid.message());
   return {[policy](int layer) { return policy.asks(layer); },
           [policy, metrics](int layer, std::int64_t, const float* logits, int vocab_size) {
             const float confidence = adaptive_k::exit_confidence(policy.signal, logits, vocab_size);
@@ -22,7 +22,7 @@ exit_hook exit_with(const adaptive_k::early_exit_policy& policy,
 merge_function merge_with(const adaptive_k::token_merging_policy& policy,
                           adaptive_k::token_merging_metrics* metrics) {
   const adaptive_k::status valid = validate(policy);
-  if (!valid) throw std::runtime_error(std::string("token merging: ") + valid.message());
+  if (!valid.ok()) throw std::runtime_error(std::string("token merging: ") + valid.message());
   return [policy, metrics, sizes = std::vector<std::int32_t>(), squares = std::vector<double>()](
              const merge_input& input, std::int32_t* representative,
              adaptive_k::token_merging_metrics& counted) mutable {

@@ -62,7 +62,7 @@ void serve(unsigned thread, double seconds, clock_type::time_point start, observ
       const double begin = seconds_since(start);
       const auto routed = router.route(layer, view, &metrics);
       const double took = seconds_since(start) - begin;
-      if (!routed.result) {
+      if (!routed.result.ok()) {
         std::fprintf(stderr, "%s\n", routed.result.message());
         std::exit(1);
       }
@@ -113,7 +113,7 @@ int main(int argc, char** argv) {
   adaptive_k::http_server_options listen;
   listen.port = static_cast<int>(port);
   const adaptive_k::status started = server.start(recorder, listen);
-  if (!started) {
+  if (!started.ok()) {
     std::fprintf(stderr, "%s\n", started.message());
     return 1;
   }
@@ -134,7 +134,7 @@ int main(int argc, char** argv) {
   serve(0, seconds, start, all);
   other.join();
   const adaptive_k::status flushed = logger.flush();
-  if (!flushed) std::fprintf(stderr, "%s\n", flushed.message());
+  if (!flushed.ok()) std::fprintf(stderr, "%s\n", flushed.message());
 
   if (argc > 3) {
     std::FILE* const file = std::fopen(argv[3], "w");

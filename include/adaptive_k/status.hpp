@@ -1,10 +1,13 @@
-// The result of a call that can be refused: a code and a sentence that says why.
+// The result of a call that can be refused: a code, a sentence that says why, and the
+// field that is at fault.
 #pragma once
 
 #include <clocale>
 #include <cstdarg>
 #include <cstddef>
 #include <cstdio>
+#include <cstring>
+#include <string_view>
 
 #if defined(__APPLE__)
 #include <xlocale.h>
@@ -118,41 +121,82 @@ inline int show_character(const char* text, std::size_t size, char (&shown)[4],
 }  // namespace detail
 
 /// A code and its reason. Trivially copyable and free of allocation; the text of a success is "".
-class status {
+class [[nodiscard]] status {
  public:
   status() noexcept { message_[0] = '\0'; }
 
-  /// printf-style reason, numbers with a point in every locale. Bytes that are no printable UTF-8
-  /// come out as `\xNN`; what does not fit into 223 bytes is cut, between two characters.
+  /// printf-style reason, numbers with a point in every locale. Two backticks in `format` mark the
+  /// field that is at fault, as in "`k_min` is %d, expected 1 or more": the message goes without
+  /// them. A caller's text may hold backticks of its own, so it stands behind. Bytes that are no
+  /// printable UTF-8 come out as `\xNN`; what does not fit into 223 bytes is cut, between two
+  /// characters.
   ADAPTIVE_K_PRINTF(2, 3)
   static status error(status_code code, const char* format, ...) noexcept {
     status result;
     result.code_ = code;
     std::va_list arguments;
     va_start(arguments, format);
-    char text[sizeof result.message_ + 3];  // a last character that begins within is there whole
-    [[maybe_unused]] const detail::numbers_of_c numbers;
-    const int length = std::vsnprintf(text, sizeof text, format, arguments);
+    result.print(format, arguments);
     va_end(arguments);
-    const auto size = static_cast<std::size_t>(length < 0 ? 0 : length);
-    result.set_message(text, size < sizeof text ? size : sizeof text - 1);
+    return result;
+  }
+
+  /// The same refusal of one among several: what `format` prints stands before its message, as in
+  /// "layer %d: ", and its field stays its field. A success stays one.
+  ADAPTIVE_K_PRINTF(2, 3)
+  status within(const char* format, ...) const noexcept {
+    if (ok()) return *this;
+    status result;
+    result.code_ = code_;
+    std::va_list arguments;
+    va_start(arguments, format);
+    result.print(format, arguments);
+    va_end(arguments);
+    const std::size_t before = std::strlen(result.message_);
+    result.append(message_, std::strlen(message_), false);
+    if (before + field_begin_ + field_size_ <= std::strlen(result.message_))
+      result.set_field(before + field_begin_, field_size_);
     return result;
   }
 
   /// Whether nothing was refused.
-  bool ok() const noexcept { return code_ == status_code::ok; }
+  [[nodiscard]] bool ok() const noexcept { return code_ == status_code::ok; }
   /// The same as ok().
-  explicit operator bool() const noexcept { return ok(); }
+  [[deprecated("use ok()")]] explicit operator bool() const noexcept { return ok(); }
   /// What kind of refusal; status_code::ok where there is none.
-  status_code code() const noexcept { return code_; }
+  [[nodiscard]] status_code code() const noexcept { return code_; }
   /// Printable UTF-8 that names the field, its value and what was expected; "" where nothing was
   /// refused. Lives as long as the status.
-  const char* message() const noexcept { return message_; }
+  [[nodiscard]] const char* message() const noexcept { return message_; }
+
+  /// The name of the field at fault as the message has it, such as "k_min", "thresholds[2]" or
+  /// "distortion.lambda": a part of message(), which lives as long as this status. Empty where no
+  /// single field is at fault, or its name was cut.
+  [[nodiscard]] std::string_view field() const noexcept {
+    return {message_ + field_begin_, field_size_};
+  }
 
  private:
-  void set_message(const char* text, std::size_t size) noexcept {
-    std::size_t length = 0;
+  void print(const char* format, std::va_list arguments) noexcept {
+    char text[sizeof message_ + 5];  // two marks, and a last character that begins within whole
+    [[maybe_unused]] const detail::numbers_of_c numbers;
+    const int length = std::vsnprintf(text, sizeof text, format, arguments);
+    const auto size = static_cast<std::size_t>(length < 0 ? 0 : length);
+    append(text, size < sizeof text ? size : sizeof text - 1, std::strchr(format, mark) != nullptr);
+  }
+
+  void append(const char* text, std::size_t size, bool marks_field) noexcept {
+    std::size_t length = std::strlen(message_);
+    std::size_t field = length;
+    int marks = marks_field ? 2 : 0;  // to come
     for (std::size_t at = 0; at < size;) {
+      if (marks > 0 && text[at] == mark) {
+        if (marks == 2) field = length;
+        if (marks == 1) set_field(field, length - field);
+        --marks;
+        ++at;
+        continue;
+      }
       char shown[4];
       int used = 0;
       const int bytes = detail::show_character(text + at, size - at, shown, used);
@@ -163,8 +207,17 @@ class status {
     message_[length] = '\0';
   }
 
+  void set_field(std::size_t begin, std::size_t size) noexcept {
+    field_begin_ = static_cast<unsigned char>(begin);
+    field_size_ = static_cast<unsigned char>(size);
+  }
+
+  static constexpr char mark = '`';
+
   status_code code_ = status_code::ok;
   char message_[224];
+  unsigned char field_begin_ = 0;  // within message_
+  unsigned char field_size_ = 0;
 };
 
 ADAPTIVE_K_NAMESPACE_END

@@ -84,7 +84,7 @@ void expect_equal(std::int32_t logits_type, std::int32_t ids_type, std::int32_t 
   g.top_k = 6;
   const router router(
       g, k_policy::with_thresholds(signal_kind::topk_entropy, {2, 4, 6}, {0.8f, 1.4f}));
-  ASSERT_TRUE(router.validity()) << router.validity().message();
+  ASSERT_TRUE(router.validity().ok()) << router.validity().message();
 
   constexpr int tokens = 40;
   inputs::sequence from(1);
@@ -97,10 +97,12 @@ void expect_equal(std::int32_t logits_type, std::int32_t ids_type, std::int32_t 
   std::vector<std::int32_t> counts(tokens), c_counts(tokens);
   std::vector<float> signal(tokens), c_signal(tokens);
   routing_metrics metrics;
-  ASSERT_TRUE(router.route(
-      0, logits_view<Logit>{logits.data(), tokens, 60, 61},
-      routing_output<Id, Weight>{ids.data(), weights.data(), counts.data(), signal.data()},
-      &metrics, {nullptr, padding.data()}));
+  ASSERT_TRUE(router
+                  .route(0, logits_view<Logit>{logits.data(), tokens, 60, 61},
+                         routing_output<Id, Weight>{ids.data(), weights.data(), counts.data(),
+                                                    signal.data()},
+                         &metrics, {nullptr, padding.data()})
+                  .ok());
 
   auto call = sized<adaptive_k_route_params>();
   call.logits = logits.data();

@@ -55,7 +55,7 @@ void expect_same_routing(const adaptive_k_router* from_c, const router& from_cpp
   for (float& logit : logits) logit = inputs::fine_logit(from);
   const routed_batch expected =
       from_cpp.route(layer, logits_view<float>{logits.data(), tokens, model.num_experts});
-  ASSERT_TRUE(expected.result) << expected.result.message();
+  ASSERT_TRUE(expected.result.ok()) << expected.result.message();
   std::vector<std::int32_t> ids(expected.topk_ids.size()), counts(tokens);
   std::vector<float> weights(ids.size());
   adaptive_k_route_params call = {};

@@ -282,7 +282,7 @@ TEST_F(BadFiles, NoValueAnywhereEscapesAsAnotherException) {
         try {
           const adaptive_k::preset loaded = adaptive_k::load_preset_file(on_disk);
           for (const auto& policy : loaded.policies)
-            EXPECT_TRUE(loaded.make_router(policy.name).validity()) << path << " " << value;
+            EXPECT_TRUE(loaded.make_router(policy.name).validity().ok()) << path << " " << value;
         } catch (const adaptive_k::preset_error&) {
           ++refused;
         }

@@ -86,7 +86,7 @@ TEST_F(PolicyFile, RoutersKeepTheTablesAlive) {
   auto policy = std::make_unique<preset_policy>(read(distortion_policy()));
   const adaptive_k::router router = adaptive_k::make_router(model_4_3(), *policy, 3);
   const auto before = router.route(0, view);
-  ASSERT_TRUE(before.result) << before.result.message();
+  ASSERT_TRUE(before.result.ok()) << before.result.message();
   policy.reset();
   EXPECT_EQ(router.route(0, view).topk_counts, before.topk_counts);
   EXPECT_EQ(router.route(2, view).topk_counts[0], 3);
@@ -101,7 +101,7 @@ TEST_F(PolicyFile, ASinglePolicyWithTablesServesEveryLayer) {
   const adaptive_k::router router = adaptive_k::make_router(model_4_3(), *policy, 3);
   policy.reset();
   const float logits[4] = {4, 1, 0, 0};
-  EXPECT_TRUE(router.route(2, adaptive_k::logits_view<>{logits, 1, 4}).result);
+  EXPECT_TRUE(router.route(2, adaptive_k::logits_view<>{logits, 1, 4}).result.ok());
   EXPECT_EQ(router.num_layers(), 3);
 }
 

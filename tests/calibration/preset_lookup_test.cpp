@@ -187,7 +187,7 @@ TEST(PresetLookup, APresetsFileOfAnotherVersionIsNoPolicyEither) {
   const temporary_folder folder;
   json file = good_file();
   const adaptive_k::preset tiny = load_preset(folder.write("tiny.json", file).string());
-  EXPECT_TRUE(tiny.make_router(tiny.file.string()).validity());
+  EXPECT_TRUE(tiny.make_router(tiny.file.string()).validity().ok());
   file["schema_version"] = 2;
   const std::string newer = folder.write("newer.json", file).string();
   EXPECT_NE(error_of([&] { tiny.make_router(newer); }).find("newer.json: schema_version: 2"),

@@ -124,7 +124,7 @@ TEST(ShippedFiles, HaveGatingAndSizesOfTheModels) {
     EXPECT_EQ(file.shared_experts.intermediate, known.shared_intermediate);
     EXPECT_FALSE(file.sources.empty());
     EXPECT_EQ(adaptive_k::load_preset(known.hugging_face).name, known.name);
-    EXPECT_TRUE(file.make_router().validity()) << file.make_router().validity().message();
+    EXPECT_TRUE(file.make_router().validity().ok()) << file.make_router().validity().message();
   }
 }
 
@@ -226,7 +226,7 @@ TEST(ShippedFiles, MixtralsPublishedRuleTakesOneExpertBelowItsEntropy) {
   }
   const adaptive_k::router router = adaptive_k::from_preset("mixtral-8x7b");
   const auto routed = router.route(31, adaptive_k::logits_view<>{logits.data(), tokens, 8});
-  ASSERT_TRUE(routed.result) << routed.result.message();
+  ASSERT_TRUE(routed.result.ok()) << routed.result.message();
   int with_one = 0;
   for (int t = 0; t < tokens; ++t) {
     double sum = 0, weighted = 0;

@@ -76,7 +76,7 @@ class toy_model {
     std::vector<std::int32_t> ids(full.topk_ids), counts(length);
     std::vector<float> w(full.topk_weights);
     const auto result = route(layer, view, {ids.data(), w.data(), counts.data()});
-    if (!result) throw std::runtime_error(result.message());
+    if (!result.ok()) throw std::runtime_error(result.message());
     const auto output = [&](int id, int c) {
       return experts_[static_cast<std::size_t>((layer * experts + id) * hidden + c)];
     };

@@ -65,7 +65,7 @@ TEST(early_exit, what_is_not_finite_never_exits) {
   for (const auto signal : {exit_signal::entropy, exit_signal::max_probability}) {
     const float loosest = signal == exit_signal::entropy ? 1e30f : 0.0f;
     const auto policy = early_exit_policy::uniform(signal, loosest, 2);
-    ASSERT_TRUE(validate(policy));
+    ASSERT_TRUE(validate(policy).ok());
     EXPECT_TRUE(exits(policy, 1, confidence(signal, {1.0f, 2.0f})));
     const std::vector<std::vector<float>> bad = {
         {nan, 1.0f}, {1.0f, nan}, {infinity, 0.0f}, {-infinity, -infinity}, {}};
@@ -96,7 +96,7 @@ TEST(early_exit, thresholds_are_strict_and_per_layer) {
 
 TEST(early_exit, the_default_never_exits) {
   const early_exit_policy policy;
-  EXPECT_TRUE(validate(policy));
+  EXPECT_TRUE(validate(policy).ok());
   for (const int layer : {0, 1, 255}) EXPECT_FALSE(exits(policy, layer, 0.0f));
 }
 
@@ -122,7 +122,7 @@ TEST(early_exit, a_looser_threshold_lets_no_fewer_out) {
 TEST(early_exit, refusals_name_field_and_range) {
   const auto expect = [](const early_exit_policy& policy, const char* words) {
     const auto result = validate(policy);
-    EXPECT_FALSE(result);
+    EXPECT_FALSE(result.ok());
     EXPECT_NE(std::string(result.message()).find(words), std::string::npos) << result.message();
   };
   expect(early_exit_policy::uniform(exit_signal::entropy, -0.5f, 2), "thresholds[0] is -0.5");

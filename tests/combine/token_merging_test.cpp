@@ -32,7 +32,7 @@ matched match(const token_merging_policy& policy, const std::vector<float>& x,
       policy, x.data(), static_cast<std::int64_t>(tokens), hidden,
       {result.representative.data(), result.sizes.data(), squares.data()}, &result.metrics,
       takes_part.empty() ? nullptr : takes_part.data(), first);
-  EXPECT_TRUE(status) << status.message();
+  EXPECT_TRUE(status.ok()) << status.message();
   return result;
 }
 
@@ -175,7 +175,7 @@ TEST(token_merging, refusals_name_field_and_range) {
                           const float* data, const char* words) {
     const auto result =
         adaptive_k::match_tokens(policy, data, count, width, {&representative, &size, &norm});
-    EXPECT_FALSE(result);
+    EXPECT_FALSE(result.ok());
     EXPECT_NE(std::string(result.message()).find(words), std::string::npos) << result.message();
   };
   expect({1.5f, 4}, 1, hidden, x, "min_similarity is 1.5, expected -1..1");
@@ -184,7 +184,7 @@ TEST(token_merging, refusals_name_field_and_range) {
   expect({}, -1, hidden, x, "num_tokens is -1");
   expect({}, 1, 0, x, "hidden 0");
   expect({}, 1, hidden, nullptr, "null");
-  EXPECT_TRUE(adaptive_k::match_tokens({}, nullptr, 0, hidden, {}));
+  EXPECT_TRUE(adaptive_k::match_tokens({}, nullptr, 0, hidden, {}).ok());
 }
 
 }  // namespace

@@ -114,8 +114,8 @@ void route_with_any_lanes(std::uint64_t seed) {
     request r;
     const k_policy policy = random_policy(from, g, tables);
     const status fits = validate(policy, g);
-    ASSERT_TRUE(validate(g)) << validate(g).message();
-    ASSERT_TRUE(fits) << fits.message();
+    ASSERT_TRUE(validate(g).ok()) << validate(g).message();
+    ASSERT_TRUE(fits.ok()) << fits.message();
     r.model = g;
     r.plan = detail::make_plan(g, policy);
     const int kind_of_row = from.below(8);

@@ -23,7 +23,7 @@ void expect_equal(const combines::test_case<Value, Weight>& input, int shift, bo
   SCOPED_TRACE(combines::describe(input) + ", shift " + std::to_string(shift));
   const auto cells = static_cast<std::size_t>(input.shape.num_tokens * input.shape.hidden_size);
   std::vector<Value> host(cells);
-  ASSERT_TRUE(combine_experts(input.shape, combines::view_of(input), host.data()));
+  ASSERT_TRUE(combine_experts(input.shape, combines::view_of(input), host.data()).ok());
 
   std::vector<Value> shifted(static_cast<std::size_t>(shift), from_float<Value>(0.0f));
   shifted.insert(shifted.end(), input.expert_outputs.begin(), input.expert_outputs.end());
@@ -39,7 +39,7 @@ void expect_equal(const combines::test_case<Value, Weight>& input, int shift, bo
     view.addend = made.get();
   }
   const status result = cuda::combine_experts(input.shape, view, made.get(), false, nullptr);
-  ASSERT_TRUE(result) << result.message() << '\n' << schedules::last_fault();
+  ASSERT_TRUE(result.ok()) << result.message() << '\n' << schedules::last_fault();
   ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess) << schedules::last_fault();
   const std::vector<Value> device = made.read();
   for (std::size_t i = 0; i < cells; ++i) {

@@ -48,7 +48,7 @@ template <class Router>
 adaptive_k::cuda::device_plans uploaded(const Router& from) {
   adaptive_k::cuda::device_plans plans;
   const adaptive_k::status result = plans.upload(from, nullptr);
-  EXPECT_TRUE(result) << result.message();
+  EXPECT_TRUE(result.ok()) << result.message();
   return plans;
 }
 

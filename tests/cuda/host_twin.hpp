@@ -90,7 +90,7 @@ class optional_buffer {
 template <class Id, class Weight, class Logit>
 void expect_equal(const batch<Logit>& input) {
   const router host(input.model, input.policy, {input.fill});
-  ASSERT_TRUE(host.validity()) << host.validity().message();
+  ASSERT_TRUE(host.validity().ok()) << host.validity().message();
   const auto tokens = static_cast<std::size_t>(input.num_tokens);
   const auto slots = tokens * static_cast<std::size_t>(input.model.top_k);
   const logits_view<Logit> host_logits = {input.logits.data(), input.num_tokens,
@@ -116,11 +116,11 @@ void expect_equal(const batch<Logit>& input) {
                             routing_replay<Id>{replay_ids.data(), input.replay_counts.data()},
                             host_output, &metrics, host_extras)
               : host.route(0, host_logits, host_output, &metrics, host_extras);
-  ASSERT_TRUE(host_result) << host_result.message();
+  ASSERT_TRUE(host_result.ok()) << host_result.message();
 
   cuda::device_plans plans;
   const status uploaded = plans.upload(host, nullptr);
-  ASSERT_TRUE(uploaded) << uploaded.message();
+  ASSERT_TRUE(uploaded.ok()) << uploaded.message();
   const device::buffer<Logit> logits(input.logits);
   const optional_buffer<float> bias(input.bias);
   const optional_buffer<std::uint8_t> padding_mask(input.padding_mask), k_min(input.k_min),
@@ -161,7 +161,7 @@ void expect_equal(const batch<Logit>& input) {
                                                        device_metrics.get(), extras, nullptr)
                                 : device_router.route(0, device_logits, device_output,
                                                       device_metrics.get(), extras, nullptr);
-  ASSERT_TRUE(result) << result.message() << '\n' << schedules::last_fault();
+  ASSERT_TRUE(result.ok()) << result.message() << '\n' << schedules::last_fault();
   ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess) << schedules::last_fault();
 
   const std::int64_t top_k = input.model.top_k;

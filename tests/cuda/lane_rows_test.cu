@@ -101,13 +101,14 @@ class both_sides {
     std::vector<float> weights(slots);
     const logits_view<Logit> host_logits = {input_.logits.data() + skipped, tokens, experts};
     ASSERT_TRUE(router(input_.model, policy)
-                    .route(0, host_logits, routing_output<>{ids.data(), weights.data()}));
+                    .route(0, host_logits, routing_output<>{ids.data(), weights.data()})
+                    .ok());
     const device::buffer<std::int32_t> device_ids(slots);
     const device::buffer<float> device_weights(slots);
     const status result = router_.route(
         0, logits_view<Logit>{logits_.get() + skipped, tokens, experts},
         routing_output<>{device_ids.get(), device_weights.get()}, nullptr, {}, nullptr);
-    ASSERT_TRUE(result) << result.message() << '\n' << schedules::last_fault();
+    ASSERT_TRUE(result.ok()) << result.message() << '\n' << schedules::last_fault();
     twin::expect_same_bits("id", device_ids.read(), ids, 2);
     twin::expect_same_bits("weight", device_weights.read(), weights, 2);
   }

@@ -54,12 +54,12 @@ void expect_equal(const test_case<Id>& input, std::uint64_t first_seed = 0, int 
   SCOPED_TRACE(permutations::describe(input));
   arrays host = permutations::sized_arrays(input.shape);
   const status host_result = permute(input.shape, permutations::view_of(input), host.view());
-  ASSERT_TRUE(host_result) << host_result.message();
+  ASSERT_TRUE(host_result.ok()) << host_result.message();
 
   const device::buffer<Id> ids(input.ids);
   const device::optional_copy<std::int32_t> counts(input.counts), map(input.map);
   std::size_t bytes = 0;
-  ASSERT_TRUE(cuda::permute<Id>(input.shape, {}, {}, nullptr, &bytes, false, nullptr));
+  ASSERT_TRUE(cuda::permute<Id>(input.shape, {}, {}, nullptr, &bytes, false, nullptr).ok());
   device::buffer<unsigned char> workspace(bytes);
   for (int i = 0; i < num_seeds; ++i) {
     const std::uint64_t seed = first_seed + static_cast<std::uint64_t>(i);
@@ -69,7 +69,7 @@ void expect_equal(const test_case<Id>& input, std::uint64_t first_seed = 0, int 
     workspace.write(std::vector<unsigned char>(bytes, 0xA5));  // needs no initialisation
     const status result = cuda::permute<Id>(input.shape, {ids.get(), counts.get(), map.get()},
                                             made.view(), workspace.get(), &bytes, false, nullptr);
-    ASSERT_TRUE(result) << result.message() << '\n' << schedules::last_fault();
+    ASSERT_TRUE(result.ok()) << result.message() << '\n' << schedules::last_fault();
     ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess) << schedules::last_fault();
     made.expect_equal(host);
   }
@@ -121,11 +121,12 @@ TEST(permute_kernel, every_member_may_be_left_out) {
   for (const std::int64_t tokens : {40, 300}) {
     const auto input = permutations::random_case<std::int32_t>(from, tokens, {16});
     arrays host = permutations::sized_arrays(input.shape);
-    ASSERT_TRUE(permute(input.shape, permutations::view_of(input), host.view()));
+    ASSERT_TRUE(permute(input.shape, permutations::view_of(input), host.view()).ok());
     const device::buffer<std::int32_t> ids(input.ids);
     const device::optional_copy<std::int32_t> counts(input.counts), map(input.map);
     std::size_t bytes = 0;
-    ASSERT_TRUE(cuda::permute<std::int32_t>(input.shape, {}, {}, nullptr, &bytes, false, nullptr));
+    ASSERT_TRUE(
+        cuda::permute<std::int32_t>(input.shape, {}, {}, nullptr, &bytes, false, nullptr).ok());
     device::buffer<unsigned char> workspace(bytes);
     for (int only = 0; only < 6; ++only) {
       const device_arrays made(input.shape);
@@ -135,7 +136,8 @@ TEST(permute_kernel, every_member_may_be_left_out) {
       for (int i = 0; i < 6; ++i)
         if (i != only) *members[i] = nullptr;
       ASSERT_TRUE(cuda::permute<std::int32_t>(input.shape, {ids.get(), counts.get(), map.get()},
-                                              view, workspace.get(), &bytes, false, nullptr));
+                                              view, workspace.get(), &bytes, false, nullptr)
+                      .ok());
       ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess) << schedules::last_fault();
       arrays expected = made.blank;
       if (only == 0) expected.expert_counts = host.expert_counts;
@@ -153,8 +155,9 @@ TEST(permute_kernel, a_workspace_for_more_tokens_serves_fewer) {
   std::size_t before = 0;
   for (std::int64_t tokens = 0; tokens < 70000; tokens += 64) {
     std::size_t bytes = 0;
-    ASSERT_TRUE(cuda::permute<std::int32_t>({tokens, 8, 128, 0, 1}, {}, {}, nullptr, &bytes, false,
-                                            nullptr));
+    ASSERT_TRUE(
+        cuda::permute<std::int32_t>({tokens, 8, 128, 0, 1}, {}, {}, nullptr, &bytes, false, nullptr)
+            .ok());
     ASSERT_GE(bytes, before) << tokens;
     before = bytes;
   }
@@ -163,7 +166,7 @@ TEST(permute_kernel, a_workspace_for_more_tokens_serves_fewer) {
 TEST(permute_kernel, refuses_a_workspace_that_does_not_fit) {
   const permutation_shape shape = {1000, 2, 64, 0, 1};
   std::size_t bytes = 0;
-  ASSERT_TRUE(cuda::permute<std::int32_t>(shape, {}, {}, nullptr, &bytes, false, nullptr));
+  ASSERT_TRUE(cuda::permute<std::int32_t>(shape, {}, {}, nullptr, &bytes, false, nullptr).ok());
   EXPECT_EQ(bytes, 16u + 4u * 64u * sizeof(std::int32_t));
   const device::buffer<unsigned char> workspace(bytes);
   const device::buffer<std::int32_t> ids(2000);

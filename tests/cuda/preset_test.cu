@@ -43,7 +43,7 @@ void expect_layer_equal(const router& host, const cuda::device_plans& plans, int
   const twin::batch<float> input = twin::make_batch<float>(from, host.model(), tokens, 0);
   const logits_view<float> view = {input.logits.data(), tokens, host.model().num_experts};
   const routed_batch routed = host.route(layer, view);
-  ASSERT_TRUE(routed.result) << routed.result.message();
+  ASSERT_TRUE(routed.result.ok()) << routed.result.message();
   const device::buffer<float> logits(input.logits);
   const device::buffer<std::int32_t> ids(routed.topk_ids.size()), counts(tokens);
   const device::buffer<float> weights(routed.topk_ids.size());
@@ -51,7 +51,7 @@ void expect_layer_equal(const router& host, const cuda::device_plans& plans, int
       cuda::device_router(host.model(), plans.ref())
           .route(layer, logits_view<float>{logits.get(), tokens, host.model().num_experts},
                  routing_output<>{ids.get(), weights.get(), counts.get()}, nullptr, {}, nullptr);
-  ASSERT_TRUE(result) << result.message() << '\n' << schedules::last_fault();
+  ASSERT_TRUE(result.ok()) << result.message() << '\n' << schedules::last_fault();
   twin::expect_same_bits("id", ids.read(), routed.topk_ids, host.model().top_k);
   twin::expect_same_bits("weight", weights.read(), routed.topk_weights, host.model().top_k);
   twin::expect_same_bits("count", counts.read(), routed.topk_counts, 1);
@@ -66,23 +66,23 @@ TEST(device_plans, are_rewritten_in_place_with_their_tables) {
   cuda::device_plans plans = device::uploaded(full);  // no tables, and room for them
   const detail::k_plan* const place = plans.ref().data();
   for (const router* next : {&calibrated, &full, &dearer}) {
-    ASSERT_TRUE(plans.upload(*next, nullptr));
+    ASSERT_TRUE(plans.upload(*next, nullptr).ok());
     EXPECT_EQ(plans.ref().data(), place);
     for (const int layer : {0, last}) expect_layer_equal(*next, plans, layer);
   }
   // One layer: the others stay.
-  ASSERT_TRUE(plans.upload(calibrated, last, nullptr));
+  ASSERT_TRUE(plans.upload(calibrated, last, nullptr).ok());
   expect_layer_equal(calibrated, plans, last);
   expect_layer_equal(dearer, plans, 0);
-  ASSERT_TRUE(plans.upload(full, 0, nullptr));
+  ASSERT_TRUE(plans.upload(full, 0, nullptr).ok());
   expect_layer_equal(full, plans, 0);
   expect_layer_equal(calibrated, plans, last);
   // One policy for all, in every layer's place.
-  ASSERT_TRUE(plans.upload(router(measured.model, k_policy::fixed(3)), nullptr));
+  ASSERT_TRUE(plans.upload(router(measured.model, k_policy::fixed(3)), nullptr).ok());
   EXPECT_EQ(plans.ref().num_layers(), last + 1);
   for (const int layer : {0, last})
     expect_layer_equal(router(measured.model, k_policy::fixed(3)), plans, layer);
-  ASSERT_TRUE(plans.upload(calibrated, nullptr));
+  ASSERT_TRUE(plans.upload(calibrated, nullptr).ok());
   cuda::device_plans moved = std::move(plans);
   EXPECT_TRUE(plans.ref().empty());
   expect_layer_equal(calibrated, moved, last);
@@ -107,7 +107,7 @@ TEST(device_plans, refuse_what_does_not_fit) {
       "layer 0: distortion.next_expert points to device memory, expected host memory: an "
       "upload copies it");
   EXPECT_TRUE(plans.ref().empty());
-  ASSERT_TRUE(plans.upload(host, nullptr));
+  ASSERT_TRUE(plans.upload(host, nullptr).ok());
   cuda::device_plans of_one = device::uploaded(router(measured.model, k_policy::full()));
   EXPECT_EQ(of_one.upload(host, nullptr).code(), status_code::shape_mismatch);
   EXPECT_EQ(message(of_one.upload(router(measured.model, k_policy::full()), 0, nullptr)),

@@ -140,11 +140,11 @@ TEST(route_call, layers_have_their_own_plans) {
   device::buffer<float> weights(4);
   const logits_view<float> view = {logits.get(), 1, 16, 0};
   const routing_output<> output = {ids.get(), weights.get(), counts.get()};
-  ASSERT_TRUE(router.route(1, view, output, nullptr, {}, nullptr));
+  ASSERT_TRUE(router.route(1, view, output, nullptr, {}, nullptr).ok());
   EXPECT_EQ(counts.read()[0], 3);
-  ASSERT_TRUE(router.route(0, view, output, nullptr, {}, nullptr));
+  ASSERT_TRUE(router.route(0, view, output, nullptr, {}, nullptr).ok());
   EXPECT_EQ(counts.read()[0], 1);
-  EXPECT_FALSE(router.route(2, view, output, nullptr, {}, nullptr));
+  EXPECT_FALSE(router.route(2, view, output, nullptr, {}, nullptr).ok());
 }
 
 TEST(route_call, host_router_in_a_cuda_file_takes_the_compiled_vectors) {
@@ -173,10 +173,13 @@ TEST(route_call, metrics_add_up_over_launches) {
   const cuda::device_router router(g, plans.ref());
   for (const std::int64_t tokens : {50, 7, 1}) {
     const logits_view<bfloat16> view = {logits.get(), tokens, 24, 0};
-    ASSERT_TRUE(router.route(0, view, routing_output<>{ids.get(), weights.get()}, metrics.get(), {},
-                             nullptr));
+    ASSERT_TRUE(
+        router
+            .route(0, view, routing_output<>{ids.get(), weights.get()}, metrics.get(), {}, nullptr)
+            .ok());
     ASSERT_TRUE(host.route(0, logits_view<bfloat16>{input.logits.data(), tokens, 24, 0},
-                           routing_output<>{host_ids.data(), host_weights.data()}, &expected));
+                           routing_output<>{host_ids.data(), host_weights.data()}, &expected)
+                    .ok());
   }
   twin::expect_same_metrics(cuda::to_metrics<routing_metrics>(metrics.read()[0]), expected);
 }
@@ -213,12 +216,16 @@ TEST(route_call, refuses_before_it_launches) {
   EXPECT_EQ(message(router.replay(0, view, routing_replay<>{}, output, nullptr, {}, nullptr)),
             "given.topk_ids is null");
   EXPECT_FALSE(
-      router.route(0, logits_view<float>{logits.get(), 1, 9, 0}, output, nullptr, {}, nullptr));
+      router.route(0, logits_view<float>{logits.get(), 1, 9, 0}, output, nullptr, {}, nullptr)
+          .ok());
   EXPECT_FALSE(
-      router.route(0, logits_view<float>{logits.get(), -1, 8, 0}, output, nullptr, {}, nullptr));
-  EXPECT_FALSE(router.route(0, view, routing_output<>{}, nullptr, {}, nullptr));
-  EXPECT_TRUE(router.route(0, logits_view<float>{nullptr, 0, 8, 0}, routing_output<>{}, nullptr, {},
-                           nullptr));
+      router.route(0, logits_view<float>{logits.get(), -1, 8, 0}, output, nullptr, {}, nullptr)
+          .ok());
+  EXPECT_FALSE(router.route(0, view, routing_output<>{}, nullptr, {}, nullptr).ok());
+  EXPECT_TRUE(
+      router
+          .route(0, logits_view<float>{nullptr, 0, 8, 0}, routing_output<>{}, nullptr, {}, nullptr)
+          .ok());
 }
 
 TEST(route_call, a_device_that_the_kernels_were_not_compiled_for_is_told_apart) {
@@ -269,7 +276,8 @@ TEST(route_call, one_launch_and_nothing_that_waits) {
   ptx::clear_call_log();
   ASSERT_TRUE(cuda::device_router(input.model, plans.ref())
                   .route(0, logits_view<bfloat16>{logits.get(), 9, 64, 0},
-                         routing_output<>{ids.get(), weights.get()}, nullptr, {}, nullptr));
+                         routing_output<>{ids.get(), weights.get()}, nullptr, {}, nullptr)
+                  .ok());
   EXPECT_TRUE(ptx::synchronous_calls().empty());
   int launches = 0;
   for (const ptx::api_call& call : ptx::call_log()) launches += call.name == "launch" ? 1 : 0;

@@ -66,21 +66,25 @@ class both_sides {
         call(workspace_->get(),
              {counts.get(), offsets.get(), sorted.get(), tokens.get(), rows.get(), blocks.get()},
              nullptr);
-    ASSERT_TRUE(result) << result.message() << '\n' << schedules::last_fault();
+    ASSERT_TRUE(result.ok()) << result.message() << '\n' << schedules::last_fault();
     ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess) << schedules::last_fault();
 
     std::vector<Id> ids(slots_);
     std::vector<float> weights(slots_);
     std::vector<std::int32_t> host_counts(tokens_);
-    ASSERT_TRUE(host_.route(
-        0,
-        logits_view<Logit>{input_.logits.data(), shape_.num_tokens, shape_.num_experts,
-                           input_.row_stride},
-        routing_output<Id, float>{ids.data(), weights.data(), host_counts.data()}, &host_metrics_,
-        {twin::data_or_null(input_.bias), twin::data_or_null(input_.padding_mask)}));
+    ASSERT_TRUE(
+        host_
+            .route(0,
+                   logits_view<Logit>{input_.logits.data(), shape_.num_tokens, shape_.num_experts,
+                                      input_.row_stride},
+                   routing_output<Id, float>{ids.data(), weights.data(), host_counts.data()},
+                   &host_metrics_,
+                   {twin::data_or_null(input_.bias), twin::data_or_null(input_.padding_mask)})
+            .ok());
     arrays host = permutations::sized_arrays(shape_);
-    ASSERT_TRUE(permute<Id>(shape_, {ids.data(), host_counts.data(), twin::data_or_null(map_)},
-                            host.view()));
+    ASSERT_TRUE(
+        permute<Id>(shape_, {ids.data(), host_counts.data(), twin::data_or_null(map_)}, host.view())
+            .ok());
     twin::expect_same_bits("id", ids_.read(), ids, shape_.top_k);
     twin::expect_same_bits("weight", weights_.read(), weights, shape_.top_k);
     twin::expect_same_bits("expert count", counts.read(), host.expert_counts, 1);
@@ -273,7 +277,7 @@ TEST(route_permute, is_captured_and_replayed_with_other_thresholds) {
     const status result = sides.call(sides.workspace(), output, stream);
     cudaGraph_t graph = nullptr;
     ASSERT_EQ(cudaStreamEndCapture(stream, &graph), cudaSuccess);
-    ASSERT_TRUE(result) << result.message();
+    ASSERT_TRUE(result.ok()) << result.message();
     cudaGraphExec_t executable = nullptr;
     ASSERT_EQ(cudaGraphInstantiate(&executable, graph, 0), cudaSuccess);
     for (const int k : {1, 5, 8}) {

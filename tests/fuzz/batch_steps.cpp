@@ -63,7 +63,7 @@ void permute_and_compare(fuzz::bytes& from) {
   const permutation_input<Id> input = {ids.data(), or_null(counts, has_counts),
                                        or_null(map, has_map)};
   const status result = permute(shape, input, output);
-  if (!result) {
+  if (!result.ok()) {
     fuzz::require_message(result.message());
     fuzz::require(!fits || (!has_map && num_local != shape.num_experts) || ids.data() == nullptr,
                   std::string("refused, though it fits: ") + result.message());
@@ -207,7 +207,7 @@ void restrict_and_compare(fuzz::bytes& from) {
   const status result =
       restrict_to_budget(ids.data(), weights.data(), counts.data(), num_tokens, top_k, num_experts,
                          k_min, budget, {mass.data(), admitted.data()}, order, &distinct);
-  if (!result) {
+  if (!result.ok()) {
     fuzz::require_message(result.message());
     fuzz::require(ids == ids_before && weights == weights_before && counts == counts_before,
                   "with a refusal nothing is written");

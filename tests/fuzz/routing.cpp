@@ -68,7 +68,7 @@ struct drawn_call {
       model.n_group = groups;
       model.topk_group = from.between(1, groups);
       model.group_rank = static_cast<group_score>(from.between(0, 1));
-      if (!validate(model)) model.topk_group = groups;
+      if (!validate(model).ok()) model.topk_group = groups;
     }
   }
 

@@ -136,7 +136,7 @@ void route_and_compare(const gating& g, const k_policy& policy, const batch<Logi
   const routing_output<Id, float> output = {ids.data(), weights.data(), counts.data(),
                                             signal.data()};
   const status result = checked_router.route(0, input.view(), output, nullptr, extras);
-  ASSERT_TRUE(result) << result.message();
+  ASSERT_TRUE(result.ok()) << result.message();
   ASSERT_EQ(ids[slots], guard_id);
   ASSERT_EQ(weights[slots], -7.0f);
   ASSERT_EQ(counts[tokens], -9);

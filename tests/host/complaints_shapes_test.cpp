@@ -139,10 +139,18 @@ TEST(Complaints, IdTypesHoldTheSameIds) {
   std::vector<std::int16_t> i16(320);
   std::vector<std::uint16_t> u16(320);
   const auto view = input.view();
-  under_test.route(0, view, routing_output<std::int32_t, float>{i32.data(), weights.data()});
-  under_test.route(0, view, routing_output<std::int64_t, float>{i64.data(), weights.data()});
-  under_test.route(0, view, routing_output<std::int16_t, float>{i16.data(), weights.data()});
-  under_test.route(0, view, routing_output<std::uint16_t, float>{u16.data(), weights.data()});
+  EXPECT_TRUE(
+      under_test.route(0, view, routing_output<std::int32_t, float>{i32.data(), weights.data()})
+          .ok());
+  EXPECT_TRUE(
+      under_test.route(0, view, routing_output<std::int64_t, float>{i64.data(), weights.data()})
+          .ok());
+  EXPECT_TRUE(
+      under_test.route(0, view, routing_output<std::int16_t, float>{i16.data(), weights.data()})
+          .ok());
+  EXPECT_TRUE(
+      under_test.route(0, view, routing_output<std::uint16_t, float>{u16.data(), weights.data()})
+          .ok());
   int fills = 0;
   for (std::size_t i = 0; i < 320; ++i) {
     EXPECT_EQ(i64[i], i32[i]);
@@ -181,8 +189,8 @@ TEST(Published, SavingsAreNotAgainstAllExperts) {
   const gating g = make_gating(gating_kind::softmax, 8, 2);
   const auto input = grid_batch(from, 50, 8);
   routing_metrics one, own;
-  router(g, k_policy::fixed(1)).route(0, input.view(), &one);
-  router(g, k_policy::full()).route(0, input.view(), &own);
+  EXPECT_TRUE(router(g, k_policy::fixed(1)).route(0, input.view(), &one).ok());
+  EXPECT_TRUE(router(g, k_policy::full()).route(0, input.view(), &own).ok());
   EXPECT_DOUBLE_EQ(one.expert_savings(), 0.5);
   EXPECT_DOUBLE_EQ(own.expert_savings(), 0.0);
 }

@@ -25,7 +25,7 @@ gating gating_of(gating_kind kind, int num_experts, int top_k) {
 
 /// Valid, different ids with finite weights that are not negative.
 void expect_sound(const gating& g, const routed_batch& routed) {
-  ASSERT_TRUE(routed.result) << routed.result.message();
+  ASSERT_TRUE(routed.result.ok()) << routed.result.message();
   for (std::int64_t t = 0; t < routed.num_tokens; ++t) {
     std::set<int> ids;
     const auto index = static_cast<std::size_t>(t);
@@ -132,7 +132,7 @@ TEST(Complaints, RowsWithNothingFinite) {
         const routed_batch routed =
             router(g, k_policy::full())
                 .route(0, logits_view<float>{logits.data(), 1, 60}, &metrics, extras);
-        ASSERT_TRUE(routed.result);
+        ASSERT_TRUE(routed.result.ok());
         EXPECT_EQ(metrics.nonfinite_rows, 1u);
         for (int j = 0; j < g.top_k; ++j) {
           EXPECT_EQ(routed.topk_ids[at(j)], j);
@@ -272,9 +272,10 @@ TEST(Complaints, WeightsAreNotTruncatedToBf16) {
   }
   std::vector<std::int32_t> ids(400);
   std::vector<bfloat16> narrow(400);
-  ASSERT_TRUE(router(g, k_policy::full())
-                  .route(0, input.view(),
-                         routing_output<std::int32_t, bfloat16>{ids.data(), narrow.data()}));
+  ASSERT_TRUE(
+      router(g, k_policy::full())
+          .route(0, input.view(), routing_output<std::int32_t, bfloat16>{ids.data(), narrow.data()})
+          .ok());
   int up = 0, down = 0;
   for (std::size_t i = 0; i < 400; ++i) {
     const double exact = static_cast<double>(routed.topk_weights[i]);

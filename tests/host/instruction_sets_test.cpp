@@ -163,7 +163,7 @@ struct outputs {
     const logits_view<Logit> view = {call.logits.data(), call.num_tokens, call.model.num_experts,
                                      call.row_stride};
     const status routed = r.route(0, view, output, &metrics, extras);
-    if (!routed) return routed;
+    if (!routed.ok()) return routed;
     // Given any experts, in any order and number, the best of the others follow.
     inputs::sequence from(static_cast<std::uint64_t>(slots));
     std::vector<Id> given(at(slots + 1));
@@ -200,9 +200,9 @@ void expect_same_bits(std::uint64_t first_seed, int calls) {
          ++seed) {
       const random_call<Logit> call(seed);
       outputs<Id, Weight> expected, got;
-      const status refusal = expected.run(call, instruction_set::scalar);
-      ASSERT_TRUE(refusal) << "seed " << seed << ": " << refusal.message();
-      ASSERT_TRUE(got.run(call, set));
+      const status result = expected.run(call, instruction_set::scalar);
+      ASSERT_TRUE(result.ok()) << "seed " << seed << ": " << result.message();
+      ASSERT_TRUE(got.run(call, set).ok());
       ASSERT_TRUE(same_bits(expected.ids, got.ids) && same_bits(expected.weights, got.weights) &&
                   same_bits(expected.counts, got.counts) &&
                   same_bits(expected.chosen, got.chosen) &&
@@ -338,8 +338,8 @@ void expect_same_bits_of_usual_calls(std::uint64_t seed) {
             if (top_k > num_experts) continue;
             const auto call = usual_call<Logit>(++seed, num_experts, top_k, what);
             outputs<std::int32_t, float> expected, got;
-            ASSERT_TRUE(expected.run(call, instruction_set::scalar));
-            ASSERT_TRUE(got.run(call, set));
+            ASSERT_TRUE(expected.run(call, instruction_set::scalar).ok());
+            ASSERT_TRUE(got.run(call, set).ok());
             ASSERT_TRUE(
                 same_bits(expected.ids, got.ids) && same_bits(expected.weights, got.weights) &&
                 same_bits(expected.counts, got.counts) && same_bits(expected.signal, got.signal) &&
@@ -385,9 +385,9 @@ TEST(InstructionSets, SingleTokensAreCountedAmongOthers) {
           logits.push_back(inputs::fine_logit(from) * (token % 3 == 0 ? 0.1f : 1.5f));
         const logits_view<float> view = {logits.data(), 1, g.num_experts, 0};
         if (token % 40 == 3)
-          ASSERT_TRUE(by_margin.route(0, view, &metrics, extras).result);
+          ASSERT_TRUE(by_margin.route(0, view, &metrics, extras).result.ok());
         else
-          ASSERT_TRUE(by_entropy.route(0, view, &metrics).result);
+          ASSERT_TRUE(by_entropy.route(0, view, &metrics).result.ok());
       }
       if (set == instruction_set::scalar) expected = metrics;
       EXPECT_EQ(std::memcmp(&expected, &metrics, sizeof metrics), 0)

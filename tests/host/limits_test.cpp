@@ -95,7 +95,7 @@ TEST(Limits, HoldWhateverTheDistortionPredicts) {
         policy.k_min = 2;
         policy.k_max = 3;
         const routed_batch routed = router(g, policy).route(0, input.view());
-        ASSERT_TRUE(routed.result) << routed.result.message();
+        ASSERT_TRUE(routed.result.ok()) << routed.result.message();
         for (std::int32_t count : routed.topk_counts) {
           EXPECT_GE(count, 2) << constant << ' ' << sensitivity << ' ' << lambda;
           EXPECT_LE(count, 3) << constant << ' ' << sensitivity << ' ' << lambda;
@@ -162,7 +162,7 @@ TEST(Limits, AChoiceThatKeepsNextToNothingHasFiniteWeights) {
         policy.mass_exponent = exponent;
         const routed_batch routed =
             router(g, policy).route(0, logits_view<float>{logits, 1, 8, 0}, nullptr, extras);
-        ASSERT_TRUE(routed.result) << routed.result.message();
+        ASSERT_TRUE(routed.result.ok()) << routed.result.message();
         ASSERT_EQ(routed.topk_ids[0], 0);
         const double share = std::max(kept / total, std::exp2(-100.0));
         const double expected = kept / total * std::pow(share, -double{exponent}) * double{r.scale};
@@ -239,7 +239,8 @@ TEST(Shadow, RoutesFullKAndRecordsTheChoice) {
     std::vector<float> weights(480), signal(80);
     routing_output<> output = {ids.data(), weights.data(), counts.data(), signal.data()};
     output.chosen_counts = chosen.data();
-    ASSERT_TRUE(router(g, named.policy).route(0, input.view(), output, &shadow_metrics, extras));
+    ASSERT_TRUE(
+        router(g, named.policy).route(0, input.view(), output, &shadow_metrics, extras).ok());
     EXPECT_EQ(ids, own.topk_ids);
     EXPECT_EQ(weights, own.topk_weights);
     EXPECT_EQ(counts, own.topk_counts);
@@ -269,10 +270,10 @@ TEST(Shadow, SavingsAreOfTheCallsInShadowModeAlone) {
   std::vector<float> weights(12);
   routing_output<> output = {ids.data(), weights.data()};
   const auto input = grid_batch(from, 3, 16);
-  ASSERT_TRUE(halves.route(0, input.view(), output, &metrics));
+  ASSERT_TRUE(halves.route(0, input.view(), output, &metrics).ok());
   EXPECT_EQ(metrics.shadow_full_expert_calls, 0u);
   output.chosen_counts = chosen.data();
-  ASSERT_TRUE(halves.route(0, input.view(), output, &metrics));
+  ASSERT_TRUE(halves.route(0, input.view(), output, &metrics).ok());
   ASSERT_TRUE(halves.route_range(0, input.view(), output, 1, 2, &metrics));  // a single token
   EXPECT_EQ(metrics.full_expert_calls, 28u);
   EXPECT_EQ(metrics.expert_calls, 22u);
@@ -318,7 +319,7 @@ TEST(Copies, ShareAndOutliveTheOriginal) {
   EXPECT_EQ(a.topk_weights, b.topk_weights);
   EXPECT_EQ(copy.options().fill, fill_id::num_experts);
   EXPECT_EQ(copy.model().num_experts, 40);
-  EXPECT_TRUE(copy.validity());
+  EXPECT_TRUE(copy.validity().ok());
 }
 
 TEST(Padding, IsSkippedAndCountedOnlyAsPadding) {

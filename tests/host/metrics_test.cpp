@@ -77,7 +77,7 @@ TEST(Metrics, AreWhatTheOutputsSay) {
       extras.padding_mask = padding.data();
       routing_metrics metrics;
       const routed_batch routed = router(g, named.policy).route(0, input.view(), &metrics, extras);
-      ASSERT_TRUE(routed.result);
+      ASSERT_TRUE(routed.result.ok());
       routing_metrics expected = recount(input, routed, padding.data());
       // The sum: each signal to within one step of 2^-24.
       double sum = 0.0;
@@ -117,14 +117,14 @@ TEST(Metrics, AddUpOverAnySplitAndOrder) {
     }
     routing_metrics forwards, backwards, once;
     for (const auto& piece : pieces)
-      under_test.route(0, part(piece.first, piece.second), &forwards);
+      EXPECT_TRUE(under_test.route(0, part(piece.first, piece.second), &forwards).ok());
     for (auto piece = pieces.rbegin(); piece != pieces.rend(); ++piece) {
       routing_metrics own;
-      under_test.route(0, part(piece->first, piece->second), &own);
+      EXPECT_TRUE(under_test.route(0, part(piece->first, piece->second), &own).ok());
       backwards += own;
     }
     expect_same(forwards, backwards);
-    under_test.route(0, part(0, num_tokens), &once);
+    EXPECT_TRUE(under_test.route(0, part(0, num_tokens), &once).ok());
     EXPECT_EQ(once.calls, 1u);
     EXPECT_GT(forwards.calls, 4u);
     EXPECT_GE(forwards.distinct_experts, once.distinct_experts);
@@ -179,7 +179,7 @@ TEST(Metrics, SumsOfSignalsGoOnPastOneWord) {
                                 ? router(biased, margin).route(0, view, output, &metrics, extras)
                                 : router(make_gating(gating_kind::softmax, 16, 4), k_policy::full())
                                       .route(0, view, output, &metrics);
-      ASSERT_TRUE(result) << result.message();
+      ASSERT_TRUE(result.ok()) << result.message();
     };
     for (const bool by_margin : {false, true}) {
       routing_metrics one;
@@ -232,7 +232,7 @@ TEST(Metrics, NothingAddsNothing) {
   const gating g = make_gating(gating_kind::softmax, 8, 2);
   const router under_test(g, k_policy::full());
   routing_metrics metrics, before;
-  under_test.route(0, grid_batch(from, 9, 8).view(), &metrics);
+  EXPECT_TRUE(under_test.route(0, grid_batch(from, 9, 8).view(), &metrics).ok());
   before = metrics;
   metrics += routing_metrics{};
   expect_same(metrics, before);
@@ -247,7 +247,7 @@ TEST(Metrics, SavingsAreAgainstTheModelsOwnTopK) {
   const auto input = grid_batch(from, 100, 64);
   for (int k = 1; k <= 8; ++k) {
     routing_metrics metrics;
-    router(g, k_policy::fixed(k)).route(0, input.view(), &metrics);
+    EXPECT_TRUE(router(g, k_policy::fixed(k)).route(0, input.view(), &metrics).ok());
     EXPECT_DOUBLE_EQ(metrics.expert_savings(), 1.0 - k / 8.0);
     EXPECT_DOUBLE_EQ(metrics.mean_k(), k);
     EXPECT_EQ(metrics.full_expert_calls, 800u);
@@ -289,7 +289,9 @@ TEST(Metrics, OfNothingAreZero) {
   routing_extras extras;
   extras.padding_mask = all_padding.data();
   routing_metrics metrics;
-  router(g, k_policy::full()).route(0, logits_view<float>{logits.data(), 2, 8}, &metrics, extras);
+  EXPECT_TRUE(router(g, k_policy::full())
+                  .route(0, logits_view<float>{logits.data(), 2, 8}, &metrics, extras)
+                  .ok());
   EXPECT_EQ(metrics.padding_tokens, 2u);
   metrics.padding_tokens = 0;
   expect_same(metrics, nothing);

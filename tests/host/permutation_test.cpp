@@ -78,7 +78,7 @@ void expect_sorted(const test_case<Id>& input) {
   SCOPED_TRACE(permutations::describe(input));
   arrays made = permutations::sized_arrays(input.shape);
   const status result = permute(input.shape, permutations::view_of(input), made.view());
-  ASSERT_TRUE(result) << result.message();
+  ASSERT_TRUE(result.ok()) << result.message();
   const arrays expected = by_sorting(input);
   EXPECT_EQ(made.expert_counts, expected.expert_counts);
   EXPECT_EQ(made.expert_offsets, expected.expert_offsets);
@@ -104,14 +104,14 @@ TEST(permutation, every_member_may_be_left_out) {
   inputs::sequence from(2);
   const auto input = permutations::random_case<std::int32_t>(from, 50);
   arrays whole = permutations::sized_arrays(input.shape);
-  ASSERT_TRUE(permute(input.shape, permutations::view_of(input), whole.view()));
+  ASSERT_TRUE(permute(input.shape, permutations::view_of(input), whole.view()).ok());
   for (int left_out = 0; left_out < 6; ++left_out) {
     arrays made = permutations::sized_arrays(input.shape);
     permutation_output view = made.view();
     std::int32_t** members[] = {&view.expert_counts, &view.expert_offsets, &view.sorted_slots,
                                 &view.sorted_tokens, &view.row_of_slot,    &view.block_experts};
     *members[left_out] = nullptr;
-    ASSERT_TRUE(permute(input.shape, permutations::view_of(input), view));
+    ASSERT_TRUE(permute(input.shape, permutations::view_of(input), view).ok());
     if (left_out != 2) {
       EXPECT_EQ(made.sorted_slots, whole.sorted_slots);
     }
@@ -137,7 +137,7 @@ TEST(permutation, capacity_holds_the_worst_case_and_no_more_than_a_block_each) {
   std::vector<std::int32_t> offsets(9);
   permutation_output output;
   output.expert_offsets = offsets.data();
-  ASSERT_TRUE(permute<std::int32_t>(shape, {ids.data()}, output));
+  ASSERT_TRUE(permute<std::int32_t>(shape, {ids.data()}, output).ok());
   EXPECT_EQ(offsets[8], permuted_capacity(shape));
 }
 

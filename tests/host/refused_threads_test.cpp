@@ -17,7 +17,7 @@ class RefusedThreads : public ::testing::Test {
  protected:
   RefusedThreads() {
     expected = shared.route(0, input.view(), &expected_metrics);
-    EXPECT_TRUE(expected.result);
+    EXPECT_TRUE(expected.result.ok());
   }
   ~RefusedThreads() override { refused::threads_left = 1 << 30; }
 
@@ -29,7 +29,7 @@ class RefusedThreads : public ::testing::Test {
     refused::allocations_left = allocations;
     const status result = route_in_threads(shared, num_threads, 0, input.view(), output, &metrics);
     refused::allocations_left = 1L << 60;
-    EXPECT_TRUE(result) << result.message();
+    EXPECT_TRUE(result.ok()) << result.message();
     EXPECT_EQ(ids, expected.topk_ids);
     EXPECT_EQ(weights, expected.topk_weights);
     EXPECT_EQ(counts, expected.topk_counts);

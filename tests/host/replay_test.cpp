@@ -74,16 +74,16 @@ TEST(replay, unchanged_logits_give_unchanged_bits) {
       const router r(g, named.policy);
       buffers routed(batch.num_tokens, g.top_k), replayed(batch.num_tokens, g.top_k);
       routing_metrics first, second;
-      ASSERT_TRUE(r.route(0, batch.view(), routed.view(), &first, extras));
+      ASSERT_TRUE(r.route(0, batch.view(), routed.view(), &first, extras).ok());
       const routing_replay<> given = {routed.ids.data(), routed.counts.data()};
-      ASSERT_TRUE(r.replay(0, batch.view(), given, replayed.view(), &second, extras));
+      ASSERT_TRUE(r.replay(0, batch.view(), given, replayed.view(), &second, extras).ok());
       EXPECT_TRUE(same_bits(routed.ids, replayed.ids));
       EXPECT_TRUE(same_bits(routed.counts, replayed.counts));
       EXPECT_TRUE(same_bits(routed.weights, replayed.weights));
       EXPECT_TRUE(same_bits(routed.signal, replayed.signal));
       EXPECT_EQ(first.expert_calls, second.expert_calls);
       // In place.
-      ASSERT_TRUE(r.replay(0, batch.view(), given, routed.view(), nullptr, extras));
+      ASSERT_TRUE(r.replay(0, batch.view(), given, routed.view(), nullptr, extras).ok());
       EXPECT_TRUE(same_bits(routed.weights, replayed.weights));
       ++compared;
     }
@@ -116,7 +116,8 @@ TEST(replay, weights_of_any_experts_follow_the_definition) {
       }
       const router r(g, policy);
       ASSERT_TRUE(r.replay(0, batch.view(), routing_replay<>{given.ids.data(), given.counts.data()},
-                           out.view()));
+                           out.view())
+                      .ok());
       for (std::int64_t t = 0; t < batch.num_tokens; ++t) {
         const int k = given.counts[static_cast<std::size_t>(t)];
         ASSERT_EQ(out.counts[static_cast<std::size_t>(t)], k);
@@ -158,7 +159,7 @@ TEST(replay, refuses_what_no_route_wrote) {
   buffers out(2, 2);
   const auto message_of = [&](std::vector<std::int32_t> ids, std::vector<std::int32_t> counts) {
     const status s = r.replay(0, view, routing_replay<>{ids.data(), counts.data()}, out.view());
-    EXPECT_FALSE(s);
+    EXPECT_FALSE(s.ok());
     EXPECT_EQ(out.ids[0], -7) << "wrote in spite of the refusal";
     return std::string(s.message());
   };
@@ -166,7 +167,7 @@ TEST(replay, refuses_what_no_route_wrote) {
   EXPECT_EQ(message_of({0, -1, 2, 1}, {2, 2}), "given.topk_ids[0, 1] is -1, expected 0..7");
   EXPECT_EQ(message_of({0, 1, 3, 3}, {2, 2}), "given.topk_ids[1, 1] is 3, as is slot 0");
   EXPECT_EQ(message_of({0, 1, 2, 3}, {2, 3}), "given.topk_counts[1] is 3, expected 0..top_k = 2");
-  EXPECT_FALSE(r.replay(0, view, routing_replay<>{}, out.view()));
+  EXPECT_FALSE(r.replay(0, view, routing_replay<>{}, out.view()).ok());
 }
 
 }  // namespace

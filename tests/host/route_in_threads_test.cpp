@@ -19,7 +19,7 @@ TEST(RouteInThreads, AnyNumberGivesTheSameOutputsAndMetrics) {
     const router shared(g, k_policy::top_p(0.7f, 4));
     routing_metrics expected_metrics;
     const routed_batch expected = shared.route(0, input.view(), &expected_metrics);
-    ASSERT_TRUE(expected.result);
+    ASSERT_TRUE(expected.result.ok());
     for (const int num_threads : {-1, 1, 2, 3, 8}) {
       std::vector<std::int32_t> ids(expected.topk_ids.size() + 1);
       std::vector<std::int32_t> counts(expected.topk_counts.size() + 1);
@@ -28,7 +28,7 @@ TEST(RouteInThreads, AnyNumberGivesTheSameOutputsAndMetrics) {
       std::vector<std::uint64_t> expert_counts(60);
       output.expert_counts = expert_counts.data();
       routing_metrics metrics;
-      ASSERT_TRUE(route_in_threads(shared, num_threads, 0, input.view(), output, &metrics));
+      ASSERT_TRUE(route_in_threads(shared, num_threads, 0, input.view(), output, &metrics).ok());
       ids.pop_back();
       weights.pop_back();
       counts.pop_back();
@@ -52,7 +52,7 @@ TEST(RouteInThreads, RangeWritesNothingElse) {
   std::vector<std::int32_t> ids(150, -7);
   std::vector<float> weights(150, -7.0f);
   const routing_output<> output = {ids.data(), weights.data()};
-  ASSERT_TRUE(shared.route_range(0, input.view(), output, 9, 41));
+  ASSERT_TRUE(shared.route_range(0, input.view(), output, 9, 41).ok());
   for (int slot = 0; slot < 150; ++slot) {
     const bool inside = slot >= 27 && slot < 123;
     EXPECT_EQ(ids[at(slot)], inside ? whole.topk_ids[at(slot)] : -7);
@@ -79,8 +79,8 @@ TEST(RouteInThreads, RefusesWhatIsNoRange) {
                             {most, least},
                             {least, least + 1},
                             {most - 1, most}})
-    EXPECT_FALSE(shared.route_range(0, input.view(), output, range.first, range.second));
-  EXPECT_TRUE(shared.route_range(0, input.view(), output, 5, 5));
+    EXPECT_FALSE(shared.route_range(0, input.view(), output, range.first, range.second).ok());
+  EXPECT_TRUE(shared.route_range(0, input.view(), output, 5, 5).ok());
   EXPECT_EQ(ids, std::vector<std::int32_t>(10, -7));
 }
 

@@ -251,7 +251,7 @@ TEST(Router, FullPrecisionLogits) {
       for (int i = 0; i < 64 * num_experts; ++i) logits.push_back(inputs::fine_logit(from));
       const logits_view<float> view = {logits.data(), 64, num_experts};
       const routed_batch routed = router(g, k_policy::full()).route(0, view);
-      ASSERT_TRUE(routed.result) << routed.result.message();
+      ASSERT_TRUE(routed.result.ok()) << routed.result.message();
       for (int t = 0; t < 64; ++t) {
         oracle::token token;
         token.logits.assign(logits.begin() + t * num_experts,

@@ -85,7 +85,7 @@ TYPED_TEST(WeightTypes, AreTheFloatWeightsRoundedOnce) {
     std::vector<std::int64_t> ids(num_tokens * top_k);
     std::vector<TypeParam> weights(num_tokens * top_k, TypeParam{0x7777});
     const routing_output<std::int64_t, TypeParam> output = {ids.data(), weights.data()};
-    ASSERT_TRUE(under_test.route(0, input.view(), output));
+    ASSERT_TRUE(under_test.route(0, input.view(), output).ok());
     int positive = 0;
     for (std::size_t i = 0; i < weights.size(); ++i) {
       ASSERT_EQ(ids[i], wide.topk_ids[i]);
@@ -133,14 +133,18 @@ TEST(RouterOutput, CountsAndSignalAreOptional) {
   const routed_batch all = under_test.route(0, input.view());
   std::vector<std::int32_t> ids(36), counts(9);
   std::vector<float> weights(36), signal(9);
-  ASSERT_TRUE(under_test.route(0, input.view(), routing_output<>{ids.data(), weights.data()}));
+  ASSERT_TRUE(under_test.route(0, input.view(), routing_output<>{ids.data(), weights.data()}).ok());
   EXPECT_EQ(ids, all.topk_ids);
   EXPECT_EQ(weights, all.topk_weights);
-  ASSERT_TRUE(under_test.route(
-      0, input.view(), routing_output<>{ids.data(), weights.data(), nullptr, signal.data()}));
+  ASSERT_TRUE(under_test
+                  .route(0, input.view(),
+                         routing_output<>{ids.data(), weights.data(), nullptr, signal.data()})
+                  .ok());
   EXPECT_EQ(signal, all.signal);
-  ASSERT_TRUE(under_test.route(
-      0, input.view(), routing_output<>{ids.data(), weights.data(), counts.data(), nullptr}));
+  ASSERT_TRUE(under_test
+                  .route(0, input.view(),
+                         routing_output<>{ids.data(), weights.data(), counts.data(), nullptr})
+                  .ok());
   EXPECT_EQ(counts, all.topk_counts);
 }
 
@@ -149,9 +153,9 @@ TEST(RouterOutput, NoTokensNeedNoBuffers) {
   const router under_test(g, k_policy::full());
   const logits_view<float> nothing = {nullptr, 0, 8};
   routing_metrics metrics;
-  EXPECT_TRUE(under_test.route(3, nothing, routing_output<>{}, &metrics));
+  EXPECT_TRUE(under_test.route(3, nothing, routing_output<>{}, &metrics).ok());
   const routed_batch empty = under_test.route(3, nothing, &metrics);
-  EXPECT_TRUE(empty.result);
+  EXPECT_TRUE(empty.result.ok());
   EXPECT_EQ(empty.num_tokens, 0);
   EXPECT_TRUE(empty.topk_ids.empty());
   EXPECT_EQ(metrics.calls, 0u);
@@ -162,7 +166,7 @@ TEST(RouterOutput, ConvenienceCallTellsItsShape) {
   inputs::sequence from(106);
   const gating g = make_gating(gating_kind::softmax, 60, 4, false);
   const routed_batch routed = router(g, k_policy::full()).route(0, grid_batch(from, 7, 60).view());
-  ASSERT_TRUE(routed.result);
+  ASSERT_TRUE(routed.result.ok());
   EXPECT_EQ(routed.num_tokens, 7);
   EXPECT_EQ(routed.top_k, 4);
   EXPECT_EQ(routed.topk_ids.size(), 28u);
@@ -182,7 +186,7 @@ TEST(FullK, EveryWayThereGivesTheSameBits) {
         g.routed_scaling_factor = 2.5f;
         const auto input = grid_batch(from, 40, 100);
         const routed_batch own = router(g, k_policy::full()).route(0, input.view());
-        ASSERT_TRUE(own.result);
+        ASSERT_TRUE(own.result.ok());
         tally seen;
         route_and_compare<std::int32_t>(g, k_policy::full(), input, {}, seen);
         EXPECT_EQ(seen.by_k[top_k], 40);
@@ -206,7 +210,7 @@ TEST(FullK, EveryWayThereGivesTheSameBits) {
           for (float exponent : {k_policy::mass_exponent_of_model, 0.0f, 0.3f, 0.5f, 1.0f}) {
             policy.mass_exponent = exponent;
             const routed_batch same = router(g, policy).route(0, input.view());
-            ASSERT_TRUE(same.result) << same.result.message();
+            ASSERT_TRUE(same.result.ok()) << same.result.message();
             ASSERT_EQ(same.topk_ids, own.topk_ids);
             ASSERT_EQ(same.topk_weights, own.topk_weights);
             ASSERT_EQ(same.topk_counts, own.topk_counts);
@@ -223,7 +227,7 @@ TEST(FullK, FewerExpertsAreItsPrefix) {
   const inputs::distortion_tables tables(from, 128, 8);
   for (const named_policy& named : all_policies(from, g, tables)) {
     const routed_batch fewer = router(g, named.policy).route(0, input.view());
-    ASSERT_TRUE(fewer.result);
+    ASSERT_TRUE(fewer.result.ok());
     for (int t = 0; t < 100; ++t)
       for (int j = 0; j < fewer.topk_counts[at(t)]; ++j)
         ASSERT_EQ(fewer.topk_ids[at(t * 8 + j)], own.topk_ids[at(t * 8 + j)]) << named.name;

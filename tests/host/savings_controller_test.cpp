@@ -56,7 +56,7 @@ stream_outcome run_stream(const k_policy& policy, bool controlled, double target
                           drift how = drift::rises, std::uint64_t seed = 7) {
   const adaptive_k::gating g = softmax_24_6();
   adaptive_k::savings_controller controller({target});
-  EXPECT_TRUE(controller.validity());
+  EXPECT_TRUE(controller.validity().ok());
   inputs::sequence numbers(seed);
   adaptive_k::router router(g, policy);
   adaptive_k::routing_metrics late, window;
@@ -68,11 +68,12 @@ stream_outcome run_stream(const k_policy& policy, bool controlled, double target
     adaptive_k::routing_metrics metrics;
     const auto routed = router.route(
         0, adaptive_k::logits_view<float>{logits.data(), tokens, num_experts}, &metrics);
-    EXPECT_TRUE(routed.result) << routed.result.message();
+    EXPECT_TRUE(routed.result.ok()) << routed.result.message();
     adaptive_k::routing_metrics entropy;
     k_policy full = k_policy::full();
-    adaptive_k::router(g, full).route(
+    const auto unadapted = adaptive_k::router(g, full).route(
         0, adaptive_k::logits_view<float>{logits.data(), tokens, num_experts}, &entropy);
+    EXPECT_TRUE(unadapted.result.ok()) << unadapted.result.message();
     if (b == 0) outcome.first_entropy = entropy.mean_signal();
     outcome.last_entropy = entropy.mean_signal();
     if (b >= batches / 2) late += metrics;
@@ -155,7 +156,7 @@ TEST(savings_controller, keeps_the_proportion_of_layers_and_valid_policies) {
   for (const k_policy& policy :
        {k_policy::top_p(0.75f, top_k), k_policy::score_ratio(0.3f, top_k),
         k_policy::entropy({2, 4}, {1.2f}), k_policy::fixed(3), k_policy::full()})
-    EXPECT_TRUE(validate(controller.apply(policy), g))
+    EXPECT_TRUE(validate(controller.apply(policy), g).ok())
         << validate(controller.apply(policy), g).message();
   const k_policy policy = k_policy::entropy({2, 4}, {1.25f});
   EXPECT_EQ(controller.apply(policy).thresholds[0], 2.5f);
@@ -230,14 +231,14 @@ TEST(savings_controller, refuses_what_is_no_saving_and_keeps_its_target) {
   const double nan = std::nan(""), inf = HUGE_VAL;
   adaptive_k::savings_controller controller({0.4});
   for (const double wrong : {nan, inf, -inf, 0.0, 1.0, -0.3, 1e300}) {
-    const adaptive_k::status refusal = controller.retarget(wrong);
-    EXPECT_FALSE(refusal);
-    EXPECT_NE(std::string(refusal.message()).find("expert_savings is "), std::string::npos);
-    EXPECT_TRUE(controller.validity());
+    const adaptive_k::status result = controller.retarget(wrong);
+    EXPECT_FALSE(result.ok());
+    EXPECT_NE(std::string(result.message()).find("expert_savings is "), std::string::npos);
+    EXPECT_TRUE(controller.validity().ok());
   }
   EXPECT_FALSE(decide(controller, 0.4));
   EXPECT_EQ(controller.scale(), 1.0);
-  EXPECT_TRUE(controller.retarget(0.5));
+  EXPECT_TRUE(controller.retarget(0.5).ok());
   EXPECT_TRUE(decide(controller, 0.4));
   EXPECT_GT(controller.scale(), 1.0);
 }
@@ -252,7 +253,7 @@ TEST(savings_controller, stays_where_it_is_with_a_target_or_counts_that_cannot_b
       made.expert_savings = 0.4;
       made.*field = wrong;
       adaptive_k::savings_controller controller(made);
-      EXPECT_FALSE(controller.validity());
+      EXPECT_FALSE(controller.validity().ok());
       for (int i = 0; i < 5; ++i) EXPECT_FALSE(decide(controller, 0.1 * i));
       EXPECT_EQ(controller.scale(), 1.0);
     }
@@ -307,26 +308,26 @@ TEST(savings_controller, makes_valid_policies_of_valid_ones_at_every_scale) {
     adaptive_k::savings_controller controller(extreme);
     while (!controller.at_bound()) decide(controller, saved);
     for (const k_policy& policy : policies) {
-      ASSERT_TRUE(validate(policy, g)) << validate(policy, g).message();
+      ASSERT_TRUE(validate(policy, g).ok()) << validate(policy, g).message();
       for (const double layer : {1e-6, 1.0, 1e6, 1e300}) {
         const adaptive_k::status valid = validate(controller.apply(policy, layer), g);
-        EXPECT_TRUE(valid) << valid.message() << " at " << controller.scale() * layer;
+        EXPECT_TRUE(valid.ok()) << valid.message() << " at " << controller.scale() * layer;
       }
       if (policy.rule == adaptive_k::k_rule::distortion && policy.distortion.lambda == 0.0f)
         continue;
       for (const double wrong : {std::nan(""), HUGE_VAL, -1.0, 0.0})
-        EXPECT_FALSE(validate(controller.apply(policy, wrong), g)) << wrong;
+        EXPECT_FALSE(validate(controller.apply(policy, wrong), g).ok()) << wrong;
     }
   }
 }
 
 TEST(savings_controller, refuses_targets_out_of_range) {
-  EXPECT_FALSE(adaptive_k::savings_controller({0.0}).validity());
-  EXPECT_FALSE(adaptive_k::savings_controller({1.0}).validity());
+  EXPECT_FALSE(adaptive_k::savings_controller({0.0}).validity().ok());
+  EXPECT_FALSE(adaptive_k::savings_controller({1.0}).validity().ok());
   adaptive_k::savings_target target;
   target.expert_savings = 0.5;
   target.gain = -1.0;
-  EXPECT_FALSE(adaptive_k::savings_controller(target).validity());
+  EXPECT_FALSE(adaptive_k::savings_controller(target).validity().ok());
 }
 
 }  // namespace

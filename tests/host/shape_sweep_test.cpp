@@ -61,7 +61,7 @@ struct outcome {
             .route(0, logits_view<Logit>{logits.data(), tokens, model.num_experts},
                    routing_output<>{ids.data(), weights.data(), counts.data(), signal.data()},
                    &metrics, extras);
-    EXPECT_TRUE(routed) << routed.message();
+    EXPECT_TRUE(routed.ok()) << routed.message();
   }
   bool operator==(const outcome& other) const {
     const auto same = [](const std::vector<float>& a, const std::vector<float>& b) {

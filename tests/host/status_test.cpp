@@ -1,8 +1,9 @@
-// Reasons of refusals: whole characters, printable, of bounded length.
+// Reasons of refusals: whole characters, printable, of bounded length; the field they are about.
 #include <gtest/gtest.h>
 
 #include <string>
 #include <string_view>
+#include <type_traits>
 
 #include "adaptive_k/status.hpp"
 
@@ -68,6 +69,70 @@ TEST(Status, WholeCharactersKeepTheRest) {
   EXPECT_EQ(adaptive_k::detail::whole_characters(text.data(), 4, 3), 1u);
   EXPECT_EQ(adaptive_k::detail::whole_characters(text.data(), 4, 1), 1u);
   EXPECT_EQ(adaptive_k::detail::whole_characters(text.data(), 4, 0), 0u);
+}
+
+static_assert(std::is_trivially_copyable_v<status>, "");
+static_assert(sizeof(status) <= 232, "it is passed by value");
+
+constexpr auto invalid = status_code::invalid_argument;
+
+/// A name wherever a status says it is, and nowhere else.
+void expect_field(const status& result, std::string_view field, std::string_view message) {
+  EXPECT_EQ(result.field(), field);
+  EXPECT_EQ(result.message(), message);
+  const auto begin = result.field().data() - result.message();
+  EXPECT_GE(begin, 0) << message;
+  EXPECT_LE(static_cast<std::size_t>(begin) + result.field().size(), message.size()) << message;
+}
+
+TEST(Status, KnowsTheFieldThatItsFormatMarks) {
+  expect_field(status::error(invalid, "`k_min` is %d, expected 1..%d", 9, 4), "k_min",
+               "k_min is 9, expected 1..4");
+  expect_field(status::error(invalid, "`given.topk_ids[%lld, %d]` is %d", 7LL, 1, -3),
+               "given.topk_ids[7, 1]", "given.topk_ids[7, 1] is -3");
+  expect_field(status::error(invalid, "%s: `%s` is null", "params", "logits"), "logits",
+               "params: logits is null");
+  expect_field(status::error(invalid, "%s: `k` is 0", "\xFF\n"), "k", "\\xFF\\x0A: k is 0");
+  expect_field(status::error(invalid, "%d variants", 1), "", "1 variants");
+  expect_field(status(), "", "");
+}
+
+TEST(Status, MarksAreOfTheFormatAlone) {
+  expect_field(status::error(invalid, "%s", "a `b` c"), "", "a `b` c");
+  expect_field(status::error(invalid, "`path` is '%s'", "`x` `"), "path", "path is '`x` `'");
+}
+
+TEST(Status, ACopyHasAFieldOfItsOwn) {
+  status copy;
+  {
+    const status result = status::error(invalid, "`top_k` is %d", 40);
+    copy = result;
+  }
+  expect_field(copy, "top_k", "top_k is 40");
+}
+
+TEST(Status, WithinKeepsCodeAndField) {
+  const status inner = status::error(status_code::unsupported, "`top_k` is %d", 3);
+  const status outer = inner.within("layer %d: ", 12);
+  EXPECT_EQ(outer.code(), status_code::unsupported);
+  expect_field(outer, "top_k", "layer 12: top_k is 3");
+  expect_field(outer.within("%s: ", "\xFF"), "top_k", "\\xFF: layer 12: top_k is 3");
+  expect_field(status::error(invalid, "none").within("layer %d: ", 1), "", "layer 1: none");
+  expect_field(status().within("layer %d: ", 1), "", "");
+  EXPECT_TRUE(status().within("layer %d: ", 1).ok());
+}
+
+TEST(Status, AFieldIsWholeOrNone) {
+  const std::string name = "distortion.lambda";
+  for (std::size_t before = 0; before < 240; ++before) {
+    const std::string prefix(before, '-');
+    const std::string whole = prefix + name + " is 1";
+    const bool fits = before + name.size() <= 223;
+    const status once = status::error(invalid, "%s`%s` is 1", prefix.c_str(), name.c_str());
+    expect_field(once, fits ? name : "", whole.substr(0, 223));
+    const status inner = status::error(invalid, "`%s` is 1", name.c_str());
+    expect_field(inner.within("%s", prefix.c_str()), fits ? name : "", whole.substr(0, 223));
+  }
 }
 
 }  // namespace

@@ -62,7 +62,7 @@ TEST(Threads, MaySplitABatch) {
                                          num_experts};
         const routing_output<> output = {ids.data() + first * top_k, weights.data() + first * top_k,
                                          counts.data() + first, signal.data() + first};
-        shared.route(0, rows, output, &metrics[at(i)]);
+        EXPECT_TRUE(shared.route(0, rows, output, &metrics[at(i)]).ok());
       });
     for (std::thread& thread : threads) thread.join();
     EXPECT_EQ(ids, whole.topk_ids);

@@ -54,7 +54,7 @@ run_outcome run_test(std::uint64_t seed, double effect, std::uint64_t planned, i
   run_outcome outcome;
   for (int i = 1; i <= requests; ++i) {
     const std::size_t arm = test.assign_variant(std::to_string(i));
-    EXPECT_TRUE(test.record(arm, request(from, arm == 1 ? effect : 0.0)));
+    EXPECT_TRUE(test.record(arm, request(from, arm == 1 ? effect : 0.0)).ok());
     if (i % (requests / looks) != 0) continue;
     const ab_results results = test.compute_results();
     const ab_effect& latency = results.comparisons[0].of(ab_metric::latency);
@@ -141,7 +141,8 @@ TEST(ab_test, skewed_latencies_raise_no_more_false_alarms_than_stated) {
     bool any = false;
     for (int i = 0; i < 2000; ++i) {
       const double seconds = std::exp(noise(from));  // lognormal: the mean is far in the tail
-      ASSERT_TRUE(test.record(static_cast<std::size_t>(i % 2), {seconds, 0.4, noise(from) - 9.0}));
+      ASSERT_TRUE(
+          test.record(static_cast<std::size_t>(i % 2), {seconds, 0.4, noise(from) - 9.0}).ok());
       if (i % 20 != 19) continue;
       const ab_results results = test.compute_results();
       for (const ab_effect& e : results.comparisons[0].effects) any |= e.found;
@@ -159,7 +160,7 @@ TEST(ab_test, nothing_is_decided_before_the_planned_size_and_only_once_after_it)
   const auto record = [&](int requests, double effect) {
     for (int i = 0; i < requests; ++i)
       for (const std::size_t arm : {0u, 1u})
-        ASSERT_TRUE(test.record(arm, request(from, arm == 1 ? effect : 0.0)));
+        ASSERT_TRUE(test.record(arm, request(from, arm == 1 ? effect : 0.0)).ok());
   };
   record(99, -0.5);
   EXPECT_FALSE(test.compute_results().comparisons[0].of(ab_metric::latency).found);
@@ -260,10 +261,10 @@ TEST(ab_test, the_detectable_effect_is_found_with_the_stated_power) {
 
 TEST(ab_test, a_shadow_says_what_would_be_saved_and_nothing_else) {
   ab_test test({{"full"}, {"adaptive", 1.0, true}});
-  ASSERT_TRUE(test.validity());
+  ASSERT_TRUE(test.validity().ok());
   for (int i = 0; i < 100; ++i) {
-    ASSERT_TRUE(test.record(0, {0.1 + 0.001 * i, 0.0, 1.0}));
-    ASSERT_TRUE(test.record(1, {0.2 + 0.001 * i, 0.4, 1.0}));
+    ASSERT_TRUE(test.record(0, {0.1 + 0.001 * i, 0.0, 1.0}).ok());
+    ASSERT_TRUE(test.record(1, {0.2 + 0.001 * i, 0.4, 1.0}).ok());
   }
   const ab_results results = test.compute_results();
   for (const ab_effect& e : results.comparisons[0].effects) EXPECT_FALSE(e.found || e.compared);
@@ -287,16 +288,16 @@ TEST(ab_test, a_shadow_records_what_the_router_would_have_saved) {
     routing_output<> output{ids.data(), weights.data(), routed.data()};
     output.chosen_counts = chosen.data();
     routing_metrics metrics;
-    ASSERT_TRUE(adaptive.route(0, {logits.data(), 4, 32}, output, &metrics));
+    ASSERT_TRUE(adaptive.route(0, {logits.data(), 4, 32}, output, &metrics).ok());
     EXPECT_EQ(metrics.expert_savings(), 0.0) << "full K was run";
     EXPECT_EQ(routed, std::vector<std::int32_t>(4, 8));
     const double would_save = shadow_savings(chosen.data(), 4, model.top_k);
     routing_metrics own;
-    ASSERT_TRUE(adaptive.route(0, {logits.data(), 4, 32}, {ids.data(), weights.data()}, &own));
+    ASSERT_TRUE(adaptive.route(0, {logits.data(), 4, 32}, {ids.data(), weights.data()}, &own).ok());
     EXPECT_DOUBLE_EQ(would_save, own.expert_savings());
     saved += would_save / 40.0;
-    ASSERT_TRUE(test.record(1, {0.1, would_save, 1.0}));
-    ASSERT_TRUE(test.record(0, {0.1, 0.0, 1.0}));
+    ASSERT_TRUE(test.record(1, {0.1, would_save, 1.0}).ok());
+    ASSERT_TRUE(test.record(0, {0.1, 0.0, 1.0}).ok());
   }
   EXPECT_GT(saved, 0.05);
   const std::int32_t with_padding[] = {2, 0, 4, 0};
@@ -312,8 +313,8 @@ TEST(ab_test, the_sentence_a_person_reads) {
   for (int i = 0; i < 4000; ++i) {
     ab_observation control = request(from, 0.0), variant = request(from, -0.32);
     control.expert_savings = 0.0;
-    ASSERT_TRUE(test.record(0, control));
-    ASSERT_TRUE(test.record(1, variant));
+    ASSERT_TRUE(test.record(0, control).ok());
+    ASSERT_TRUE(test.record(1, variant).ok());
   }
   const std::string said = test.compute_results().sentence;
   EXPECT_EQ(said.find("adaptive: latency -3"), 0u) << said;
@@ -325,7 +326,7 @@ TEST(ab_test, broken_sharing_is_not_trusted) {
   ab_test test({{"full"}, {"adaptive"}});
   inputs::sequence from(6);
   for (int i = 0; i < 1200; ++i)
-    ASSERT_TRUE(test.record(i % 12 < 5 ? 0 : 1, request(from, i % 12 < 5 ? 0.0 : -0.5)));
+    ASSERT_TRUE(test.record(i % 12 < 5 ? 0 : 1, request(from, i % 12 < 5 ? 0.0 : -0.5)).ok());
   const ab_results results = test.compute_results();
   EXPECT_FALSE(results.trustworthy);
   EXPECT_FALSE(results.comparisons[0].of(ab_metric::latency).found);
@@ -335,7 +336,7 @@ TEST(ab_test, broken_sharing_is_not_trusted) {
 
 TEST(ab_test, right_sharing_is_not_suspected_however_early_or_often_one_looks) {
   ab_test lopsided({{"full", 99.0}, {"adaptive", 1.0}});
-  ASSERT_TRUE(lopsided.record(1, {0.1, 0.4, 1.0}));
+  ASSERT_TRUE(lopsided.record(1, {0.1, 0.4, 1.0}).ok());
   EXPECT_TRUE(lopsided.compute_results().trustworthy);
   int suspected = 0, naive = 0;
   for (std::uint64_t salt = 1; salt <= 1000; ++salt) {
@@ -381,7 +382,7 @@ TEST(ab_test, values_at_the_edges_of_what_is_taken_give_results) {
         ab_test test({{"full"}, {"adaptive", weight * 1.00001}}, options);
         for (int i = 0; i < 300; ++i) {
           const double jitter = 1.0 - 0.01 * (i % 7);
-          ASSERT_TRUE(test.record(i % 2 == 0 ? 0 : 1, {size * jitter, 0.5, -size * jitter}));
+          ASSERT_TRUE(test.record(i % 2 == 0 ? 0 : 1, {size * jitter, 0.5, -size * jitter}).ok());
         }
         const ab_results results = test.compute_results();
         const ab_effect& latency = results.comparisons[0].of(ab_metric::latency);
@@ -396,13 +397,13 @@ TEST(ab_test, values_at_the_edges_of_what_is_taken_give_results) {
 TEST(ab_test, bad_input_is_refused_by_name_and_counted) {
   const double nan = std::numeric_limits<double>::quiet_NaN();
   ab_test test({{"full"}, {"adaptive"}});
-  EXPECT_FALSE(test.record(2, {}));
-  EXPECT_FALSE(test.record(0, {nan, 0.0, 0.0}));
-  EXPECT_FALSE(test.record(0, {-1.0, 0.0, 0.0}));
-  EXPECT_FALSE(test.record(0, {1.0, 1.5, 0.0}));
-  EXPECT_FALSE(test.record(0, {1.0, 0.5, nan}));
-  EXPECT_FALSE(test.record(0, {1e61, 0.5, 1.0}));
-  EXPECT_FALSE(test.record(0, {1.0, 0.5, -std::numeric_limits<double>::max()}));
+  EXPECT_FALSE(test.record(2, {}).ok());
+  EXPECT_FALSE(test.record(0, {nan, 0.0, 0.0}).ok());
+  EXPECT_FALSE(test.record(0, {-1.0, 0.0, 0.0}).ok());
+  EXPECT_FALSE(test.record(0, {1.0, 1.5, 0.0}).ok());
+  EXPECT_FALSE(test.record(0, {1.0, 0.5, nan}).ok());
+  EXPECT_FALSE(test.record(0, {1e61, 0.5, 1.0}).ok());
+  EXPECT_FALSE(test.record(0, {1.0, 0.5, -std::numeric_limits<double>::max()}).ok());
   EXPECT_EQ(test.refused_records(), 7u);
   EXPECT_NE(test.compute_results().sentence.find("too few requests"), std::string::npos);
   const auto refusal = [](std::vector<ab_variant> variants, ab_options options = {}) {
@@ -439,10 +440,10 @@ TEST(ab_test, what_was_found_stays_found_and_its_interval_stays_off_0) {
     bool before = false;
     for (int look = 0; look < 40; ++look) {
       for (int i = 0; i < 50; ++i) {
-        test.record(0, request(from, 0.0));
-        test.record(1, request(from, -0.03));
+        EXPECT_TRUE(test.record(0, request(from, 0.0)).ok());
+        EXPECT_TRUE(test.record(1, request(from, -0.03)).ok());
       }
-      if (look == 20 || look == 21) test.record(2, request(from, 0.0));
+      if (look == 20 || look == 21) EXPECT_TRUE(test.record(2, request(from, 0.0)).ok());
       const ab_results results = test.compute_results();
       const ab_effect& latency = results.comparisons[0].of(ab_metric::latency);
       EXPECT_TRUE(!before || latency.found) << seed << ' ' << look;
@@ -462,7 +463,8 @@ TEST(ab_test, threads_lose_no_record) {
   for (int t = 0; t < 8; ++t)
     threads.emplace_back([&test, t] {
       inputs::sequence from(static_cast<std::uint64_t>(t));
-      for (int i = 0; i < 500; ++i) test.record(static_cast<std::size_t>(i % 2), request(from, 0));
+      for (int i = 0; i < 500; ++i)
+        EXPECT_TRUE(test.record(static_cast<std::size_t>(i % 2), request(from, 0)).ok());
       if (t == 0) test.compute_results();
     });
   for (std::thread& t : threads) t.join();

@@ -40,7 +40,7 @@ class serving_process {
       http_server server;
       http_server_options options;
       options.port = 0;
-      const int port = server.start(recorder, options) ? server.port() : 0;
+      const int port = server.start(recorder, options).ok() ? server.port() : 0;
       if (write(to_parent[1], &port, sizeof port) != sizeof port) _exit(1);
       for (;;) pause();
     }

@@ -173,7 +173,7 @@ TEST_F(HttpServer, ConnectionsEnd) {
   http_server_options options;
   options.port = 0;
   options.patience = std::chrono::milliseconds(300);
-  ASSERT_TRUE(quick.start(recorder_, options));
+  ASSERT_TRUE(quick.start(recorder_, options).ok());
   const auto start = std::chrono::steady_clock::now();
   const connection dripping(quick.port());
   int sent = 0;
@@ -192,7 +192,7 @@ TEST_F(HttpServer, ServesAtMostSoManyAtATime) {
   options.port = 0;
   options.max_connections = 2;
   options.patience = std::chrono::milliseconds(300);
-  ASSERT_TRUE(narrow.start(recorder_, options));
+  ASSERT_TRUE(narrow.start(recorder_, options).ok());
   const connection first(narrow.port()), second(narrow.port());
   const auto start = std::chrono::steady_clock::now();
   EXPECT_EQ(code(get(narrow.port())), 200);
@@ -223,15 +223,15 @@ TEST_F(HttpServer, SaysThatNoThreadCanBeStarted) {
   options.port = 0;
   {
     const no_more_threads none;
-    const status refused = second.start(recorder_, options);
-    EXPECT_FALSE(refused.ok());
-    EXPECT_NE(std::string(refused.message()).find("start a thread"), std::string::npos)
-        << refused.message();
+    const status result = second.start(recorder_, options);
+    EXPECT_FALSE(result.ok());
+    EXPECT_NE(std::string(result.message()).find("start a thread"), std::string::npos)
+        << result.message();
     EXPECT_FALSE(second.running());
     EXPECT_EQ(second.port(), 0);
     EXPECT_FALSE(start_http_server(0).ok());
   }
-  EXPECT_TRUE(second.start(recorder_, options));
+  EXPECT_TRUE(second.start(recorder_, options).ok());
   EXPECT_EQ(code(get(second.port())), 200);
 }
 
@@ -240,7 +240,7 @@ TEST_F(HttpServer, BelongsToTheProcessThatStartedIt) {
   http_server_options options;
   options.port = 0;
   options.patience = std::chrono::minutes(1);
-  ASSERT_TRUE(shared->start(recorder_, options));
+  ASSERT_TRUE(shared->start(recorder_, options).ok());
   const int port = shared->port();
   const connection asked(port);  // a connection that is open while children come and go
   asked.send("GET /metrics HTTP/1.1\r\n");
@@ -288,7 +288,7 @@ TEST_F(HttpServer, TakesPathsAsTheyAre) {
     http_server_options options;
     options.port = 0;
     options.path = path;
-    ASSERT_TRUE(server.start(recorder_, options)) << path;
+    ASSERT_TRUE(server.start(recorder_, options).ok()) << path;
     EXPECT_EQ(code(get(server.port(), path)), 200) << path;
     EXPECT_EQ(code(get(server.port(), "/metricsXv1")), 404) << path;
   }
@@ -341,7 +341,7 @@ TEST_F(HttpServer, SlowClientsAreGivenUp) {
   options.port = 0;
   options.max_connections = 16;
   options.patience = std::chrono::milliseconds(300);
-  ASSERT_TRUE(narrow.start(recorder_, options));
+  ASSERT_TRUE(narrow.start(recorder_, options).ok());
   std::vector<connection> slow;
   for (int i = 0; i < 40; ++i) {
     slow.emplace_back(narrow.port());
@@ -422,8 +422,8 @@ TEST_F(HttpServer, RefusesATakenPortAndBadOptions) {
   options = {};
   for (const char* path : {"metrics", "/", "", "/a b", "/a?b", "/a#b", "/\xC3\xA9", "/a\r\nX: y"}) {
     options.path = path;
-    const status refused = second.start(recorder_, options);
-    EXPECT_NE(std::string(refused.message()).find("http_server_options.path"), std::string::npos)
+    const status result = second.start(recorder_, options);
+    EXPECT_NE(std::string(result.message()).find("http_server_options.path"), std::string::npos)
         << path;
   }
   options = {};

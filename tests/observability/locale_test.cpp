@@ -69,7 +69,7 @@ std::vector<std::string> all_texts() {
   for (int i = 0; i < 200; ++i)
     for (std::size_t arm = 0; arm < 2; ++arm) {
       const double latency = 1.0 + 0.01 * (i % 10) + 0.1 * static_cast<double>(arm);
-      EXPECT_TRUE(test.record(arm, {latency, 0.25 * static_cast<double>(arm), -2.5}));
+      EXPECT_TRUE(test.record(arm, {latency, 0.25 * static_cast<double>(arm), -2.5}).ok());
     }
   texts.push_back(test.compute_results().sentence);
   texts.emplace_back(test.record(0, {-0.5, 0.0, 0.0}).message());

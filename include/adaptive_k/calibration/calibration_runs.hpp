@@ -187,7 +187,7 @@ class calibration_runner {
 
   router checked_router(const policy_set& policies) const {
     router result(source_.model, policies.layers, {}, policies.tables);
-    if (!result.validity()) throw std::runtime_error(result.validity().message());
+    if (!result.validity().ok()) throw std::runtime_error(result.validity().message());
     return result;
   }
 
@@ -199,7 +199,7 @@ class calibration_runner {
         range,
         [&](int layer, const logits_view<float>& logits, const routing_output<>& output) {
           const status result = with.route(layer, logits, output);
-          for (std::int64_t t = 0; result && t < logits.num_tokens; ++t)
+          for (std::int64_t t = 0; result.ok() && t < logits.num_tokens; ++t)
             sums[static_cast<std::size_t>(layer)] += output.topk_counts[t];
           return result;
         },
@@ -230,7 +230,7 @@ class calibration_runner {
           routing_output<> own = output;
           own.signal = signal.data();
           const status result = with.route(layer, logits, own);
-          if (!result) return result;
+          if (!result.ok()) return result;
           counts.assign(output.topk_counts, output.topk_counts + logits.num_tokens);
           if (dealing == k_dealing::shuffled)
             shuffle_counts(counts, rng);

@@ -133,7 +133,7 @@ class layer_record {
     routed_batch batch =
         router(model, k_policy::full())
             .route(0, logits_view<float>{logits, num_tokens, model.num_experts}, nullptr, extras);
-    if (!batch.result)
+    if (!batch.result.ok())
       throw std::runtime_error(std::string("recording: ") + batch.result.message());
     return batch;
   }

@@ -6,6 +6,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -61,14 +62,10 @@ class layered_node {
   std::optional<json_node> shared_;
 };
 
-/// Refuses through `validate`, whose messages read "FIELD is VALUE, expected ...": the field
-/// becomes the path of its key.
-inline void refuse_unless(const status& fits, const layered_node& node) {
-  if (fits) return;
-  const std::string message = fits.message();
-  const std::size_t end = message.find(" is ");
-  std::string field = message.substr(0, end);
-  if (field == "fixed k") field = "k";
+/// Refuses what `validate` does, at the key of the field that is at fault.
+inline void refuse_unless(const status& checked, const layered_node& node) {
+  if (checked.ok()) return;
+  std::string field(checked.field());
   std::string index;
   if (const std::size_t bracket = field.find('['); bracket != std::string::npos) {
     index = field.substr(bracket);
@@ -81,9 +78,15 @@ inline void refuse_unless(const status& fits, const layered_node& node) {
   }
   auto found = place.find(field.c_str());
   if (!found && field == "thresholds") found = place.find("thresholds_nats");
-  if (end == std::string::npos || !found)
-    throw preset_error(node.home().file(), node.home().path(), message);
-  throw preset_error(found->file(), found->path() + index, message.substr(end + 4));
+  if (!found) throw preset_error(node.home().file(), node.home().path(), checked.message());
+  // "KEY: VALUE, expected ...": the key stands for the field and its verb.
+  std::string_view problem = checked.field().data() + checked.field().size();
+  constexpr std::string_view verb = " is ";
+  if (problem.substr(0, verb.size()) == verb)
+    problem.remove_prefix(verb.size());
+  else
+    problem = checked.message();
+  throw preset_error(found->file(), found->path() + index, std::string(problem));
 }
 
 /// The numbers that distortion policies point to. Layers that share a table share its storage.

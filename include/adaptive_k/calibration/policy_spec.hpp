@@ -134,7 +134,7 @@ inline void apply(const std::vector<spec_setting>& settings, const std::string& 
     }
   }
   for (const k_policy& layer : policy.layers)
-    if (const status fits = validate(layer, model); !fits)
+    if (const status fits = validate(layer, model); !fits.ok())
       throw preset_error(subject, "", fits.message());
   if (settings.empty()) return;
   if (policy.provenance != hand_set)

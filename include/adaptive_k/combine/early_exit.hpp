@@ -47,16 +47,17 @@ struct early_exit_policy {
 inline status validate(const early_exit_policy& policy) noexcept {
   const auto invalid = status_code::invalid_argument;
   if (policy.signal != exit_signal::entropy && policy.signal != exit_signal::max_probability)
-    return status::error(invalid, "signal is %d, expected an exit_signal",
+    return status::error(invalid, "`signal` is %d, expected an exit_signal",
                          static_cast<int>(policy.signal));
   if (policy.num_layers < 0 || policy.num_layers > early_exit_policy::max_layers)
-    return status::error(invalid, "num_layers is %d, expected 0..%d", policy.num_layers,
+    return status::error(invalid, "`num_layers` is %d, expected 0..%d", policy.num_layers,
                          early_exit_policy::max_layers);
   const bool is_entropy = policy.signal == exit_signal::entropy;
   for (int i = 0; i < policy.num_layers; ++i) {
     const float t = policy.thresholds[i];
     if (!(t >= 0.0f && t <= (is_entropy ? 1e30f : 1.0f)))
-      return status::error(invalid, "thresholds[%d] is %g, expected %s", i, static_cast<double>(t),
+      return status::error(invalid, "`thresholds[%d]` is %g, expected %s", i,
+                           static_cast<double>(t),
                            is_entropy ? "0 nats or more and finite" : "0..1");
   }
   return {};

@@ -30,10 +30,10 @@ struct token_merging_policy {
 /// Refuses what is out of range; the message names field, value and range.
 inline status validate(const token_merging_policy& policy) noexcept {
   if (!(policy.min_similarity >= -1.0f && policy.min_similarity <= 1.0f))
-    return status::error(status_code::invalid_argument, "min_similarity is %g, expected -1..1",
+    return status::error(status_code::invalid_argument, "`min_similarity` is %g, expected -1..1",
                          static_cast<double>(policy.min_similarity));
   if (policy.window < 1)
-    return status::error(status_code::invalid_argument, "window is %d, expected 1 or more",
+    return status::error(status_code::invalid_argument, "`window` is %d, expected 1 or more",
                          policy.window);
   return {};
 }
@@ -94,7 +94,7 @@ inline status match_tokens(const token_merging_policy& policy, const float* x,
                            std::int64_t first_position = 0) noexcept {
   const auto invalid = status_code::invalid_argument;
   const status valid = validate(policy);
-  if (!valid) return valid;
+  if (!valid.ok()) return valid;
   if (num_tokens < 0 || num_tokens > 0x7fffffff || hidden < 1 || first_position < 0)
     return status::error(invalid,
                          "num_tokens is %lld, hidden %d and first_position %lld, expected "

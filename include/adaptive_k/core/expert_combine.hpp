@@ -37,15 +37,15 @@ struct combine_input {
 inline status validate(const combine_shape& shape) noexcept {
   const auto invalid = status_code::invalid_argument;
   if (shape.num_tokens < 0)
-    return status::error(invalid, "num_tokens is %lld, expected 0 or more",
+    return status::error(invalid, "`num_tokens` is %lld, expected 0 or more",
                          static_cast<long long>(shape.num_tokens));
   if (shape.top_k < 1 || shape.top_k > max_top_k)
-    return status::error(invalid, "top_k is %d, expected 1..%d", shape.top_k, max_top_k);
+    return status::error(invalid, "`top_k` is %d, expected 1..%d", shape.top_k, max_top_k);
   if (shape.hidden_size < 1)
-    return status::error(invalid, "hidden_size is %d, expected 1 or more", shape.hidden_size);
+    return status::error(invalid, "`hidden_size` is %d, expected 1 or more", shape.hidden_size);
   if (shape.row_stride != 0 && shape.row_stride < shape.hidden_size)
     return status::error(status_code::shape_mismatch,
-                         "row_stride is %lld, expected 0 or at least hidden_size = %d",
+                         "`row_stride` is %lld, expected 0 or at least hidden_size = %d",
                          static_cast<long long>(shape.row_stride), shape.hidden_size);
   return {};
 }
@@ -57,10 +57,10 @@ template <class Value, class Weight>
 status check_combine(const combine_shape& shape, const combine_input<Value, Weight>& input,
                      const Value* output) noexcept {
   const status checked = validate(shape);
-  if (!checked || shape.num_tokens == 0) return checked;
+  if (!checked.ok() || shape.num_tokens == 0) return checked;
   if (input.expert_outputs == nullptr)
-    return status::error(status_code::invalid_argument, "expert_outputs is null");
-  if (output == nullptr) return status::error(status_code::invalid_argument, "output is null");
+    return status::error(status_code::invalid_argument, "`expert_outputs` is null");
+  if (output == nullptr) return status::error(status_code::invalid_argument, "`output` is null");
   return {};
 }
 

@@ -45,44 +45,45 @@ struct gating {
 inline status validate(const gating& g) noexcept {
   const auto invalid = status_code::invalid_argument;
   if (g.kind > gating_kind::sparsemixer)
-    return status::error(invalid, "kind is %d, expected a gating_kind, 0..%d",
+    return status::error(invalid, "`kind` is %d, expected a gating_kind, 0..%d",
                          static_cast<int>(g.kind), static_cast<int>(gating_kind::sparsemixer));
   if (g.group_rank > group_score::maximum)
-    return status::error(invalid, "group_rank is %d, expected a group_score, 0..%d",
+    return status::error(invalid, "`group_rank` is %d, expected a group_score, 0..%d",
                          static_cast<int>(g.group_rank), static_cast<int>(group_score::maximum));
   if (g.num_experts < 1 || g.num_experts > max_experts)
-    return status::error(invalid, "num_experts is %d, expected 1..%d", g.num_experts, max_experts);
+    return status::error(invalid, "`num_experts` is %d, expected 1..%d", g.num_experts,
+                         max_experts);
   const int most = g.num_experts < max_top_k ? g.num_experts : max_top_k;
   if (g.top_k < 1 || g.top_k > most)
-    return status::error(invalid, "top_k is %d, expected 1..%d for %d experts", g.top_k, most,
+    return status::error(invalid, "`top_k` is %d, expected 1..%d for %d experts", g.top_k, most,
                          g.num_experts);
   if (!(g.routed_scaling_factor > 0.0f && g.routed_scaling_factor < 1e6f))
-    return status::error(invalid, "routed_scaling_factor is %g, expected above 0 and below 1e6",
+    return status::error(invalid, "`routed_scaling_factor` is %g, expected above 0 and below 1e6",
                          static_cast<double>(g.routed_scaling_factor));
   if (g.n_group < 1 || g.n_group > g.num_experts || g.num_experts % g.n_group != 0)
-    return status::error(invalid, "n_group is %d, expected a divisor of num_experts = %d",
+    return status::error(invalid, "`n_group` is %d, expected a divisor of num_experts = %d",
                          g.n_group, g.num_experts);
   if (g.topk_group < 1 || g.topk_group > g.n_group)
-    return status::error(invalid, "topk_group is %d, expected 1..n_group = %d", g.topk_group,
+    return status::error(invalid, "`topk_group` is %d, expected 1..n_group = %d", g.topk_group,
                          g.n_group);
   if (g.n_group > 32)
-    return status::error(status_code::unsupported, "n_group is %d, at most 32 are supported",
+    return status::error(status_code::unsupported, "`n_group` is %d, at most 32 are supported",
                          g.n_group);
   if (g.topk_group * (g.num_experts / g.n_group) < g.top_k)
     return status::error(invalid,
-                         "topk_group is %d: its groups hold %d experts, fewer than top_k = %d",
+                         "`topk_group` is %d: its groups hold %d experts, fewer than top_k = %d",
                          g.topk_group, g.topk_group * (g.num_experts / g.n_group), g.top_k);
   if (g.kind == gating_kind::sparsemixer) {
     if (g.top_k > 2)
-      return status::error(status_code::unsupported, "top_k is %d, sparsemixer is defined for 1..2",
-                           g.top_k);
+      return status::error(status_code::unsupported,
+                           "`top_k` is %d, sparsemixer is defined for 1..2", g.top_k);
     if (g.renormalize || g.selection_bias || g.n_group != 1)
       return status::error(status_code::unsupported,
                            "sparsemixer takes neither renormalize, selection_bias nor groups: they "
                            "are %d, %d and n_group = %d, expected 0, 0 and 1",
                            g.renormalize ? 1 : 0, g.selection_bias ? 1 : 0, g.n_group);
     if (!(g.jitter_epsilon >= 0.0f && g.jitter_epsilon < 1.0f))
-      return status::error(invalid, "jitter_epsilon is %g, expected 0 or more and below 1",
+      return status::error(invalid, "`jitter_epsilon` is %g, expected 0 or more and below 1",
                            static_cast<double>(g.jitter_epsilon));
   }
   return {};

@@ -35,7 +35,7 @@ struct distortion_ref {
 };
 
 /// The K policy of one layer. Plain data; `validate` checks it against a gating.
-struct k_policy {
+struct [[nodiscard]] k_policy {
   /// Stands for the model's own; see `mass_exponent`.
   static constexpr float mass_exponent_of_model = -1.0f;
 
@@ -166,26 +166,26 @@ inline status validate_thresholds(const k_policy& policy, int top_k) noexcept {
         "threshold fewer",
         given.num_k_values, given.num_thresholds, max_top_k);
   if (given.top_k != 0 && given.top_k != top_k)
-    return status::error(invalid,
-                         "top_k is %d in the %s policy, expected the gating's own, %d (to keep at "
-                         "most %d experts, set k_max)",
-                         given.top_k,
-                         policy.signal == signal_kind::topk_mass ? "top_p" : "score_ratio", top_k,
-                         given.top_k < top_k ? given.top_k : top_k);
+    return status::error(
+        invalid,
+        "`top_k` is %d in the %s policy, expected the gating's own, %d (to keep at "
+        "most %d experts, set k_max)",
+        given.top_k, policy.signal == signal_kind::topk_mass ? "top_p" : "score_ratio", top_k,
+        given.top_k < top_k ? given.top_k : top_k);
   if (policy.num_k_values < 1 || policy.num_k_values > max_top_k)
-    return status::error(invalid, "num_k_values is %d, expected 1..%d for thresholds",
+    return status::error(invalid, "`num_k_values` is %d, expected 1..%d for thresholds",
                          policy.num_k_values, max_top_k);
   if (policy.signal == signal_kind::none)
-    return status::error(invalid, "signal is none, expected one that thresholds can compare");
+    return status::error(invalid, "`signal` is none, expected one that thresholds can compare");
   for (int i = 0; i < policy.num_k_values; ++i) {
     const int k = policy.k_values[i] != 0 ? policy.k_values[i] : given.k;
     const int least = i == 0 ? 1 : policy.k_values[i - 1] + 1;
     if (least > top_k)
-      return status::error(invalid, "k_values[%d] is %d, expected no value after top_k = %d", i, k,
-                           top_k);
+      return status::error(invalid, "`k_values[%d]` is %d, expected no value after top_k = %d", i,
+                           k, top_k);
     if (k < least || k > top_k)
       return status::error(invalid,
-                           "k_values[%d] is %d, expected %d..%d (ascending, at most top_k)", i, k,
+                           "`k_values[%d]` is %d, expected %d..%d (ascending, at most top_k)", i, k,
                            least, top_k);
   }
   // That of top_p and score_ratio is looked at also where there is no rank to try.
@@ -194,18 +194,18 @@ inline status validate_thresholds(const k_policy& policy, int top_k) noexcept {
     const float t = policy.thresholds[i];
     if (is_per_rank(policy.signal)) {
       if (!(t >= 0.0f && t <= 1.0f))
-        return status::error(invalid, "thresholds[%d] is %g, expected 0..1", i,
+        return status::error(invalid, "`thresholds[%d]` is %g, expected 0..1", i,
                              static_cast<double>(t));
       continue;
     }
     if (!(math::magnitude(t) < 1e30f))
-      return status::error(invalid, "thresholds[%d] is %g, expected more than -1e30, below 1e30", i,
-                           static_cast<double>(t));
+      return status::error(invalid, "`thresholds[%d]` is %g, expected more than -1e30, below 1e30",
+                           i, static_cast<double>(t));
     if (i > 0) {
       const bool down = high_is_sure(policy.signal);
       const float before = policy.thresholds[i - 1];
       if (down ? !(t < before) : !(t > before))
-        return status::error(invalid, "thresholds[%d] is %g after %g, expected strictly %s", i,
+        return status::error(invalid, "`thresholds[%d]` is %g after %g, expected strictly %s", i,
                              static_cast<double>(t), static_cast<double>(before),
                              down ? "descending" : "ascending");
     }
@@ -219,26 +219,26 @@ inline status validate_thresholds(const k_policy& policy, int top_k) noexcept {
 inline status validate(const k_policy& policy, const gating& g) noexcept {
   const auto invalid = status_code::invalid_argument;
   if (policy.k_min < 1 || policy.k_min > g.top_k)
-    return status::error(invalid, "k_min is %d, expected 1..top_k = %d", policy.k_min, g.top_k);
+    return status::error(invalid, "`k_min` is %d, expected 1..top_k = %d", policy.k_min, g.top_k);
   if (policy.k_max < policy.k_min)
-    return status::error(invalid, "k_max is %d, expected k_min = %d or more", policy.k_max,
+    return status::error(invalid, "`k_max` is %d, expected k_min = %d or more", policy.k_max,
                          policy.k_min);
   const float a = policy.mass_exponent;
   if (a != k_policy::mass_exponent_of_model && !(a >= 0.0f && a <= 1.0f))
-    return status::error(invalid, "mass_exponent is %g, expected 0..1, or -1 for the model's own",
+    return status::error(invalid, "`mass_exponent` is %g, expected 0..1, or -1 for the model's own",
                          static_cast<double>(a));
   if (policy.signal > signal_kind::margin)
-    return status::error(invalid, "signal is %d, expected a signal_kind, 0..%d",
+    return status::error(invalid, "`signal` is %d, expected a signal_kind, 0..%d",
                          static_cast<int>(policy.signal), static_cast<int>(signal_kind::margin));
   switch (policy.rule) {
     case k_rule::full:
       return {};
     case k_rule::fixed:
       if (policy.num_k_values != 1)
-        return status::error(invalid, "num_k_values is %d, expected 1 for a fixed k",
+        return status::error(invalid, "`num_k_values` is %d, expected 1 for a fixed k",
                              policy.num_k_values);
       if (policy.k_values[0] < 1 || policy.k_values[0] > g.top_k)
-        return status::error(invalid, "fixed k is %d, expected 1..top_k = %d",
+        return status::error(invalid, "fixed `k` is %d, expected 1..top_k = %d",
                              policy.k_values[0] != 0 ? policy.k_values[0] : policy.given.k,
                              g.top_k);
       return {};
@@ -246,17 +246,18 @@ inline status validate(const k_policy& policy, const gating& g) noexcept {
       return detail::validate_thresholds(policy, g.top_k);
     case k_rule::distortion:
       if (g.top_k > 1 && policy.distortion.coefficients == nullptr)
-        return status::error(invalid, "distortion.coefficients is null, expected [%d, %d] floats",
+        return status::error(invalid, "`distortion.coefficients` is null, expected [%d, %d] floats",
                              g.top_k - 1, distortion_ref::num_features);
       if (!(policy.distortion.sensitivity > 0.0f && policy.distortion.sensitivity < 1e30f))
-        return status::error(invalid, "distortion.sensitivity is %g, expected above 0, below 1e30",
+        return status::error(invalid,
+                             "`distortion.sensitivity` is %g, expected above 0, below 1e30",
                              static_cast<double>(policy.distortion.sensitivity));
       if (!(policy.distortion.lambda >= 0.0f && policy.distortion.lambda < 1e30f))
-        return status::error(invalid, "distortion.lambda is %g, expected 0 or more, below 1e30",
+        return status::error(invalid, "`distortion.lambda` is %g, expected 0 or more, below 1e30",
                              static_cast<double>(policy.distortion.lambda));
       return {};
   }
-  return status::error(invalid, "rule is %d, expected a k_rule, 0..%d",
+  return status::error(invalid, "`rule` is %d, expected a k_rule, 0..%d",
                        static_cast<int>(policy.rule), static_cast<int>(k_rule::distortion));
 }
 

@@ -54,7 +54,7 @@ constexpr int local_experts(const permutation_shape& shape) noexcept {
 /// Rows that the largest permutation of this shape takes: a multiple of `block_size`. Past
 /// `expert_offsets[L]` rows hold padding. -1 for values that `validate` refuses as negative, or 0
 /// as a block size.
-constexpr std::int64_t permuted_capacity(const permutation_shape& shape) noexcept {
+[[nodiscard]] constexpr std::int64_t permuted_capacity(const permutation_shape& shape) noexcept {
   if (shape.num_tokens < 0 || shape.top_k < 0 || detail::local_experts(shape) < 0 ||
       shape.block_size < 1)
     return -1;
@@ -68,22 +68,22 @@ constexpr std::int64_t permuted_capacity(const permutation_shape& shape) noexcep
 inline status validate(const permutation_shape& shape) noexcept {
   const auto invalid = status_code::invalid_argument;
   if (shape.num_experts < 1 || shape.num_experts > max_experts)
-    return status::error(invalid, "num_experts is %d, expected 1..%d", shape.num_experts,
+    return status::error(invalid, "`num_experts` is %d, expected 1..%d", shape.num_experts,
                          max_experts);
   if (shape.top_k < 1 || shape.top_k > max_top_k)
-    return status::error(invalid, "top_k is %d, expected 1..%d", shape.top_k, max_top_k);
+    return status::error(invalid, "`top_k` is %d, expected 1..%d", shape.top_k, max_top_k);
   if (shape.num_local_experts < 0 || shape.num_local_experts > max_experts)
-    return status::error(invalid, "num_local_experts is %d, expected 1..%d, or 0 for num_experts",
+    return status::error(invalid, "`num_local_experts` is %d, expected 1..%d, or 0 for num_experts",
                          shape.num_local_experts, max_experts);
   if (shape.block_size < 1 || shape.block_size > 1024)
-    return status::error(invalid, "block_size is %d, expected 1..1024", shape.block_size);
+    return status::error(invalid, "`block_size` is %d, expected 1..1024", shape.block_size);
   if (shape.num_tokens < 0)
-    return status::error(invalid, "num_tokens is %lld, expected 0 or more",
+    return status::error(invalid, "`num_tokens` is %lld, expected 0 or more",
                          static_cast<long long>(shape.num_tokens));
   constexpr std::int64_t most_rows = 0x7FFFFFFF - 0xFFFF;  // a kernel's index may step past the end
   if (shape.num_tokens > most_rows || permuted_capacity(shape) > most_rows)
     return status::error(status_code::unsupported,
-                         "num_tokens is %lld: its rows, padding included, do not fit int32",
+                         "`num_tokens` is %lld: its rows, padding included, do not fit int32",
                          static_cast<long long>(shape.num_tokens));
   return {};
 }
@@ -94,13 +94,14 @@ namespace detail {
 inline status check_permutation(const permutation_shape& shape, bool has_ids,
                                 bool has_map) noexcept {
   const status checked = validate(shape);
-  if (!checked) return checked;
+  if (!checked.ok()) return checked;
   if (!has_map && local_experts(shape) != shape.num_experts)
-    return status::error(status_code::shape_mismatch,
-                         "num_local_experts is %d without an expert_map, expected num_experts = %d",
-                         shape.num_local_experts, shape.num_experts);
+    return status::error(
+        status_code::shape_mismatch,
+        "`num_local_experts` is %d without an expert_map, expected num_experts = %d",
+        shape.num_local_experts, shape.num_experts);
   if (shape.num_tokens != 0 && !has_ids)
-    return status::error(status_code::invalid_argument, "topk_ids is null");
+    return status::error(status_code::invalid_argument, "`topk_ids` is null");
   return {};
 }
 

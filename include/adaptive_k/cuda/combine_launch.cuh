@@ -31,7 +31,7 @@ status launch_combine(combine_params params, bool overlaps, cudaStream_t stream)
   const std::int64_t vectors = shape.num_tokens * params.vectors_per_token;
   if (shape.num_tokens > 0xFFFFFFFF || vectors > 0xFFFFFFFF - combine_threads)
     return status::error(status_code::unsupported,
-                         "num_tokens is %lld, too many for one launch with hidden_size = %d",
+                         "`num_tokens` is %lld, too many for one launch with hidden_size = %d",
                          static_cast<long long>(shape.num_tokens), shape.hidden_size);
   params.num_vectors = static_cast<std::uint32_t>(vectors);
   const launch_shape grid = {
@@ -55,7 +55,7 @@ template <class Value, class Weight>
 status combine_experts(const combine_shape& shape, const combine_input<Value, Weight>& input,
                        Value* output, bool overlaps, cudaStream_t stream) noexcept {
   const status checked = detail::check_combine(shape, input, output);
-  if (!checked || shape.num_tokens == 0) return checked;
+  if (!checked.ok() || shape.num_tokens == 0) return checked;
   combine_params params = {};
   params.shape = shape;
   if (shape.row_stride == 0) params.shape.row_stride = shape.hidden_size;

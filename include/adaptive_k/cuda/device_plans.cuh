@@ -83,12 +83,13 @@ class device_plans {
   status upload(const Router& from, cudaStream_t stream) {
     status result = check(from, stream);
     const std::vector<detail::k_plan>& plans = from.plans();
-    for (std::size_t i = 0; i < plans.size() && result; ++i) result = check_tables(plans[i], i);
+    for (std::size_t i = 0; i < plans.size() && result.ok(); ++i)
+      result = check_tables(plans[i], i);
     const std::size_t count =
         ref_.num_layers_ != 0 ? static_cast<std::size_t>(ref_.num_layers_) : plans.size();
     const layout at(from.model(), count);
-    if (result && memory_ == nullptr) result = to_status(cudaMalloc(&memory_, at.bytes()));
-    if (!result) return result;
+    if (result.ok() && memory_ == nullptr) result = to_status(cudaMalloc(&memory_, at.bytes()));
+    if (!result.ok()) return result;
     bool has_tables = false;
     for (const detail::k_plan& plan : plans) has_tables = has_tables || plan.predicts_distortion;
     std::vector<unsigned char> image(has_tables ? at.bytes() : count * sizeof(detail::k_plan));
@@ -98,7 +99,7 @@ class device_plans {
       std::memcpy(image.data() + i * sizeof moved, &moved, sizeof moved);
     }
     result = copy(image.data(), image.size(), 0, stream);
-    if (result && ref_.empty()) {
+    if (result.ok() && ref_.empty()) {
       ref_ = ref_to(from);
     } else if (ref_.empty()) {  // the next upload may be of another shape
       (void)cudaFree(std::exchange(memory_, nullptr));
@@ -112,15 +113,15 @@ class device_plans {
     const auto invalid = status_code::invalid_argument;
     if (ref_.empty()) return status::error(invalid, "one layer before an upload of all of them");
     status result = check(from, stream);
-    if (!result) return result;
+    if (!result.ok()) return result;
     if (ref_.num_layers_ == 0)
       return status::error(invalid, "one layer of plans that have one policy for all");
     if (layer < 0 || layer >= ref_.num_layers_)
-      return status::error(invalid, "layer is %d, expected 0..%d (num_layers - 1)", layer,
+      return status::error(invalid, "`layer` is %d, expected 0..%d (num_layers - 1)", layer,
                            ref_.num_layers_ - 1);
     const auto i = static_cast<std::size_t>(layer);
     result = check_tables(plan_of(from, i), i);
-    if (!result) return result;
+    if (!result.ok()) return result;
     const layout at(from.model(), static_cast<std::size_t>(ref_.num_layers_));
     std::vector<unsigned char> tables(at.layer_bytes);
     const detail::k_plan moved = move_tables(plan_of(from, i), at, i, [&](std::size_t offset) {
@@ -128,7 +129,7 @@ class device_plans {
     });
     if (moved.predicts_distortion)
       result = copy(tables.data(), tables.size(), at.tables(i), stream);
-    if (result) result = copy(&moved, sizeof moved, i * sizeof moved, stream);
+    if (result.ok()) result = copy(&moved, sizeof moved, i * sizeof moved, stream);
     return result;
   }
 
@@ -158,13 +159,13 @@ class device_plans {
   template <class Router>
   status check(const Router& from, cudaStream_t stream) const noexcept {
     const status& valid = from.validity();
-    if (!valid) return valid;
+    if (!valid.ok()) return valid;
     cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
     status result = to_status(cudaStreamIsCapturing(stream, &capture));
-    if (result && capture != cudaStreamCaptureStatusNone)
+    if (result.ok() && capture != cudaStreamCaptureStatusNone)
       result = status::error(status_code::invalid_argument,
                              "the stream is being captured: upload before, or between replays");
-    if (!result) return result;
+    if (!result.ok()) return result;
     const gating& model = from.model();
     if (ref_.empty() || (model.num_experts == ref_.num_experts_ && model.top_k == ref_.top_k_ &&
                          (from.num_layers() == ref_.num_layers_ || from.num_layers() == 0)))
@@ -206,7 +207,7 @@ class device_plans {
         (void)cudaGetLastError();  // before CUDA 11 ordinary host memory is an error
       else if (attributes.type == cudaMemoryTypeDevice)
         return status::error(status_code::invalid_argument,
-                             "layer %zu: distortion.%s points to device memory, expected host "
+                             "layer %zu: `distortion.%s` points to device memory, expected host "
                              "memory: an upload copies it",
                              layer, name);
     }

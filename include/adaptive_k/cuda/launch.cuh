@@ -36,7 +36,7 @@ inline bool is_plain(const gating& g) noexcept {
 /// Ok where a kernel serves the gating, else why not.
 inline status supported(const gating& g) noexcept {
   const status fits = validate(g);
-  if (!fits) return fits;
+  if (!fits.ok()) return fits;
   int tier = tier_for(general_tiers{}, g.num_experts, g.top_k);
   if (is_plain(g)) tier = 0;
   if (g.kind == gating_kind::sparsemixer)
@@ -50,7 +50,7 @@ namespace launch_detail {
 
 inline status check_blocks(std::int64_t blocks, std::int64_t num_tokens) noexcept {
   if (blocks <= 0x7FFFFFFF) return {};
-  return status::error(status_code::unsupported, "num_tokens is %lld, too many for one launch",
+  return status::error(status_code::unsupported, "`num_tokens` is %lld, too many for one launch",
                        static_cast<long long>(num_tokens));
 }
 
@@ -79,7 +79,7 @@ inline status launch_blocks(void (*kernel)(route_params), int own_bytes, std::in
     const status allowed = to_status(cudaFuncSetAttribute(
         reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
         shared_bytes_of_block - own_bytes));
-    if (!allowed) return allowed;
+    if (!allowed.ok()) return allowed;
   }
   return to_status(cuda::launch(kernel,
                                 {static_cast<unsigned>(blocks), threads_per_block,
@@ -123,7 +123,7 @@ struct plain_family {
     const std::int64_t warps = divide_up(params.num_tokens, tokens_of_warp);
     const std::int64_t blocks = divide_up(warps, threads_per_block / 32);
     const status fits = check_blocks(blocks, params.num_tokens);
-    if (!fits) return fits;
+    if (!fits.ok()) return fits;
     return launch_blocks(kernel, plain_shared_bytes, blocks, params, stream);
   }
 };
@@ -134,7 +134,7 @@ struct general_family {
   static status launch(const route_params& params, cudaStream_t stream) noexcept {
     const std::int64_t blocks = divide_up(params.num_tokens * Tier::lanes, threads_per_block);
     const status fits = check_blocks(blocks, params.num_tokens);
-    if (!fits) return fits;
+    if (!fits.ok()) return fits;
     return launch_blocks(route_kernel<Tier, Kind, Logit>, general_shared_bytes, blocks, params,
                          stream);
   }
@@ -206,7 +206,7 @@ status launch_route(const route_params& params, cudaStream_t stream) noexcept {
     case gating_kind::sparsemixer:
       return launch_general<gating_kind::sparsemixer, Logit>(params, stream);
   }
-  return status::error(status_code::invalid_argument, "kind is %d, expected a gating_kind",
+  return status::error(status_code::invalid_argument, "`kind` is %d, expected a gating_kind",
                        static_cast<int>(params.model.kind));
 }
 
@@ -232,14 +232,15 @@ class device_router {
                 bool overlaps = false) noexcept
       : validity_(validate(model)), model_(model), fill_(fill), overlaps_(overlaps), plans_(plans) {
     model_.renormalize = detail::renormalizes(model_);
-    if (validity_ && plans.empty())
-      validity_ = status::error(status_code::invalid_argument, "plans is empty: nothing uploaded");
-    else if (validity_ &&
+    if (validity_.ok() && plans.empty())
+      validity_ =
+          status::error(status_code::invalid_argument, "`plans` is empty: nothing uploaded");
+    else if (validity_.ok() &&
              (plans.num_experts() != model.num_experts || plans.top_k() != model.top_k))
       validity_ = status::error(status_code::shape_mismatch,
                                 "plans are for num_experts = %d, top_k = %d, the gating has %d, %d",
                                 plans.num_experts(), plans.top_k(), model.num_experts, model.top_k);
-    else if (validity_ &&
+    else if (validity_.ok() &&
              (plans.kind() != model.kind || plans.renormalizes() != detail::renormalizes(model)))
       validity_ = status::error(status_code::shape_mismatch,
                                 "plans are for kind = %d, renormalize = %d, the gating has %d, %d",
@@ -248,7 +249,7 @@ class device_router {
   }
 
   /// Why this router refuses to launch; ok when it does not.
-  const status& validity() const noexcept { return validity_; }
+  [[nodiscard]] const status& validity() const noexcept { return validity_; }
 
   /// Enqueues one kernel on `stream`. No allocation, no synchronisation; per-token k limits are not
   /// read here, so the caller vouches for 1 <= k_min <= k_max <= K0.
@@ -266,7 +267,7 @@ class device_router {
                 const routing_output<Id, Weight>& output, device_metrics* metrics,
                 const routing_extras& extras, cudaStream_t stream) const noexcept {
     if (logits.num_tokens > 0 && given.topk_ids == nullptr)
-      return status::error(status_code::invalid_argument, "given.topk_ids is null");
+      return status::error(status_code::invalid_argument, "`given.topk_ids` is null");
     return launch(layer, logits, given, output, metrics, extras, stream);
   }
 
@@ -283,14 +284,14 @@ class device_router {
     const permutation_shape shape = {logits.num_tokens, model_.top_k, model_.num_experts,
                                      order.num_local_experts, order.block_size};
     status result = workspace == nullptr ? status() : validity_;
-    if (result && logits.num_experts != model_.num_experts)
+    if (result.ok() && logits.num_experts != model_.num_experts)
       result = status::error(status_code::shape_mismatch,
-                             "logits have num_experts = %d, expected the gating's %d",
+                             "logits have `num_experts` = %d, expected the gating's %d",
                              logits.num_experts, model_.num_experts);
-    if (result)
+    if (result.ok())
       result = permute_detail::check_shape(
           shape, workspace == nullptr || order.expert_map != nullptr, workspace_bytes);
-    if (!result) return result;
+    if (!result.ok()) return result;
     const std::size_t needed = permute_detail::workspace_bytes(shape);
     if (workspace == nullptr) {
       *workspace_bytes = needed;
@@ -298,12 +299,12 @@ class device_router {
     }
     route_params params = {};
     result = prepare(layer, logits, given, output, metrics, extras, &params);
-    if (result && fill_ == fill_id::first_expert && output.topk_counts == nullptr)
+    if (result.ok() && fill_ == fill_id::first_expert && output.topk_counts == nullptr)
       result = status::error(status_code::invalid_argument,
-                             "output.topk_counts is null: the permutation needs it with the fill "
+                             "`output.topk_counts` is null: the permutation needs it with the fill "
                              "first_expert");
-    if (result) result = permute_detail::check_workspace(workspace, *workspace_bytes, needed);
-    if (!result) return result;
+    if (result.ok()) result = permute_detail::check_workspace(workspace, *workspace_bytes, needed);
+    if (!result.ok()) return result;
     const permute_params permutation = permute_detail::make_params<Id>(
         shape, {output.topk_ids, output.topk_counts, order.expert_map}, order.output, workspace);
     if (logits.num_tokens == 0) return launch_permute<false>(permutation, overlaps_, stream);
@@ -313,7 +314,7 @@ class device_router {
         small && launch_detail::permutes_itself(plain, permutation.shape.num_local_experts);
     if (at_once || !small) params.permutation = permutation;
     result = launch_route<Logit>(params, stream);
-    if (!result || at_once) return result;
+    if (!result.ok() || at_once) return result;
     return small ? launch_permute<false>(permutation, overlaps_, stream)
                  : launch_permute<true>(permutation, overlaps_, stream);
   }
@@ -325,7 +326,7 @@ class device_router {
                 const routing_extras& extras, cudaStream_t stream) const noexcept {
     route_params params = {};
     const status checked = prepare(layer, logits, given, output, metrics, extras, &params);
-    if (!checked || logits.num_tokens == 0) return checked;
+    if (!checked.ok() || logits.num_tokens == 0) return checked;
     return launch_route<Logit>(params, stream);
   }
 
@@ -337,7 +338,7 @@ class device_router {
     const status checked =
         detail::check_call(validity_, model_, plans_.num_layers(), layer, logits,
                            output.topk_ids != nullptr, output.topk_weights != nullptr, extras);
-    if (!checked) return checked;
+    if (!checked.ok()) return checked;
     route_params& params = *made;
     params.logits = logits.data;
     params.num_tokens = logits.num_tokens;

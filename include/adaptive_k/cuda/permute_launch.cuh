@@ -42,7 +42,7 @@ inline std::size_t workspace_bytes(const permutation_shape& shape) noexcept {
 inline status check_shape(const permutation_shape& shape, bool has_map,
                           const std::size_t* workspace_bytes) noexcept {
   if (workspace_bytes == nullptr)
-    return status::error(status_code::invalid_argument, "workspace_bytes is null");
+    return status::error(status_code::invalid_argument, "`workspace_bytes` is null");
   return detail::check_permutation(shape, true, has_map);
 }
 
@@ -50,9 +50,9 @@ inline status check_workspace(const void* workspace, std::size_t given,
                               std::size_t needed) noexcept {
   if (given < needed)
     return status::error(status_code::invalid_argument,
-                         "workspace_bytes is %zu, this shape needs %zu", given, needed);
+                         "`workspace_bytes` is %zu, this shape needs %zu", given, needed);
   if (reinterpret_cast<std::uintptr_t>(workspace) % header_bytes != 0)
-    return status::error(status_code::invalid_argument, "workspace is not aligned to %zu bytes",
+    return status::error(status_code::invalid_argument, "`workspace` is not aligned to %zu bytes",
                          header_bytes);
   return {};
 }
@@ -123,20 +123,20 @@ status permute(const permutation_shape& shape, const permutation_input<Id>& inpu
                bool overlaps, cudaStream_t stream) noexcept {
   const bool has_map = workspace == nullptr || input.expert_map != nullptr;
   status checked = permute_detail::check_shape(shape, has_map, workspace_bytes);
-  if (!checked) return checked;
+  if (!checked.ok()) return checked;
   const std::size_t needed = permute_detail::workspace_bytes(shape);
   if (workspace == nullptr) {
     *workspace_bytes = needed;
     return {};
   }
   checked = detail::check_permutation(shape, input.topk_ids != nullptr, has_map);
-  if (checked) checked = permute_detail::check_workspace(workspace, *workspace_bytes, needed);
-  if (!checked) return checked;
+  if (checked.ok()) checked = permute_detail::check_workspace(workspace, *workspace_bytes, needed);
+  if (!checked.ok()) return checked;
   const permute_params params = permute_detail::make_params(shape, input, output, workspace);
   if (params.num_parts == 1) return launch_permute<false>(params, overlaps, stream);
   const status cleared =
       to_status(cudaMemsetAsync(params.tickets, 0, offsetof(permute_tickets, arrived), stream));
-  return cleared ? launch_permute<true>(params, false, stream) : cleared;
+  return cleared.ok() ? launch_permute<true>(params, false, stream) : cleared;
 }
 
 }  // namespace cuda

@@ -41,21 +41,21 @@ inline status restrict_to_budget(std::int32_t* topk_ids, float* topk_weights,
                                  int* distinct_out = nullptr) noexcept {
   const auto invalid = status_code::invalid_argument;
   if (work.mass == nullptr || work.admitted == nullptr)
-    return status::error(invalid, "workspace: mass or admitted is null");
+    return status::error(invalid, "`workspace`: mass or admitted is null");
   if (num_tokens > 0 && (topk_ids == nullptr || topk_weights == nullptr || topk_counts == nullptr))
     return status::error(invalid, "topk_ids, topk_weights or topk_counts is null");
   if (num_tokens < 0 || num_tokens > max_tokens)
-    return status::error(invalid, "num_tokens is %lld, expected 0..%d",
+    return status::error(invalid, "`num_tokens` is %lld, expected 0..%d",
                          static_cast<long long>(num_tokens), max_tokens);
   if (top_k < 1 || top_k > max_top_k)
-    return status::error(invalid, "top_k is %d, expected 1..%d", top_k, max_top_k);
+    return status::error(invalid, "`top_k` is %d, expected 1..%d", top_k, max_top_k);
   if (k_min < 1 || k_min > top_k)
-    return status::error(invalid, "k_min is %d, expected 1..top_k = %d", k_min, top_k);
+    return status::error(invalid, "`k_min` is %d, expected 1..top_k = %d", k_min, top_k);
   if (num_experts < 1 || num_experts > max_experts)
-    return status::error(invalid, "num_experts is %d, expected 1..%d", num_experts, max_experts);
-  if (budget < 0) return status::error(invalid, "budget is %d, expected 0 or more", budget);
+    return status::error(invalid, "`num_experts` is %d, expected 1..%d", num_experts, max_experts);
+  if (budget < 0) return status::error(invalid, "`budget` is %d, expected 0 or more", budget);
   if (order != admission::gate_mass && order != admission::index)
-    return status::error(invalid, "order is %d, expected an admission", static_cast<int>(order));
+    return status::error(invalid, "`order` is %d, expected an admission", static_cast<int>(order));
   for (int e = 0; e < num_experts; ++e) {
     work.mass[e] = 0;
     work.admitted[e] = 0;
@@ -63,17 +63,17 @@ inline status restrict_to_budget(std::int32_t* topk_ids, float* topk_weights,
   float largest = 0.0f;
   for (std::int64_t t = 0; t < num_tokens; ++t) {
     if (topk_counts[t] < 0 || topk_counts[t] > top_k)
-      return status::error(invalid, "topk_counts[%lld] is %d, expected 0..top_k = %d",
+      return status::error(invalid, "`topk_counts[%lld]` is %d, expected 0..top_k = %d",
                            static_cast<long long>(t), topk_counts[t], top_k);
     for (int j = 0; j < topk_counts[t]; ++j) {
       const std::int32_t id = topk_ids[t * top_k + j];
       if (id < 0 || id >= num_experts)
-        return status::error(invalid, "topk_ids[%lld, %d] is %d, expected 0..%d",
+        return status::error(invalid, "`topk_ids[%lld, %d]` is %d, expected 0..%d",
                              static_cast<long long>(t), j, id, num_experts - 1);
       const float weight = topk_weights[t * top_k + j];
       if (!(weight >= 0.0f && weight < 1e30f))
         return status::error(invalid,
-                             "topk_weights[%lld, %d] is %g, expected 0 or more, below 1e30",
+                             "`topk_weights[%lld, %d]` is %g, expected 0 or more, below 1e30",
                              static_cast<long long>(t), j, static_cast<double>(weight));
       largest = weight > largest ? weight : largest;
     }

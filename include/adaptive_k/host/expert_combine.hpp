@@ -20,7 +20,7 @@ template <class Value, class Weight>
 status combine_experts(const combine_shape& shape, const combine_input<Value, Weight>& input,
                        Value* output) noexcept {
   const status checked = detail::check_combine(shape, input, output);
-  if (!checked) return checked;
+  if (!checked.ok()) return checked;
   const instruction_set set = best_instruction_set();
   constexpr int columns = 256;  // summed at a time, so that rows are read in order
   const std::int64_t stride = shape.row_stride != 0 ? shape.row_stride : shape.hidden_size;

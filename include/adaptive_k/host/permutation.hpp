@@ -45,7 +45,7 @@ status permute(const permutation_shape& shape, const permutation_input<Id>& inpu
                const permutation_output& output) noexcept {
   const status checked =
       detail::check_permutation(shape, input.topk_ids != nullptr, input.expert_map != nullptr);
-  if (!checked) return checked;
+  if (!checked.ok()) return checked;
   const int num_local = detail::local_experts(shape);
   std::int32_t next[max_experts + 1] = {};
   detail::for_each_slot_expert(shape, input, [&](std::int64_t, int expert) {

@@ -102,7 +102,7 @@ status route_in_threads(const router& router, int num_threads, int layer,
   for (std::size_t part = started; part < number; ++part) route_part(part);
   team.join();
   for (const status& result : team.results)
-    if (!result) return result;
+    if (!result.ok()) return result;
   if (metrics != nullptr) add_parts_of_call(team.counts.data(), static_cast<int>(parts), metrics);
   for (std::size_t i = 0; i < team.expert_counts.size(); ++i)
     output.expert_counts[i % num_experts] += team.expert_counts[i];

@@ -27,7 +27,7 @@ struct router_options {
 };
 
 /// The result of the convenience call: buffers of its own, laid out as in `routing_output`.
-struct routed_batch {
+struct [[nodiscard]] routed_batch {
   status result;  ///< why nothing was routed, or ok; the arrays are empty after a refusal
   std::int64_t num_tokens = 0;               ///< T
   int top_k = 0;                             ///< K0
@@ -54,7 +54,7 @@ class router {
   }
 
   /// Why this router refuses to route; ok when it does not.
-  const status& validity() const noexcept { return validity_; }
+  [[nodiscard]] const status& validity() const noexcept { return validity_; }
   /// The model's own routing, as it was given.
   const gating& model() const noexcept { return model_; }
   /// The options, as they were given.
@@ -91,14 +91,14 @@ class router {
     status checked =
         detail::check_call(validity_, model_, num_layers(), layer, logits,
                            output.topk_ids != nullptr, output.topk_weights != nullptr, extras);
-    if (checked && (first < 0 || first > last || last > logits.num_tokens))
+    if (checked.ok() && (first < 0 || first > last || last > logits.num_tokens))
       checked =
           status::error(status_code::invalid_argument,
                         "tokens %lld to %lld, expected 0 <= first <= last <= num_tokens = %lld",
                         static_cast<long long>(first), static_cast<long long>(last),
                         static_cast<long long>(logits.num_tokens));
-    if (checked) checked = check_limits(first, last, extras);
-    if (checked)
+    if (checked.ok()) checked = check_limits(first, last, extras);
+    if (checked.ok())
       route_checked(layer, logits, routing_replay<Id>{}, output, first, last, metrics, extras);
     return checked;
   }
@@ -113,8 +113,9 @@ class router {
                 const routing_extras& extras = {}) const noexcept {
     status checked =
         check(layer, logits, output.topk_ids != nullptr, output.topk_weights != nullptr, extras);
-    if (checked) checked = check_replay(logits.num_tokens, given);
-    if (checked) route_checked(layer, logits, given, output, 0, logits.num_tokens, metrics, extras);
+    if (checked.ok()) checked = check_replay(logits.num_tokens, given);
+    if (checked.ok())
+      route_checked(layer, logits, given, output, 0, logits.num_tokens, metrics, extras);
     return checked;
   }
 
@@ -124,7 +125,7 @@ class router {
                      routing_metrics* metrics = nullptr, const routing_extras& extras = {}) const {
     routed_batch batch;
     batch.result = check(layer, logits, true, true, extras);
-    if (!batch.result) return batch;
+    if (!batch.result.ok()) return batch;
     batch.num_tokens = logits.num_tokens;
     batch.top_k = model_.top_k;
     const auto tokens = static_cast<std::size_t>(logits.num_tokens);
@@ -147,20 +148,19 @@ class router {
       : model_(model), options_(options), path_(detail::path_for(model)), one_policy_(one_policy) {
     validity_ = validate(model);
     if (policies.empty())
-      validity_ = status::error(status_code::invalid_argument, "policies is empty");
+      validity_ = status::error(status_code::invalid_argument, "`policies` is empty");
     if (!is_available(options.instructions))
       validity_ = status::error(status_code::unsupported,
-                                "instructions is %s, which this build or machine does not have",
+                                "`instructions` is %s, which this build or machine does not have",
                                 name_of(options.instructions));
     instructions_ = options.instructions == instruction_set::best ? best_instruction_set()
                                                                   : options.instructions;
     auto plans = std::make_shared<std::vector<detail::k_plan>>();
-    for (std::size_t i = 0; i < policies.size() && validity_; ++i) {
+    for (std::size_t i = 0; i < policies.size() && validity_.ok(); ++i) {
       const status fits = validate(policies[i], model);
-      if (!fits && one_policy) validity_ = fits;
-      if (!fits && !one_policy)
-        validity_ = status::error(fits.code(), "layer %d: %s", static_cast<int>(i), fits.message());
-      if (fits) plans->push_back(detail::make_plan(model, policies[i]));
+      if (!fits.ok() && one_policy) validity_ = fits;
+      if (!fits.ok() && !one_policy) validity_ = fits.within("layer %d: ", static_cast<int>(i));
+      if (fits.ok()) plans->push_back(detail::make_plan(model, policies[i]));
     }
     if (policies.empty()) policies.emplace_back();
     plans_ = std::move(plans);
@@ -176,7 +176,7 @@ class router {
                const routing_extras& extras) const noexcept {
     status checked = detail::check_call(validity_, model_, num_layers(), layer, logits, has_ids,
                                         has_weights, extras);
-    if (checked) checked = check_limits(0, logits.num_tokens, extras);
+    if (checked.ok()) checked = check_limits(0, logits.num_tokens, extras);
     return checked;
   }
 
@@ -199,21 +199,21 @@ class router {
   status check_replay(std::int64_t num_tokens, const routing_replay<Id>& given) const noexcept {
     const auto invalid = status_code::invalid_argument;
     if (num_tokens > 0 && given.topk_ids == nullptr)
-      return status::error(invalid, "given.topk_ids is null");
+      return status::error(invalid, "`given.topk_ids` is null");
     for (std::int64_t t = 0; t < num_tokens; ++t) {
       const int count = given.topk_counts != nullptr ? given.topk_counts[t] : model_.top_k;
       if (count < 0 || count > model_.top_k)
-        return status::error(invalid, "given.topk_counts[%lld] is %d, expected 0..top_k = %d",
+        return status::error(invalid, "`given.topk_counts[%lld]` is %d, expected 0..top_k = %d",
                              static_cast<long long>(t), count, model_.top_k);
       const Id* ids = given.topk_ids + t * model_.top_k;
       for (int j = 0; j < count; ++j) {
         const auto id = static_cast<long long>(ids[j]);
         if (id < 0 || id >= model_.num_experts)
-          return status::error(invalid, "given.topk_ids[%lld, %d] is %lld, expected 0..%d",
+          return status::error(invalid, "`given.topk_ids[%lld, %d]` is %lld, expected 0..%d",
                                static_cast<long long>(t), j, id, model_.num_experts - 1);
         for (int i = 0; i < j; ++i)
           if (ids[i] == ids[j])
-            return status::error(invalid, "given.topk_ids[%lld, %d] is %lld, as is slot %d",
+            return status::error(invalid, "`given.topk_ids[%lld, %d]` is %lld, as is slot %d",
                                  static_cast<long long>(t), j, id, i);
       }
     }

@@ -44,7 +44,7 @@ class savings_controller {
       : target_(target), validity_(check(target)) {}
 
   /// Refuses targets out of range; the message names the field and the range.
-  const status& validity() const noexcept { return validity_; }
+  [[nodiscard]] const status& validity() const noexcept { return validity_; }
 
   /// Adds what was routed since the last call. True when the scale has moved.
   bool observe(const routing_metrics& since_last) noexcept {
@@ -55,7 +55,7 @@ class savings_controller {
   /// token, are left out.
   bool observe(std::uint64_t expert_calls, std::uint64_t full_expert_calls,
                std::uint64_t tokens) noexcept {
-    if (!validity_ || expert_calls > full_expert_calls || tokens > most_tokens ||
+    if (!validity_.ok() || expert_calls > full_expert_calls || tokens > most_tokens ||
         full_expert_calls > tokens * max_top_k)
       return false;
     calls_ += expert_calls;
@@ -83,7 +83,7 @@ class savings_controller {
     savings_target changed = target_;
     changed.expert_savings = expert_savings;
     const status checked = check(changed);
-    if (!checked) return checked;
+    if (!checked.ok()) return checked;
     target_ = changed;
     validity_ = {};
     follow();
@@ -142,20 +142,20 @@ class savings_controller {
   static status check(const savings_target& target) noexcept {
     const auto invalid = status_code::invalid_argument;
     if (!(target.expert_savings > 0.0 && target.expert_savings < 1.0))
-      return status::error(invalid, "expert_savings is %g, expected above 0 and below 1",
+      return status::error(invalid, "`expert_savings` is %g, expected above 0 and below 1",
                            target.expert_savings);
     if (!(target.hysteresis >= 0.0 && target.hysteresis < 1.0))
-      return status::error(invalid, "hysteresis is %g, expected 0 or more and below 1",
+      return status::error(invalid, "`hysteresis` is %g, expected 0 or more and below 1",
                            target.hysteresis);
     if (target.decision_tokens > most_tokens)
-      return status::error(invalid, "decision_tokens is %llu, expected 0..2^48",
+      return status::error(invalid, "`decision_tokens` is %llu, expected 0..2^48",
                            static_cast<unsigned long long>(target.decision_tokens));
     if (!(target.gain > 0.0 && target.gain < 1e3))
-      return status::error(invalid, "gain is %g, expected above 0 and below 1000", target.gain);
+      return status::error(invalid, "`gain` is %g, expected above 0 and below 1000", target.gain);
     if (!(target.lowest_scale >= 1e-6 && target.lowest_scale <= 1.0))
-      return status::error(invalid, "lowest_scale is %g, expected 1e-6..1", target.lowest_scale);
+      return status::error(invalid, "`lowest_scale` is %g, expected 1e-6..1", target.lowest_scale);
     if (!(target.highest_scale >= 1.0 && target.highest_scale <= 1e6))
-      return status::error(invalid, "highest_scale is %g, expected 1..1e6", target.highest_scale);
+      return status::error(invalid, "`highest_scale` is %g, expected 1..1e6", target.highest_scale);
     return {};
   }
 

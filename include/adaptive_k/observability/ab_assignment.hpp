@@ -75,15 +75,15 @@ class ab_assignment {
   status validity() const {
     const auto invalid = status_code::invalid_argument;
     if (variants_.size() < 2)
-      return status::error(invalid, "%zu variants, expected a control and one or more others",
+      return status::error(invalid, "%zu `variants`, expected a control and one or more others",
                            variants_.size());
     double total = 0.0;
     for (std::size_t i = 0; i < variants_.size(); ++i) {
       const ab_variant& v = variants_[i];
       total += v.weight;
-      if (v.name.empty()) return status::error(invalid, "variants[%zu] has no name", i);
+      if (v.name.empty()) return status::error(invalid, "`variants[%zu]` has no name", i);
       if (!(v.weight > 0.0) || !std::isfinite(v.weight))
-        return status::error(invalid, "weight of variant '%.*s' is %g, expected above 0",
+        return status::error(invalid, "`weight` of variant '%.*s' is %g, expected above 0",
                              shown_length(v.name), v.name.c_str(), v.weight);
       for (std::size_t j = 0; j < i; ++j)
         if (variants_[j].name == v.name)
@@ -94,7 +94,8 @@ class ab_assignment {
       return status::error(invalid, "the weights sum to %g, expected a finite number", total);
     for (const ab_variant& v : variants_)
       if (v.weight < least_share * total)
-        return status::error(invalid, "weight of variant '%.*s' is %g of %g, expected 1e-06 of it",
+        return status::error(invalid,
+                             "`weight` of variant '%.*s' is %g of %g, expected 1e-06 of it",
                              shown_length(v.name), v.name.c_str(), v.weight, total);
     if (variants_.front().shadow)
       return status::error(invalid, "the control '%.*s' cannot be a shadow",

@@ -128,7 +128,7 @@ class ab_test {
   /// fit.
   explicit ab_test(std::vector<ab_variant> variants, const ab_options& options = {})
       : assignment_(std::move(variants), options.salt), options_(options) {
-    if (!validity()) return;
+    if (!validity().ok()) return;
     for (std::size_t i = 0; i < assignment_.variants().size(); ++i)
       arms_.push_back(std::make_unique<arm>(options, i));
     looks_.resize(arms_.size());
@@ -139,17 +139,18 @@ class ab_test {
   status validity() const {
     const auto invalid = status_code::invalid_argument;
     const status variants = assignment_.validity();
-    if (!variants) return variants;
+    if (!variants.ok()) return variants;
     if (!(options_.alpha > 0.0 && options_.alpha < 0.5))
-      return status::error(invalid, "alpha is %g, expected above 0 and below 0.5", options_.alpha);
+      return status::error(invalid, "`alpha` is %g, expected above 0 and below 0.5",
+                           options_.alpha);
     if (!(options_.power >= 0.5 && options_.power < 1.0))
-      return status::error(invalid, "power is %g, expected 0.5 or more and below 1",
+      return status::error(invalid, "`power` is %g, expected 0.5 or more and below 1",
                            options_.power);
     if (!(options_.expected_effect >= 1e-6 && options_.expected_effect <= 1e6))
-      return status::error(invalid, "expected_effect is %g, expected 1e-06..1e+06",
+      return status::error(invalid, "`expected_effect` is %g, expected 1e-06..1e+06",
                            options_.expected_effect);
     if (options_.bootstrap_replicates < 100 || options_.bootstrap_replicates > 10000)
-      return status::error(invalid, "bootstrap_replicates is %zu, expected 100..10000",
+      return status::error(invalid, "`bootstrap_replicates` is %zu, expected 100..10000",
                            options_.bootstrap_replicates);
     return {};
   }
@@ -169,22 +170,23 @@ class ab_test {
   /// negative latency and savings outside 0..1.
   status record(std::size_t variant, const ab_observation& seen) {
     const auto invalid = status_code::invalid_argument;
-    status refused;
+    status checked;
     if (arms_.empty())
-      refused = validity();
+      checked = validity();
     else if (variant >= arms_.size())
-      refused =
-          status::error(invalid, "variant is %zu, expected 0..%zu", variant, arms_.size() - 1);
+      checked =
+          status::error(invalid, "`variant` is %zu, expected 0..%zu", variant, arms_.size() - 1);
     else if (!(seen.latency_seconds >= 0.0 && seen.latency_seconds <= largest_value))
-      refused =
-          status::error(invalid, "latency_seconds is %g, expected 0..1e+60", seen.latency_seconds);
+      checked = status::error(invalid, "`latency_seconds` is %g, expected 0..1e+60",
+                              seen.latency_seconds);
     else if (!(seen.expert_savings >= 0.0 && seen.expert_savings <= 1.0))
-      refused = status::error(invalid, "expert_savings is %g, expected 0..1", seen.expert_savings);
+      checked =
+          status::error(invalid, "`expert_savings` is %g, expected 0..1", seen.expert_savings);
     else if (!(std::fabs(seen.quality) <= largest_value))
-      refused = status::error(invalid, "quality is %g, expected -1e+60..1e+60", seen.quality);
-    if (!refused) {
+      checked = status::error(invalid, "`quality` is %g, expected -1e+60..1e+60", seen.quality);
+    if (!checked.ok()) {
       refused_.fetch_add(1, std::memory_order_relaxed);
-      return refused;
+      return checked;
     }
     arm& a = *arms_[variant];
     const std::array<double, num_ab_metrics> values = {seen.latency_seconds, seen.expert_savings,

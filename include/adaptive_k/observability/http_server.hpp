@@ -378,20 +378,21 @@ class http_server {
     if (running()) return refuse("this http_server already listens on port %d", port());
     stop();
     if (options.port < 0 || options.port > 65535)
-      return refuse("http_server_options.port is %d, expected 0 to 65535", options.port);
+      return refuse("`http_server_options.port` is %d, expected 0 to 65535", options.port);
     if (options.max_connections < 1 || options.max_connections > 65536)
-      return refuse("http_server_options.max_connections is %d, expected 1 to 65536",
+      return refuse("`http_server_options.max_connections` is %d, expected 1 to 65536",
                     options.max_connections);
     if (options.patience.count() < 1 || options.patience > std::chrono::hours(1))
-      return refuse("http_server_options.patience is %lld ms, expected 1 to 3600000",
+      return refuse("`http_server_options.patience` is %lld ms, expected 1 to 3600000",
                     static_cast<long long>(options.patience.count()));
     if (options.path.size() < 2 || options.path[0] != '/')
-      return refuse("http_server_options.path is \"%s\", expected / and a name",
+      return refuse("`http_server_options.path` is \"%s\", expected / and a name",
                     options.path.c_str());
     for (const char c : options.path)
       if (c <= ' ' || c > '~' || c == '?' || c == '#')
-        return refuse("http_server_options.path is \"%s\", expected visible ASCII without ? and #",
-                      options.path.c_str());
+        return refuse(
+            "`http_server_options.path` is \"%s\", expected visible ASCII without ? and #",
+            options.path.c_str());
     const char* step = "listen on";
     try {
       service_ = std::make_unique<detail::http_service>(recorder, options);
@@ -449,7 +450,7 @@ inline status start_http_server(int port,
     const std::lock_guard<std::mutex> lock(mutex);
     servers->push_back(std::make_unique<http_server>());
     const status started = servers->back()->start(recorder, options);
-    if (!started) servers->pop_back();
+    if (!started.ok()) servers->pop_back();
     return started;
   } catch (const std::exception& error) {
     return status::error(status_code::invalid_argument, "cannot listen on port %d: %s", port,

@@ -17,7 +17,7 @@ int main() {
   adaptive_k::routing_metrics metrics;
   const adaptive_k::logits_view<float> view = {logits.data(), 64, 8};
   const auto batch = router.route(0, view, &metrics);
-  if (!batch.result) {
+  if (!batch.result.ok()) {
     std::printf("%s\n", batch.result.message());
     return 1;
   }

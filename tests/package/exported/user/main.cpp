@@ -17,7 +17,7 @@ int main() {
   adaptive_k::routing_metrics metrics;
   const adaptive_k::logits_view<float> view = {logits.data(), tokens, experts};
   const auto batch = router.route(0, view, &metrics);
-  if (!batch.result) std::printf("%s\n", batch.result.message());
+  if (!batch.result.ok()) std::printf("%s\n", batch.result.message());
   std::printf("saved %.1f%% of the expert calls\n", 100 * metrics.expert_savings());
   return batch.result.ok() ? 0 : 1;
 }
