@@ -117,7 +117,7 @@ TEST(PolicySpec, RefusesWithTheReason) {
   };
   for (const auto& [spec, reason] : cases) {
     const std::string text = spec;
-    const std::string message = error_of([&] { parsed(text); });
+    const std::string message = error_of([&] { (void)parsed(text); });
     EXPECT_NE(message.find(reason), std::string::npos) << spec << " gives: " << message;
     EXPECT_NE(message.find(text), std::string::npos) << message;
   }
@@ -147,10 +147,10 @@ TEST(PolicySpec, AFilesPathIsAPathWhateverIsInIt) {
     EXPECT_EQ(parsed(file).k_values[0], 2) << file;
     EXPECT_EQ(parsed(file + ",a=0.5,k_min=1").mass_exponent, 0.5f) << file;
   }
-  const std::string missing = error_of([] { parsed("no/a=1,such/file.json"); });
+  const std::string missing = error_of([] { (void)parsed("no/a=1,such/file.json"); });
   EXPECT_EQ(missing.rfind("no/a=1,such/file.json: cannot be read", 0), 0u) << missing;
   const std::string file = folder.write("pol.json", policy).string();
-  const std::string behind = error_of([&] { parsed(file + ",fast"); });
+  const std::string behind = error_of([&] { (void)parsed(file + ",fast"); });
   EXPECT_NE(behind.find("'fast' behind the file"), std::string::npos) << behind;
 }
 
@@ -171,8 +171,9 @@ TEST(PolicySpec, APresetsFileIsItsDefaultPolicy) {
       << other;
   preset["default_policy"] = "gone";
   const std::string gone = folder.write("gone.json", preset).string();
-  EXPECT_NE(error_of([&] { parsed(gone); }).find("default_policy: \"gone\", expected the name of"),
-            std::string::npos);
+  EXPECT_NE(
+      error_of([&] { (void)parsed(gone); }).find("default_policy: \"gone\", expected the name of"),
+      std::string::npos);
 }
 
 TEST(PolicySpec, UnknownOnesListEachNameOnce) {

@@ -189,8 +189,8 @@ TEST(Published, SavingsAreNotAgainstAllExperts) {
   const gating g = make_gating(gating_kind::softmax, 8, 2);
   const auto input = grid_batch(from, 50, 8);
   routing_metrics one, own;
-  EXPECT_TRUE(router(g, k_policy::fixed(1)).route(0, input.view(), &one).ok());
-  EXPECT_TRUE(router(g, k_policy::full()).route(0, input.view(), &own).ok());
+  EXPECT_TRUE(router(g, k_policy::fixed(1)).route(0, input.view(), &one).result.ok());
+  EXPECT_TRUE(router(g, k_policy::full()).route(0, input.view(), &own).result.ok());
   EXPECT_DOUBLE_EQ(one.expert_savings(), 0.5);
   EXPECT_DOUBLE_EQ(own.expert_savings(), 0.0);
 }

@@ -117,14 +117,14 @@ TEST(Metrics, AddUpOverAnySplitAndOrder) {
     }
     routing_metrics forwards, backwards, once;
     for (const auto& piece : pieces)
-      EXPECT_TRUE(under_test.route(0, part(piece.first, piece.second), &forwards).ok());
+      EXPECT_TRUE(under_test.route(0, part(piece.first, piece.second), &forwards).result.ok());
     for (auto piece = pieces.rbegin(); piece != pieces.rend(); ++piece) {
       routing_metrics own;
-      EXPECT_TRUE(under_test.route(0, part(piece->first, piece->second), &own).ok());
+      EXPECT_TRUE(under_test.route(0, part(piece->first, piece->second), &own).result.ok());
       backwards += own;
     }
     expect_same(forwards, backwards);
-    EXPECT_TRUE(under_test.route(0, part(0, num_tokens), &once).ok());
+    EXPECT_TRUE(under_test.route(0, part(0, num_tokens), &once).result.ok());
     EXPECT_EQ(once.calls, 1u);
     EXPECT_GT(forwards.calls, 4u);
     EXPECT_GE(forwards.distinct_experts, once.distinct_experts);
@@ -232,7 +232,7 @@ TEST(Metrics, NothingAddsNothing) {
   const gating g = make_gating(gating_kind::softmax, 8, 2);
   const router under_test(g, k_policy::full());
   routing_metrics metrics, before;
-  EXPECT_TRUE(under_test.route(0, grid_batch(from, 9, 8).view(), &metrics).ok());
+  EXPECT_TRUE(under_test.route(0, grid_batch(from, 9, 8).view(), &metrics).result.ok());
   before = metrics;
   metrics += routing_metrics{};
   expect_same(metrics, before);
@@ -247,7 +247,7 @@ TEST(Metrics, SavingsAreAgainstTheModelsOwnTopK) {
   const auto input = grid_batch(from, 100, 64);
   for (int k = 1; k <= 8; ++k) {
     routing_metrics metrics;
-    EXPECT_TRUE(router(g, k_policy::fixed(k)).route(0, input.view(), &metrics).ok());
+    EXPECT_TRUE(router(g, k_policy::fixed(k)).route(0, input.view(), &metrics).result.ok());
     EXPECT_DOUBLE_EQ(metrics.expert_savings(), 1.0 - k / 8.0);
     EXPECT_DOUBLE_EQ(metrics.mean_k(), k);
     EXPECT_EQ(metrics.full_expert_calls, 800u);
@@ -291,7 +291,7 @@ TEST(Metrics, OfNothingAreZero) {
   routing_metrics metrics;
   EXPECT_TRUE(router(g, k_policy::full())
                   .route(0, logits_view<float>{logits.data(), 2, 8}, &metrics, extras)
-                  .ok());
+                  .result.ok());
   EXPECT_EQ(metrics.padding_tokens, 2u);
   metrics.padding_tokens = 0;
   expect_same(metrics, nothing);

@@ -443,7 +443,9 @@ TEST(ab_test, what_was_found_stays_found_and_its_interval_stays_off_0) {
         EXPECT_TRUE(test.record(0, request(from, 0.0)).ok());
         EXPECT_TRUE(test.record(1, request(from, -0.03)).ok());
       }
-      if (look == 20 || look == 21) EXPECT_TRUE(test.record(2, request(from, 0.0)).ok());
+      if (look == 20 || look == 21) {
+        EXPECT_TRUE(test.record(2, request(from, 0.0)).ok());
+      }
       const ab_results results = test.compute_results();
       const ab_effect& latency = results.comparisons[0].of(ab_metric::latency);
       EXPECT_TRUE(!before || latency.found) << seed << ' ' << look;
