@@ -3,14 +3,8 @@
 ADAPTIVE_K_NAMESPACE_BEGIN
 namespace cuda {
 
-template status launch_general<gating_kind::softmax, float16>(const route_params&,
-                                                              cudaStream_t) noexcept;
-template status launch_general<gating_kind::sigmoid, float16>(const route_params&,
-                                                              cudaStream_t) noexcept;
-template status launch_general<gating_kind::sqrt_softplus, float16>(const route_params&,
-                                                                    cudaStream_t) noexcept;
-template status launch_general<gating_kind::sparsemixer, float16>(const route_params&,
-                                                                  cudaStream_t) noexcept;
+template status launch_general<float16, detail::k_plan, gating>(const route_params&,
+                                                                cudaStream_t) noexcept;
 
 }  // namespace cuda
 ADAPTIVE_K_NAMESPACE_END

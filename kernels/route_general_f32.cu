@@ -3,14 +3,8 @@
 ADAPTIVE_K_NAMESPACE_BEGIN
 namespace cuda {
 
-template status launch_general<gating_kind::softmax, float>(const route_params&,
-                                                            cudaStream_t) noexcept;
-template status launch_general<gating_kind::sigmoid, float>(const route_params&,
-                                                            cudaStream_t) noexcept;
-template status launch_general<gating_kind::sqrt_softplus, float>(const route_params&,
-                                                                  cudaStream_t) noexcept;
-template status launch_general<gating_kind::sparsemixer, float>(const route_params&,
-                                                                cudaStream_t) noexcept;
+template status launch_general<float, detail::k_plan, gating>(const route_params&,
+                                                              cudaStream_t) noexcept;
 
 }  // namespace cuda
 ADAPTIVE_K_NAMESPACE_END

@@ -3,7 +3,7 @@
 ADAPTIVE_K_NAMESPACE_BEGIN
 namespace cuda {
 
-template status launch_plain<float>(const route_params&, cudaStream_t) noexcept;
+template status launch_plain<float, detail::k_plan>(const route_params&, cudaStream_t) noexcept;
 
 }  // namespace cuda
 ADAPTIVE_K_NAMESPACE_END

@@ -9,15 +9,15 @@ ADAPTIVE_K_NAMESPACE_BEGIN
 
 namespace detail {
 
-template void route_vectors<float, k_plan>(const vector_call<float, k_plan>&, host_path,
-                                           instruction_set, std::int64_t, std::int64_t,
-                                           call_metrics&) noexcept;
-template void route_vectors<bfloat16, k_plan>(const vector_call<bfloat16, k_plan>&, host_path,
-                                              instruction_set, std::int64_t, std::int64_t,
-                                              call_metrics&) noexcept;
-template void route_vectors<float16, k_plan>(const vector_call<float16, k_plan>&, host_path,
-                                             instruction_set, std::int64_t, std::int64_t,
-                                             call_metrics&) noexcept;
+template void route_vectors<float, k_plan, gating>(const vector_call<float, k_plan, gating>&,
+                                                   host_path, instruction_set, std::int64_t,
+                                                   std::int64_t, call_metrics&) noexcept;
+template void route_vectors<bfloat16, k_plan, gating>(const vector_call<bfloat16, k_plan, gating>&,
+                                                      host_path, instruction_set, std::int64_t,
+                                                      std::int64_t, call_metrics&) noexcept;
+template void route_vectors<float16, k_plan, gating>(const vector_call<float16, k_plan, gating>&,
+                                                     host_path, instruction_set, std::int64_t,
+                                                     std::int64_t, call_metrics&) noexcept;
 
 template void add_scaled<float>(instruction_set, const float*, float, int, float*) noexcept;
 template void add_scaled<bfloat16>(instruction_set, const bfloat16*, float, int, float*) noexcept;

@@ -10,16 +10,22 @@
 namespace {
 
 namespace detail = adaptive_k::detail;
-using detail::k_limits;
+using adaptive_k::k_limits;
 
 constexpr int top_k = 4;
+
+using ranks = detail::loop_count<true, top_k>;
+
+adaptive_k::ranked_token<top_k, float, ranks> token_of(const detail::ranked_experts<top_k>& ranked,
+                                                       float signal, k_limits limits) {
+  return {ranked, ranks{top_k}, top_k, 8, limits, signal, 1.0f};
+}
 
 template <class Plan>
 int chosen(const Plan& plan, float signal, int k_min, int k_max) {
   const detail::ranked_experts<top_k> ranked = {};
   const k_limits limits = detail::narrow_limits(plan.limits, k_min, k_max);
-  return detail::choose_k(plan, signal, ranked, 1.0f, 8, top_k, detail::loop_count<true, top_k>{0},
-                          limits);
+  return detail::choose_k(plan, token_of(ranked, signal, limits));
 }
 
 detail::usual_plan<top_k> usual_plan_of(const detail::k_plan& plan) {
@@ -50,7 +56,7 @@ TEST(choose_k, a_settled_plan_keeps_to_any_limits) {
           for (const float signal : {-0.5f, 0.5f, 1.5f, 2.5f, 3.5f, 4.5f})
             EXPECT_EQ(chosen(settled, signal, of_token.k_min, of_token.k_max),
                       chosen(plan, signal, of_token.k_min, of_token.k_max))
-                << "signal " << signal << ", tried " << plan.tried << ", last " << plan.last_k
+                << "signal " << signal << ", tried " << plan.tried << ", last " << int{plan.last_k}
                 << ", limits " << of_plan.k_min << ".." << of_plan.k_max << ", the token's "
                 << of_token.k_min << ".." << of_token.k_max;
         });
@@ -77,7 +83,7 @@ TEST(choose_k, a_signal_at_its_threshold_is_sure_where_high_is_and_else_not) {
     detail::k_plan plan;
     plan.signal = kind;
     plan.threshold[rank] = threshold;
-    return detail::is_enough(plan, signal, ranked, rank);
+    return detail::is_enough(plan, token_of(ranked, signal, {1, top_k}), rank);
   };
   EXPECT_TRUE(enough(signal_kind::topk_mass, 0.75f, 0.0f, 1));
   EXPECT_FALSE(enough(signal_kind::topk_mass, 0.75f, 0.0f, 0));
@@ -111,8 +117,7 @@ TEST(choose_k, of_equal_costs_the_larger_k_is_taken) {
   plan.distortion.lambda = 0.0f;
   const auto ranked = ranked_by({0.5f, 0.25f, 0.125f, 0.125f});
   const auto chosen_of = [&](k_limits limits) {
-    return detail::least_cost_k(plan, ranked, 1.0f, 8, top_k,
-                                detail::loop_count<false, top_k>{top_k}, limits);
+    return detail::least_cost_k(plan.distortion, 1.0f, token_of(ranked, 0.0f, limits));
   };
   for_each_limits([&](k_limits limits) { EXPECT_EQ(chosen_of(limits), limits.k_max); });
   plan.distortion.lambda = 1.0f;  // now every expert costs

@@ -70,20 +70,20 @@ double ulps(float got, double truth) {
 }
 
 /// Scores by logit, against double precision, and never falling by more than `most_fall`.
-template <gating_kind Kind, class Order, class ValueOf, class Truth>
+template <class Score, class Order, class ValueOf, class Truth>
 void expect_scores(const Order& order, const ValueOf& value_of, const Truth& truth, float largest,
                    double most_ulps, float most_fall = 0.0f) {
   float before = 0.0f;
   for (const int bits : order) {
     const float logit = value_of(bits);
-    const detail::score_pair<float> got = detail::score_of<Kind>(logit, largest);
+    const detail::score_pair<float> got = detail::score_of<Score>(logit, largest);
     ASSERT_GE(got.score, before - most_fall) << bits;
     before = got.score;
     const double expected = truth(static_cast<double>(logit));
     ASSERT_LE(ulps(got.score, expected), most_ulps)
         << bits << ": " << logit << " scores " << got.score << ", expected " << expected;
     // Of the score itself, floored: the logarithm that goes into the entropy.
-    if (!detail::is_softmax(Kind)) {
+    if (!Score::is_softmax) {
       const double logarithm = std::log(std::max(static_cast<double>(got.score), 1e-37));
       ASSERT_NEAR(static_cast<double>(got.log_score), logarithm,
                   0x1p-22 * std::max(1.0, std::abs(logarithm)))
@@ -99,17 +99,17 @@ TYPED_TEST(EveryPattern, ScoresWithinItsBoundUnderEachGating) {
   };
   // Bounds as documented in core/math.hpp; a square root halves an error and adds half an ULP, but
   // an ULP of the root may be half as wide.
-  expect_scores<gating_kind::sigmoid>(order, value_of, oracle::sigmoid, 0.0f, 5.0);
+  expect_scores<detail::sigmoid_score>(order, value_of, oracle::sigmoid, 0.0f, 5.0);
   const auto root = [](double x) { return oracle::sqrt_softplus(std::min(x, 1e30)); };
   // Around 0 its two parts move against one another, and their roundings may show.
-  expect_scores<gating_kind::sqrt_softplus>(order, value_of, root, 0.0f, 6.0, 0x1p-23f);
+  expect_scores<detail::sqrt_softplus_score>(order, value_of, root, 0.0f, 6.0, 0x1p-23f);
   for (const float largest : {0.0f, 1.0f, 20.0f, -3.0f}) {
     const auto relative = [largest](double x) {  // what is above the largest scores as it does
       if (std::isnan(x)) return 0.0;
       const float distance = std::min(static_cast<float>(x) - largest, 0.0f);
       return oracle::exp_to_zero(static_cast<double>(distance));
     };
-    expect_scores<gating_kind::softmax>(order, value_of, relative, largest, 2.0 + 87.0 / 25.0);
+    expect_scores<detail::softmax_score>(order, value_of, relative, largest, 2.0 + 87.0 / 25.0);
   }
 }
 

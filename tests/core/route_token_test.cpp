@@ -29,11 +29,13 @@ struct request {
   std::vector<float> logits, bias;
 };
 
-template <gating_kind Kind, int Lanes, int RowWidth = 32, int MaxRows = max_experts / RowWidth>
+template <int Lanes, int RowWidth = 32, int MaxRows = max_experts / RowWidth>
 token_route route(const request& r) {
-  return detail::route_token<Kind, MaxRows, max_top_k>(
-      detail::host_warp<Lanes, RowWidth>{}, r.model, r.plan, r.bias.data(), r.plan.limits, false,
-      detail::logit_row<float>{r.logits.data()});
+  return detail::with_score(r.model.kind, [&](auto score) {
+    return detail::route_token<decltype(score), MaxRows, max_top_k>(
+        detail::host_warp<Lanes, RowWidth>{}, r.model, r.plan, r.bias.data(), r.plan.limits, false,
+        detail::logit_row<float>{r.logits.data()});
+  });
 }
 
 void expect_same_bits(const token_route& a, const token_route& b, int top_k, int lanes) {
@@ -45,15 +47,14 @@ void expect_same_bits(const token_route& a, const token_route& b, int top_k, int
     ASSERT_EQ(bits_of(a.weight[j]), bits_of(b.weight[j])) << lanes << " lanes, slot " << j;
 }
 
-template <gating_kind Kind>
 token_route expect_one_answer(const request& r) {
-  const token_route one = route<Kind, 1>(r);
+  const token_route one = route<1>(r);
   const int top_k = r.model.top_k;
-  expect_same_bits(one, route<Kind, 2>(r), top_k, 2);
-  expect_same_bits(one, route<Kind, 4>(r), top_k, 4);
-  expect_same_bits(one, route<Kind, 8>(r), top_k, 8);
-  expect_same_bits(one, route<Kind, 16>(r), top_k, 16);
-  expect_same_bits(one, route<Kind, 32>(r), top_k, 32);
+  expect_same_bits(one, route<2>(r), top_k, 2);
+  expect_same_bits(one, route<4>(r), top_k, 4);
+  expect_same_bits(one, route<8>(r), top_k, 8);
+  expect_same_bits(one, route<16>(r), top_k, 16);
+  expect_same_bits(one, route<32>(r), top_k, 32);
   return one;
 }
 
@@ -104,12 +105,11 @@ k_policy random_policy(inputs::sequence& from, const gating& g,
   return policy;
 }
 
-template <gating_kind Kind>
-void route_with_any_lanes(std::uint64_t seed) {
+void route_with_any_lanes(gating_kind kind, std::uint64_t seed) {
   inputs::sequence from(seed);
   long fewer = 0, dead = 0;
   for (int i = 0; i < 1200; ++i) {
-    const gating g = random_gating(from, Kind);
+    const gating g = random_gating(from, kind);
     const inputs::distortion_tables tables(from, g.num_experts, g.top_k);
     request r;
     const k_policy policy = random_policy(from, g, tables);
@@ -117,7 +117,7 @@ void route_with_any_lanes(std::uint64_t seed) {
     ASSERT_TRUE(validate(g).ok()) << validate(g).message();
     ASSERT_TRUE(fits.ok()) << fits.message();
     r.model = g;
-    r.plan = detail::make_plan(g, policy);
+    r.plan = adaptive_k::make_plan(g, policy);
     const int kind_of_row = from.below(8);
     for (int e = 0; e < g.num_experts; ++e) {
       // Any bits at all; few values; nothing finite; or ordinary logits of full precision.
@@ -130,14 +130,14 @@ void route_with_any_lanes(std::uint64_t seed) {
       r.bias.push_back(static_cast<float>(from.between(-64, 64)) / 512.0f);
     }
     SCOPED_TRACE("case " + std::to_string(i) + ", E " + std::to_string(g.num_experts));
-    const token_route routed = expect_one_answer<Kind>(r);
+    const token_route routed = expect_one_answer(r);
     if (::testing::Test::HasFailure()) return;
     fewer += routed.count < g.top_k ? 1 : 0;
     dead += kind_of_row == 2 ? 1 : 0;
     // Neither does the room set aside for experts matter, nor narrower rows for few of them.
-    if constexpr (Kind == gating_kind::softmax) {
-      if (g.num_experts <= 64) expect_same_bits(routed, route<Kind, 8, 32, 2>(r), g.top_k, 8);
-      if (g.num_experts <= 8) expect_same_bits(routed, route<Kind, 4, 8, 2>(r), g.top_k, 4);
+    if (kind == gating_kind::softmax) {
+      if (g.num_experts <= 64) expect_same_bits(routed, route<8, 32, 2>(r), g.top_k, 8);
+      if (g.num_experts <= 8) expect_same_bits(routed, route<4, 8, 2>(r), g.top_k, 4);
     }
   }
   EXPECT_GT(fewer, 50);
@@ -145,19 +145,19 @@ void route_with_any_lanes(std::uint64_t seed) {
 }
 
 TEST(RouteToken, SoftmaxWithAnyLanes) {
-  route_with_any_lanes<gating_kind::softmax>(1);
+  route_with_any_lanes(gating_kind::softmax, 1);
 }
 TEST(RouteToken, SigmoidWithAnyLanes) {
-  route_with_any_lanes<gating_kind::sigmoid>(2);
+  route_with_any_lanes(gating_kind::sigmoid, 2);
 }
 TEST(RouteToken, TopKSoftmaxWithAnyLanes) {
-  route_with_any_lanes<gating_kind::top_k_softmax>(3);
+  route_with_any_lanes(gating_kind::top_k_softmax, 3);
 }
 TEST(RouteToken, SqrtSoftplusWithAnyLanes) {
-  route_with_any_lanes<gating_kind::sqrt_softplus>(4);
+  route_with_any_lanes(gating_kind::sqrt_softplus, 4);
 }
 TEST(RouteToken, SparsemixerWithAnyLanes) {
-  route_with_any_lanes<gating_kind::sparsemixer>(5);
+  route_with_any_lanes(gating_kind::sparsemixer, 5);
 }
 
 // The sum has the documented shape: expert e adds into slot e mod 32 in order of e, and the slots
@@ -171,7 +171,7 @@ TEST(RouteToken, SumsInTheDocumentedOrder) {
     g.renormalize = false;
     request r;
     r.model = g;
-    r.plan = detail::make_plan(g, k_policy::full());
+    r.plan = adaptive_k::make_plan(g, k_policy::full());
     for (int e = 0; e < num_experts; ++e) r.logits.push_back(inputs::fine_logit(from));
     const float largest = *std::max_element(r.logits.begin(), r.logits.end());
     float slots[32] = {};
@@ -179,8 +179,7 @@ TEST(RouteToken, SumsInTheDocumentedOrder) {
       slots[e % 32] += math::exp(r.logits[static_cast<std::size_t>(e)] - largest);
     for (int count = 16; count > 0; count /= 2)
       for (int i = 0; i < count; ++i) slots[i] = slots[2 * i] + slots[2 * i + 1];
-    EXPECT_EQ(bits_of(expect_one_answer<gating_kind::softmax>(r).weight[0]),
-              bits_of(1.0f / slots[0]));
+    EXPECT_EQ(bits_of(expect_one_answer(r).weight[0]), bits_of(1.0f / slots[0]));
   }
 }
 

@@ -8,6 +8,8 @@
 #include "adaptive_k/core/choose_k.hpp"
 #include "adaptive_k/core/gating.hpp"
 #include "adaptive_k/core/math.hpp"
+#include "adaptive_k/core/plan.hpp"
+#include "adaptive_k/core/score.hpp"
 #include "adaptive_k/core/signal.hpp"
 
 ADAPTIVE_K_NAMESPACE_BEGIN
@@ -36,12 +38,12 @@ struct sums_needed {
   bool scores;
   bool logs;
 };
-template <gating_kind Kind>
-ADAPTIVE_K_HD ADAPTIVE_K_INLINE sums_needed sums_for(const gating& model, const k_plan_head& plan,
+template <class Score, class Plan>
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE sums_needed sums_for(const gating& model, const Plan& plan,
                                                      bool by_score) noexcept {
   const bool entropy = is_full_entropy(plan.signal);
   const bool total =
-      is_softmax(Kind) && (by_score || plan.predicts_distortion || !renormalizes(model));
+      Score::is_softmax && (by_score || plan.reads_topk_share() || !renormalizes(model));
   return {entropy || total, entropy};
 }
 
@@ -59,7 +61,7 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE F lift_of(const Gating& model, const F& kept) no
 
 /// What a lifted score becomes a weight by, where `kept` of the chosen experts' mass `total` is
 /// kept, which is all of it unless `fewer` than K0 are; `score_sum` is over all experts.
-template <gating_kind Kind, class F, class Gating, class Plan, class Condition>
+template <class Score, class F, class Gating, class Plan, class Condition>
 ADAPTIVE_K_HD ADAPTIVE_K_INLINE F weight_factor(const Gating& model, const Plan& plan,
                                                 const F& kept, const F& total, const F& score_sum,
                                                 const Condition& fewer, const F& lift) noexcept {
@@ -73,7 +75,7 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE F weight_factor(const Gating& model, const Plan&
   F factor = scale;
   if (renormalizes(model))
     factor = math::divide(scale, total * lift);
-  else if (Kind == gating_kind::softmax)
+  else if (Score::is_softmax && !Score::is_masked)
     factor = math::divide(scale, score_sum);
   if (!math::any(fewer)) return factor;
   const F kept_share = math::larger(math::divide(kept, total), least_share);
@@ -88,7 +90,7 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE F weight_factor(const Gating& model, const Plan&
 /// and completes it. `forced_k` is k where something else than the policy decides it (shadow mode,
 /// replay), else `no_forced_k`. `model` and `plan` may know some of their members at compile
 /// time.
-template <gating_kind Kind, int MaxTopK, class F, class Ranks, class Gating, class Plan>
+template <class Score, int MaxTopK, class F, class Ranks, class Gating, class Plan>
 ADAPTIVE_K_HD ADAPTIVE_K_INLINE void finish_route(const Gating& model, const Plan& plan,
                                                   const score_sums<F>& sums, k_limits limits,
                                                   int forced_k, Ranks ranks,
@@ -99,7 +101,7 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE void finish_route(const Gating& model, const Pla
   F full_entropy = 0.0f;
   if (is_full_entropy(plan.signal)) {
     full_entropy = entropy_nats(sums.score, sums.score_log_score);
-    if constexpr (!is_softmax(Kind))  // scores that all underflowed: as unsure as can be
+    if constexpr (!Score::is_softmax)  // scores that all underflowed: as unsure as can be
       full_entropy = math::select(sums.score > 0.0f, full_entropy, F(plan.log_experts));
   }
   F mass = 0.0f;
@@ -122,11 +124,13 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE void finish_route(const Gating& model, const Pla
   }
 
   // Sparsemixer's scores are shares already.
-  const bool relative = is_softmax(Kind) && Kind != gating_kind::sparsemixer;
-  const F topk_share = relative ? math::divide(mass, sums.score) : mass;  // 0 where none weighs
+  const bool relative = Score::is_softmax && !Score::is_masked;
+  F topk_share = 0.0f;  // also where none weighs
+  if (plan.reads_topk_share()) topk_share = relative ? math::divide(mass, sums.score) : mass;
   route.signal = signal_value(plan.signal, full_entropy, plan.inverse_log_experts, ranked, ranks);
   route.chosen =
-      choose_k(plan, route.signal, ranked, topk_share, model.num_experts, top_k, ranks, limits);
+      choose_k(plan, ranked_token<MaxTopK, F, Ranks>{ranked, ranks, top_k, model.num_experts,
+                                                     limits, route.signal, topk_share});
   route.count = route.chosen;
   if (forced_k != no_forced_k) route.count = integers(forced_k);
 
@@ -135,8 +139,8 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE void finish_route(const Gating& model, const Pla
   for (int j = 1; j < ranks; ++j)
     kept = math::select(route.count > integers(j), ranked.mass[j], kept);
   const F lift = lift_of(model, kept);
-  F factor = weight_factor<Kind>(model, plan, kept, ranked.total, sums.score,
-                                 route.count < integers(top_k), lift);
+  F factor = weight_factor<Score>(model, plan, kept, ranked.total, sums.score,
+                                  route.count < integers(top_k), lift);
   if (!renormalizes(model)) factor = math::select(weighs, factor, F(0.0f));
   ADAPTIVE_K_UNROLL
   for (int j = 0; j < ranks; ++j) {

@@ -91,11 +91,6 @@ inline status validate(const gating& g) noexcept {
 
 namespace detail {
 
-ADAPTIVE_K_HD constexpr bool is_softmax(gating_kind kind) {
-  return kind == gating_kind::softmax || kind == gating_kind::top_k_softmax ||
-         kind == gating_kind::sparsemixer;
-}
-
 /// Softmax over the selected is softmax over all, renormalised.
 template <class Gating>
 ADAPTIVE_K_HD constexpr bool renormalizes(const Gating& g) noexcept {
@@ -112,54 +107,6 @@ ADAPTIVE_K_HD inline bool selects_by_score(const gating& g) noexcept {
 /// Whether a gating type is softmax ranked by logit and nothing else, so that the first score is 1.
 template <class Gating>
 struct ranks_by_logit : std::false_type {};
-
-/// A score and its natural logarithm. Softmax scores are relative to the row's largest logit
-/// (their largest is 1); their sum is divided out where it matters.
-template <class F = float>
-struct score_pair {
-  F score;
-  F log_score;
-};
-
-/// What a caller knows of a row's logits, to save operations: the scores are the same.
-enum class logits_are : std::uint8_t {
-  any,
-  ordinary,  ///< none is NaN or above the largest
-  close,     ///< nor more than -exp_floor below it
-};
-
-/// The score of softmax kinds by how far a logit is from the row's largest: 0 or less.
-template <logits_are Logits = logits_are::any, class F>
-ADAPTIVE_K_HD ADAPTIVE_K_INLINE score_pair<F> score_of_distance(const F& distance) noexcept {
-  F log_score = distance;
-  if constexpr (Logits != logits_are::close) log_score = math::larger(log_score, math::exp_floor);
-  if constexpr (Logits == logits_are::any) log_score = math::smaller(log_score, 0.0f);
-  return {math::exp_above_floor(log_score), log_score};
-}
-
-/// NaN scores as -inf does. The largest logit is given as finite: +inf is then as large as it.
-template <gating_kind Kind, logits_are Logits = logits_are::any, class F>
-ADAPTIVE_K_HD ADAPTIVE_K_INLINE score_pair<F> score_of(const F& logit,
-                                                       const F& largest_logit) noexcept {
-  if constexpr (is_softmax(Kind)) {
-    return score_of_distance<Logits>(logit - largest_logit);
-  } else {
-    const F number = math::larger(logit, -math::infinity);
-    F score = 0.0f;
-    if constexpr (Kind == gating_kind::sigmoid) {
-      score = math::sigmoid(number);
-    } else {
-      constexpr float finite = 1e30f;  // sqrt(+inf) would make every weight NaN
-      score = math::square_root(math::softplus(math::smaller(number, finite)));
-    }
-    return {score, math::log(math::larger(score, 1e-37f))};
-  }
-}
-
-template <gating_kind Kind>
-ADAPTIVE_K_HD ADAPTIVE_K_INLINE float score_only(float logit, float largest_logit) noexcept {
-  return score_of<Kind>(logit, largest_logit).score;
-}
 
 }  // namespace detail
 

@@ -12,6 +12,7 @@
 #include "adaptive_k/core/host_warp.hpp"
 #include "adaptive_k/core/k_policy.hpp"
 #include "adaptive_k/core/math.hpp"
+#include "adaptive_k/core/score.hpp"
 #include "adaptive_k/core/top_k.hpp"
 #include "adaptive_k/types.hpp"
 
@@ -144,8 +145,8 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE void load_logits(
 
 /// Both sums in the one reduction order, `Logits` as in score_of; experts for which
 /// `counts(logit, row, slot)` is false add nothing.
-template <gating_kind Kind, bool WithLogs, logits_are Logits = logits_are::any, class Tile,
-          int MaxRows, class Counts>
+template <class Score, bool WithLogs, logits_are Logits = logits_are::any, class Tile, int MaxRows,
+          class Counts>
 ADAPTIVE_K_HD ADAPTIVE_K_INLINE score_sums<> sum_scores(const Tile& tile,
                                                         const token_state<Tile, MaxRows>& token,
                                                         float largest, Counts counts) noexcept {
@@ -162,7 +163,7 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE score_sums<> sum_scores(const Tile& tile,
       ADAPTIVE_K_UNROLL
       for (int slot = 0; slot < slots; ++slot) {
         const float logit = token.logits[lane].at[row][slot];
-        const score_pair<> s = score_of<Kind, Logits>(logit, largest);
+        const score_pair<> s = score_of<Score, Logits>(logit, largest);
         const float counted = counts(logit, row, slot) ? s.score : 0.0f;
         const bool first = Tile::unrolled && row == 0;  // 0 + s is s
         score[slot] = first ? counted : score[slot] + counted;
@@ -187,16 +188,16 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE void key_by_logit(const Tile& tile,
 
 /// Keys of score + bias, all equal where nothing was finite; `total` is the scores' sum for softmax
 /// kinds.
-template <gating_kind Kind, class Tile, int MaxRows>
+template <class Score, class Tile, int MaxRows>
 ADAPTIVE_K_HD ADAPTIVE_K_INLINE void key_by_score(const Tile& tile,
                                                   token_state<Tile, MaxRows>& token,
                                                   const gating& model, const float* bias,
                                                   float total) noexcept {
-  const float inverse_total = is_softmax(Kind) ? math::divide(1.0f, total) : 1.0f;
+  const float inverse_total = Score::is_softmax ? math::divide(1.0f, total) : 1.0f;
   for_each_slot(tile, token.rows, [&](int lane, int row, int slot, int expert) {
     const bool exists = expert < token.num_experts;
     const float logit = token.logits[lane].at[row][slot];
-    const float score = score_of<Kind>(logit, token.largest).score;
+    const float score = score_of<Score>(logit, token.largest).score;
     const float offset = model.selection_bias && exists ? bias[expert] : 0.0f;
     const float value = token.has_finite ? math::fma(score, inverse_total, offset) : 0.0f;
     const std::uint32_t key = logit == logit ? order_key(value) : nan_key;
@@ -255,7 +256,7 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE void score_by_masked_softmax(const Tile& tile,
       const float scale = math::larger(math::magnitude(logit), largest);
       return !(largest - logit > tolerance * scale);
     };
-    const score_sums<> sums = sum_scores<gating_kind::softmax, false>(
+    const score_sums<> sums = sum_scores<softmax_score, false>(
         tile, token, math::smaller(largest, math::largest_finite), counts);
     const bool weighs = largest > -math::infinity;  // neither -inf nor NaN
     const float share = math::divide(1.0f, math::larger(sums.score, 1.0f));
@@ -268,7 +269,7 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE void score_by_masked_softmax(const Tile& tile,
 }
 
 /// Selects and scores the top K0 by their keys, which tell the logits unless `by_score`.
-template <gating_kind Kind, class Tile, int MaxRows, int MaxTopK, class Ranks>
+template <class Score, class Tile, int MaxRows, int MaxTopK, class Ranks>
 ADAPTIVE_K_HD ADAPTIVE_K_INLINE void rank_experts(const Tile& tile,
                                                   token_state<Tile, MaxRows>& token,
                                                   const gating& model, bool by_score, Ranks ranks,
@@ -280,21 +281,21 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE void rank_experts(const Tile& tile,
   for (int j = 0; j < ranks; ++j) {
     const bool chosen = j < top_k;
     const float logit = by_score ? logit_of(tile, token, best[j].expert) : key_value(best[j].key);
-    const score_pair<> s = score_of<Kind>(logit, token.largest);
+    const score_pair<> s = score_of<Score>(logit, token.largest);
     ranked.expert[j] = best[j].expert;
     ranked.score[j] = chosen ? s.score : 0.0f;
     ranked.log_score[j] = chosen ? s.log_score : 0.0f;
   }
-  if constexpr (Kind == gating_kind::sparsemixer)
+  if constexpr (Score::is_masked)
     score_by_masked_softmax(tile, token, model.jitter_epsilon, ranked, top_k);
 }
 
-/// Routes one token of a layer, its gating of kind `Kind`. `logit_at(e)` gives logit e as float;
+/// Routes one token of a layer, its gating by `Score`. `logit_at(e)` gives logit e as float;
 /// `bias` is [E] where the model selects by bias; `limits` lie within 1..K0. `shadow` routes full K
 /// and only reports the choice. `replay` may give experts and k: the best of the others then
 /// take the ranks from k to K0, so that unchanged logits give unchanged weights. MaxRows *
 /// row_width >= E, MaxTopK >= K0. No allocation.
-template <gating_kind Kind, int MaxRows, int MaxTopK, class Tile, class Plan, class LogitAt,
+template <class Score, int MaxRows, int MaxTopK, class Tile, class Plan, class LogitAt,
           class Replay = no_replay>
 ADAPTIVE_K_HD inline token_route<MaxTopK> route_token(const Tile& tile, const gating& model,
                                                       const Plan& plan, const float* bias,
@@ -309,16 +310,16 @@ ADAPTIVE_K_HD inline token_route<MaxTopK> route_token(const Tile& tile, const ga
   // Nothing but the call decides which collectives run: tiles of one warp must stay together.
   const bool by_score = selects_by_score(model);
 
-  const sums_needed needed = sums_for<Kind>(model, plan, by_score);
+  const sums_needed needed = sums_for<Score>(model, plan, by_score);
   const auto all = [](float, int, int) { return true; };
   score_sums<> sums = {1.0f, 0.0f};
   if (needed.logs)
-    sums = sum_scores<Kind, true>(tile, token, token.largest, all);
+    sums = sum_scores<Score, true>(tile, token, token.largest, all);
   else if (needed.scores)
-    sums = sum_scores<Kind, false>(tile, token, token.largest, all);
+    sums = sum_scores<Score, false>(tile, token, token.largest, all);
 
   if (by_score)
-    key_by_score<Kind>(tile, token, model, bias, sums.score);
+    key_by_score<Score>(tile, token, model, bias, sums.score);
   else
     key_by_logit(tile, token);
   if (model.n_group > 1)
@@ -326,12 +327,12 @@ ADAPTIVE_K_HD inline token_route<MaxTopK> route_token(const Tile& tile, const ga
   const bool replays = Replay::possible && replay.active();
   if (replays) key_replay_first(tile, token, replay, ranks);
   ranked_experts<MaxTopK> ranked;
-  rank_experts<Kind>(tile, token, model, by_score || replays, ranks, ranked);
+  rank_experts<Score>(tile, token, model, by_score || replays, ranks, ranked);
   int forced_k = shadow ? top_k : no_forced_k;
   if (replays) forced_k = replay.count();
   token_route<MaxTopK> route;
   route.has_nonfinite = token.has_nonfinite;
-  finish_route<Kind>(model, plan, sums, limits, forced_k, ranks, ranked, route);
+  finish_route<Score>(model, plan, sums, limits, forced_k, ranks, ranked, route);
   return route;
 }
 

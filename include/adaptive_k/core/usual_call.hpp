@@ -30,7 +30,6 @@ struct ranks_by_logit<usual_gating<TopK>> : std::true_type {};
 template <int TopK>
 struct usual_plan {
   static constexpr signal_kind signal = signal_kind::softmax_entropy;
-  static constexpr bool predicts_distortion = false;
   static constexpr float log_experts = 0.0f;  // not read
   static constexpr float inverse_log_experts = 0.0f;
   k_limits limits;
@@ -38,8 +37,16 @@ struct usual_plan {
   std::uint32_t tried;
   float mass_exponent;
   float threshold[TopK];
-  distortion_ref distortion;
+
+  ADAPTIVE_K_HD static constexpr bool reads_topk_share() noexcept { return false; }
+  template <class Token>
+  ADAPTIVE_K_HD ADAPTIVE_K_INLINE typename Token::integers choose_k(
+      const Token& token) const noexcept {
+    return first_k_met(*this, token);
+  }
 };
+template <int TopK>
+struct keeps_limits<usual_plan<TopK>> : std::true_type {};
 
 /// A plan made ready for many tokens: every k lies within its limits, so that it has none any more,
 /// and a rank without a threshold has one that no entropy is below.
@@ -49,19 +56,28 @@ struct settled_plan : usual_plan<TopK> {
 
   ADAPTIVE_K_HD ADAPTIVE_K_INLINE explicit settled_plan(const usual_plan<TopK>& plan) noexcept
       : usual_plan<TopK>(plan) {
-    const k_limits within = plan.limits;
     ADAPTIVE_K_UNROLL
     for (int j = 0; j < TopK; ++j) {
-      int k = j + 1 < TopK ? j + 1 : plan.last_k;
-      k = k > within.k_max ? within.k_max : k;
-      k_at[j] = k < within.k_min ? within.k_min : k;
+      k_at[j] = within(j + 1 < TopK ? j + 1 : plan.last_k, plan.limits);
       if ((plan.tried >> j & 1u) == 0) this->threshold[j] = -math::infinity;
     }
     this->limits = {1, TopK};
   }
+
+  template <class Token>
+  ADAPTIVE_K_HD ADAPTIVE_K_INLINE typename Token::integers choose_k(
+      const Token& token) const noexcept {
+    using integers = typename Token::integers;
+    integers k = k_at[TopK - 1];
+    ADAPTIVE_K_UNROLL
+    for (int j = TopK - 2; j >= 0; --j)
+      k = math::select(is_enough(*this, token, j), integers(k_at[j]), k);
+    if (token.limits.k_min <= 1 && token.limits.k_max >= TopK) return k;  // the plan's own were met
+    return within(k, token.limits);
+  }
 };
 template <int TopK>
-struct is_settled<settled_plan<TopK>> : std::true_type {};
+struct keeps_limits<settled_plan<TopK>> : std::true_type {};
 
 /// The same where all of the mass is restored, known to the compiler.
 template <int TopK>
@@ -69,10 +85,10 @@ struct whole_mass_plan : settled_plan<TopK> {
   static constexpr float mass_exponent = 1.0f;
 };
 template <int TopK>
-struct is_settled<whole_mass_plan<TopK>> : std::true_type {};
+struct keeps_limits<whole_mass_plan<TopK>> : std::true_type {};
 
 ADAPTIVE_K_HD ADAPTIVE_K_INLINE bool is_usual_plan(const k_plan_head& head) noexcept {
-  return head.signal == signal_kind::softmax_entropy && !head.predicts_distortion;
+  return head.signal == signal_kind::softmax_entropy && head.choice == k_choice::thresholds;
 }
 
 }  // namespace detail

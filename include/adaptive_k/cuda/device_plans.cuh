@@ -3,6 +3,7 @@
 
 #include <cuda_runtime_api.h>
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -21,15 +22,37 @@ ADAPTIVE_K_NAMESPACE_BEGIN
 
 namespace cuda {
 
-/// What a device_router reads. Only `device_plans` makes one that is not empty, so that no pointer
-/// to host memory reaches a kernel. Trivially copyable; good for as long as its owner lives.
-class plans_ref {
+/// A table in memory of the host that a plan points to: [K0 - 1, columns] floats.
+struct plan_table {
+  const float** at;
+  std::size_t columns;
+  const char* name;
+};
+
+/// The tables of a plan: a calibrated one has some, plans of other types hold all that they read.
+template <class Plan>
+std::array<plan_table, 0> tables_of(Plan&, const gating&) noexcept {
+  return {};
+}
+inline std::array<plan_table, 3> tables_of(detail::k_plan& plan, const gating& model) noexcept {
+  const auto experts = static_cast<std::size_t>(model.num_experts);
+  distortion_ref& tables = plan.distortion;
+  return {{{&tables.coefficients, distortion_ref::num_features, "distortion.coefficients"},
+           {&tables.first_expert, experts, "distortion.first_expert"},
+           {&tables.next_expert, experts, "distortion.next_expert"}}};
+}
+
+/// What a device router reads. Only `basic_device_plans` makes one that is not empty, so that no
+/// pointer to host memory reaches a kernel. Trivially copyable; good for as long as its owner
+/// lives.
+template <class Plan>
+class basic_plans_ref {
  public:
-  constexpr plans_ref() noexcept = default;
+  constexpr basic_plans_ref() noexcept = default;
   /// Whether it refers to nothing.
   bool empty() const noexcept { return data_ == nullptr; }
-  const detail::k_plan* data() const noexcept { return data_; }  ///< device memory, a plan a layer
-  int num_layers() const noexcept { return num_layers_; }        ///< 0: one plan for every layer
+  const Plan* data() const noexcept { return data_; }      ///< device memory, a plan a layer
+  int num_layers() const noexcept { return num_layers_; }  ///< 0: one plan for every layer
   /// E of the router that they are of.
   int num_experts() const noexcept { return num_experts_; }
   /// K0 of the router that they are of.
@@ -40,8 +63,9 @@ class plans_ref {
   bool renormalizes() const noexcept { return renormalizes_; }
 
  private:
-  friend class device_plans;
-  const detail::k_plan* data_ = nullptr;
+  template <class>
+  friend class basic_device_plans;
+  const Plan* data_ = nullptr;
   int num_layers_ = 0;
   int num_experts_ = 0;
   int top_k_ = 0;
@@ -55,21 +79,21 @@ class plans_ref {
 ///   cuda::device_router on_device(router.model(), plans.ref());
 /// Later uploads rewrite the same memory: launches behind them on the stream, also those of a graph
 /// captured before, follow the new policies. One thread at a time.
-class device_plans {
+template <class Plan>
+class basic_device_plans {
  public:
-  device_plans() noexcept = default;
+  basic_device_plans() noexcept = default;
   /// Takes over the memory; `other` is then empty.
-  device_plans(device_plans&& other) noexcept
+  basic_device_plans(basic_device_plans&& other) noexcept
       : memory_(std::exchange(other.memory_, nullptr)), ref_(std::exchange(other.ref_, {})) {}
-  /// Takes over the memory; `other` gets what was here.
-  device_plans& operator=(device_plans&& other) noexcept {
+  basic_device_plans& operator=(basic_device_plans&& other) noexcept {
     std::swap(memory_, other.memory_);
     std::swap(ref_, other.ref_);
     return *this;
   }
-  device_plans(const device_plans&) = delete;
-  device_plans& operator=(const device_plans&) = delete;
-  ~device_plans() {
+  basic_device_plans(const basic_device_plans&) = delete;
+  basic_device_plans& operator=(const basic_device_plans&) = delete;
+  ~basic_device_plans() {
     if (memory_ != nullptr) (void)cudaFree(memory_);  // of null it would start the runtime
   }
 
@@ -82,21 +106,22 @@ class device_plans {
   template <class Router>
   status upload(const Router& from, cudaStream_t stream) {
     status result = check(from, stream);
-    const std::vector<detail::k_plan>& plans = from.plans();
+    const std::vector<Plan>& plans = from.plans();
+    const gating& model = from.model();
+    bool has_tables = false;
     for (std::size_t i = 0; i < plans.size() && result.ok(); ++i)
-      result = check_tables(plans[i], i);
+      result = check_tables(plans[i], model, i, has_tables);
+    if (!result.ok()) return result;
     const std::size_t count =
         ref_.num_layers_ != 0 ? static_cast<std::size_t>(ref_.num_layers_) : plans.size();
-    const layout at(from.model(), count);
-    if (result.ok() && memory_ == nullptr) result = to_status(cudaMalloc(&memory_, at.bytes()));
+    const layout at(plans[0], model, count);
+    if (memory_ == nullptr) result = to_status(cudaMalloc(&memory_, at.bytes()));
     if (!result.ok()) return result;
-    bool has_tables = false;
-    for (const detail::k_plan& plan : plans) has_tables = has_tables || plan.predicts_distortion;
-    std::vector<unsigned char> image(has_tables ? at.bytes() : count * sizeof(detail::k_plan));
+    std::vector<unsigned char> image(has_tables ? at.bytes() : count * sizeof(Plan));
     for (std::size_t i = 0; i < count; ++i) {
-      const detail::k_plan moved = move_tables(
-          plan_of(from, i), at, i, [&](std::size_t offset) { return image.data() + offset; });
-      std::memcpy(image.data() + i * sizeof moved, &moved, sizeof moved);
+      const Plan moved = move_tables(plan_of(from, i), model, at, i,
+                                     [&](std::size_t offset) { return image.data() + offset; });
+      std::memcpy(image.data() + i * sizeof moved, static_cast<const void*>(&moved), sizeof moved);
     }
     result = copy(image.data(), image.size(), 0, stream);
     if (result.ok() && ref_.empty()) {
@@ -120,40 +145,43 @@ class device_plans {
       return status::error(invalid, "`layer` is %d, expected 0..%d (num_layers - 1)", layer,
                            ref_.num_layers_ - 1);
     const auto i = static_cast<std::size_t>(layer);
-    result = check_tables(plan_of(from, i), i);
+    bool has_tables = false;
+    result = check_tables(plan_of(from, i), from.model(), i, has_tables);
     if (!result.ok()) return result;
-    const layout at(from.model(), static_cast<std::size_t>(ref_.num_layers_));
+    const layout at(plan_of(from, i), from.model(), static_cast<std::size_t>(ref_.num_layers_));
     std::vector<unsigned char> tables(at.layer_bytes);
-    const detail::k_plan moved = move_tables(plan_of(from, i), at, i, [&](std::size_t offset) {
+    const Plan moved = move_tables(plan_of(from, i), from.model(), at, i, [&](std::size_t offset) {
       return tables.data() + (offset - at.tables(i));
     });
-    if (moved.predicts_distortion)
-      result = copy(tables.data(), tables.size(), at.tables(i), stream);
+    if (has_tables) result = copy(tables.data(), tables.size(), at.tables(i), stream);
     if (result.ok()) result = copy(&moved, sizeof moved, i * sizeof moved, stream);
     return result;
   }
 
   /// What launches take; valid as long as this lives.
-  plans_ref ref() const noexcept { return ref_; }
+  basic_plans_ref<Plan> ref() const noexcept { return ref_; }
 
  private:
   /// Where things lie, in bytes: all plans, then each layer's tables, from cache lines on.
   struct layout {
-    layout(const gating& model, std::size_t count) noexcept
+    layout(Plan plan, const gating& model, std::size_t count) noexcept
         : rows(static_cast<std::size_t>(model.top_k - 1)),
-          experts(static_cast<std::size_t>(model.num_experts)),
-          plan_bytes(whole_lines(count * sizeof(detail::k_plan))),
-          coefficient_bytes(whole_lines(rows * distortion_ref::num_features * sizeof(float))),
-          expert_bytes(whole_lines(rows * experts * sizeof(float))),
-          layer_bytes(coefficient_bytes + 2 * expert_bytes),
-          layers(count) {}
+          plan_bytes(whole_lines(count * sizeof(Plan))),
+          layers(count) {
+      for (const plan_table& table : tables_of(plan, model))
+        layer_bytes += whole_lines(bytes(table));
+    }
     static std::size_t whole_lines(std::size_t bytes) noexcept { return (bytes + 127) / 128 * 128; }
+    std::size_t bytes(const plan_table& table) const noexcept {
+      return rows * table.columns * sizeof(float);
+    }
     std::size_t tables(std::size_t layer) const noexcept {
       return plan_bytes + layer * layer_bytes;
     }
     std::size_t bytes() const noexcept { return tables(layers); }
 
-    std::size_t rows, experts, plan_bytes, coefficient_bytes, expert_bytes, layer_bytes, layers;
+    std::size_t rows, plan_bytes, layers;
+    std::size_t layer_bytes = 0;
   };
 
   template <class Router>
@@ -178,14 +206,14 @@ class device_plans {
   }
 
   template <class Router>
-  static const detail::k_plan& plan_of(const Router& from, std::size_t layer) noexcept {
+  static const Plan& plan_of(const Router& from, std::size_t layer) noexcept {
     return from.plans()[from.num_layers() == 0 ? 0 : layer];
   }
 
   template <class Router>
-  plans_ref ref_to(const Router& from) const noexcept {
-    plans_ref made;
-    made.data_ = static_cast<const detail::k_plan*>(memory_);
+  basic_plans_ref<Plan> ref_to(const Router& from) const noexcept {
+    basic_plans_ref<Plan> made;
+    made.data_ = static_cast<const Plan*>(memory_);
     made.num_layers_ = from.num_layers();
     made.num_experts_ = from.model().num_experts;
     made.top_k_ = from.model().top_k;
@@ -194,43 +222,39 @@ class device_plans {
     return made;
   }
 
-  static status check_tables(const detail::k_plan& plan, std::size_t layer) noexcept {
-    if (!plan.predicts_distortion) return {};
-    const std::pair<const char*, const float*> tables[] = {
-        {"coefficients", plan.distortion.coefficients},
-        {"first_expert", plan.distortion.first_expert},
-        {"next_expert", plan.distortion.next_expert}};
-    for (const auto& [name, table] : tables) {
+  static status check_tables(Plan plan, const gating& model, std::size_t layer,
+                             bool& has_tables) noexcept {
+    for (const plan_table& table : tables_of(plan, model)) {
+      if (*table.at == nullptr) continue;
+      has_tables = true;
       cudaPointerAttributes attributes = {};
-      if (table == nullptr) continue;
-      if (cudaPointerGetAttributes(&attributes, table) != cudaSuccess)
+      if (cudaPointerGetAttributes(&attributes, *table.at) != cudaSuccess)
         (void)cudaGetLastError();  // before CUDA 11 ordinary host memory is an error
       else if (attributes.type == cudaMemoryTypeDevice)
         return status::error(status_code::invalid_argument,
-                             "layer %zu: `distortion.%s` points to device memory, expected host "
-                             "memory: an upload copies it",
-                             layer, name);
+                             "layer %zu: `%s` points to device memory, expected host memory: an "
+                             "upload copies it",
+                             layer, table.name);
     }
     return {};
   }
 
   /// A layer's plan for the device; its tables are written where `image` has an offset's bytes.
   template <class Image>
-  detail::k_plan move_tables(detail::k_plan plan, const layout& at, std::size_t layer,
-                             Image image) const {
-    static_assert(std::is_trivially_copyable_v<detail::k_plan>, "it is copied as bytes");
-    distortion_ref& tables = plan.distortion;
-    if (!plan.predicts_distortion) tables.coefficients = nullptr;
-    if (!plan.predicts_distortion) tables.first_expert = tables.next_expert = nullptr;
-    const auto move = [&](const float*& table, std::size_t columns, std::size_t offset) {
-      if (table == nullptr || at.rows == 0) return;
-      std::memcpy(image(offset), table, at.rows * columns * sizeof(float));
-      table = reinterpret_cast<const float*>(static_cast<const unsigned char*>(memory_) + offset);
-    };
-    const std::size_t first = at.tables(layer) + at.coefficient_bytes;
-    move(tables.coefficients, distortion_ref::num_features, at.tables(layer));
-    move(tables.first_expert, at.experts, first);
-    move(tables.next_expert, at.experts, first + at.expert_bytes);
+  Plan move_tables(Plan plan, const gating& model, const layout& at, std::size_t layer,
+                   Image image) const {
+    static_assert(std::is_trivially_copyable_v<Plan>, "it is copied as bytes");
+    std::size_t offset = at.tables(layer);
+    for (const plan_table& table : tables_of(plan, model)) {
+      const std::size_t bytes = at.bytes(table);
+      const float* moved = nullptr;
+      if (*table.at != nullptr && bytes != 0) {
+        std::memcpy(image(offset), *table.at, bytes);
+        moved = reinterpret_cast<const float*>(static_cast<const unsigned char*>(memory_) + offset);
+      }
+      *table.at = moved;
+      offset += layout::whole_lines(bytes);
+    }
     return plan;
   }
 
@@ -242,8 +266,11 @@ class device_plans {
   }
 
   void* memory_ = nullptr;
-  plans_ref ref_;
+  basic_plans_ref<Plan> ref_;
 };
+
+using plans_ref = basic_plans_ref<detail::k_plan>;
+using device_plans = basic_device_plans<detail::k_plan>;
 
 }  // namespace cuda
 

@@ -49,8 +49,8 @@ __device__ ADAPTIVE_K_INLINE bool route_lane_rows(const route_params& params,
     for (int r = 0; r < Rows; ++r) {
       detail::ranked_experts<2> ranked;
       const auto sums = rank_two(logit[r], extremes[r], ranked);
-      detail::finish_route<gating_kind::softmax>(model, by, sums, by.limits, detail::no_forced_k,
-                                                 detail::loop_count<true, 2>{2}, ranked, route[r]);
+      detail::finish_route<detail::softmax_score>(model, by, sums, by.limits, detail::no_forced_k,
+                                                  detail::loop_count<true, 2>{2}, ranked, route[r]);
       const bool both = route[r].count > 1;
       const int past = params.fill == fill_id::first_expert ? route[r].expert[0] : filler;
       route[r].expert[1] = both ? route[r].expert[1] : past;
@@ -113,7 +113,8 @@ __global__ void __launch_bounds__(threads_per_block, Tier::blocks_per_sm)
     if (!usual || left < rows || !route_lane_rows(params, plan, first, memory.loader, metrics)) {
       for (int done = 0; done < rows && done < left; done += 32) {
         __syncwarp();  // what was staged before may still be read
-        route_tiles(params, plan, usual, first + done, 1, memory.tiles, metrics);
+        route_tiles<Tier, Logit, detail::k_plan>(params, plan, usual, first + done, 1, memory.tiles,
+                                                 metrics);
       }
     }
   }

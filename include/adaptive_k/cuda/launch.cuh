@@ -9,6 +9,7 @@
 #include "adaptive_k/core/check_call.hpp"
 #include "adaptive_k/core/choose_k.hpp"
 #include "adaptive_k/core/gating.hpp"
+#include "adaptive_k/core/score.hpp"
 #include "adaptive_k/cuda/dependent_launch.cuh"
 #include "adaptive_k/cuda/device_metrics.cuh"
 #include "adaptive_k/cuda/device_plans.cuh"
@@ -27,19 +28,22 @@ ADAPTIVE_K_NAMESPACE_BEGIN
 namespace cuda {
 
 /// Whether the model is served by the plain kernels: softmax ranked by logit alone.
-inline bool is_plain(const gating& g) noexcept {
-  const bool softmax = g.kind == gating_kind::softmax || g.kind == gating_kind::top_k_softmax;
+template <class Gating = gating>
+bool is_plain(const gating& g) noexcept {
+  const bool softmax = detail::with_score<Gating>(
+      g.kind, [](auto score) { return std::is_same_v<decltype(score), detail::softmax_score>; });
   return softmax && !g.selection_bias && g.n_group == 1 &&
          tier_for(plain_tiers{}, g.num_experts, g.top_k) >= 0;
 }
 
 /// Ok where a kernel serves the gating, else why not.
-inline status supported(const gating& g) noexcept {
+template <class Gating>
+status supported(const Gating& g) noexcept {
   const status fits = validate(g);
   if (!fits.ok()) return fits;
   int tier = tier_for(general_tiers{}, g.num_experts, g.top_k);
-  if (is_plain(g)) tier = 0;
-  if (g.kind == gating_kind::sparsemixer)
+  if (is_plain<Gating>(g)) tier = 0;
+  if (!detail::names_score<Gating>::value && g.kind == gating_kind::sparsemixer)
     tier = tier_for(sparsemixer_tiers{}, g.num_experts, g.top_k);
   if (tier >= 0) return {};
   return status::error(status_code::unsupported, "no kernel for num_experts = %d, top_k = %d",
@@ -91,7 +95,7 @@ constexpr std::int64_t divide_up(std::int64_t a, std::int64_t b) noexcept {
   return (a + b - 1) / b;
 }
 
-template <class Logit>
+template <class Logit, class Plan>
 struct plain_family {
   template <class Tier>
   static status launch(route_params params, cudaStream_t stream) noexcept {
@@ -108,13 +112,14 @@ struct plain_family {
         params.load_width >= tile::chunk && (Tier::lanes > 1 ? whole_sectors : tile::chunks == 1);
     params.stages_rows = aligned && params.row_stride == params.model.num_experts &&
                          params.num_tokens > 1 && !loads_side_by_side;
-    params.usual = is_usual_call(params, Tier::max_top_k);
-    if constexpr (takes_lane_rows<Tier, Logit>)
+    constexpr bool built_in = std::is_same_v<Plan, detail::k_plan>;
+    params.usual = built_in && is_usual_call(params, Tier::max_top_k);
+    if constexpr (built_in && takes_lane_rows<Tier, Logit>)
       if (aligned && params.usual && params.num_tokens >= least_lane_tokens &&
           params.model.num_experts == Tier::max_experts && params.row_stride == Tier::max_experts)
         return launch_warps(lane_route_kernel<Tier, Logit>, 32 * rows_of_lane, params, stream);
-    return launch_warps(plain_route_kernel<Tier, Logit>, 32 / Tier::lanes * params.rounds, params,
-                        stream);
+    return launch_warps(plain_route_kernel<Tier, Logit, Plan>, 32 / Tier::lanes * params.rounds,
+                        params, stream);
   }
 
  private:
@@ -128,15 +133,15 @@ struct plain_family {
   }
 };
 
-template <gating_kind Kind, class Logit>
+template <class Score, class Logit, class Plan>
 struct general_family {
   template <class Tier>
   static status launch(const route_params& params, cudaStream_t stream) noexcept {
     const std::int64_t blocks = divide_up(params.num_tokens * Tier::lanes, threads_per_block);
     const status fits = check_blocks(blocks, params.num_tokens);
     if (!fits.ok()) return fits;
-    return launch_blocks(route_kernel<Tier, Kind, Logit>, general_shared_bytes, blocks, params,
-                         stream);
+    return launch_blocks(route_kernel<Tier, Score, Logit, Plan>, general_shared_bytes, blocks,
+                         params, stream);
   }
 };
 
@@ -156,34 +161,31 @@ status launch_first_fit(tier_list<Tiers...>, const route_params& params,
 
 }  // namespace launch_detail
 
-/// Instantiated in kernels/ for each logit type; an engine that compiles its own kernels gets them
-/// from here.
-template <class Logit>
+/// Softmax ranked by logit alone. This and launch_general are instantiated in kernels/ for each
+/// logit type; an engine that compiles its own kernels gets them from here.
+template <class Logit, class Plan>
 status launch_plain(const route_params& params, cudaStream_t stream) noexcept {
-  return launch_detail::launch_first_fit<launch_detail::plain_family<Logit>>(plain_tiers{}, params,
-                                                                             stream);
+  return launch_detail::launch_first_fit<launch_detail::plain_family<Logit, Plan>>(plain_tiers{},
+                                                                                   params, stream);
 }
 
-/// Launches route_kernel by the smallest tier that holds E and K0.
-template <gating_kind Kind, class Logit>
+/// Any gating: `kind` says which, unless Gating names its score.
+template <class Logit, class Plan, class Gating>
 status launch_general(const route_params& params, cudaStream_t stream) noexcept {
-  using tiers =
-      std::conditional_t<Kind == gating_kind::sparsemixer, sparsemixer_tiers, general_tiers>;
-  return launch_detail::launch_first_fit<launch_detail::general_family<Kind, Logit>>(
-      tiers{}, params, stream);
+  return detail::with_score<Gating>(params.model.kind, [&](auto score) {
+    using score_type = decltype(score);
+    using tiers = std::conditional_t<score_type::is_masked, sparsemixer_tiers, general_tiers>;
+    return launch_detail::launch_first_fit<launch_detail::general_family<score_type, Logit, Plan>>(
+        tiers{}, params, stream);
+  });
 }
 
 #if defined(ADAPTIVE_K_LINKED_KERNELS)
-#define ADAPTIVE_K_KERNELS_FOR(Logit)                                                              \
-  extern template status launch_plain<Logit>(const route_params&, cudaStream_t) noexcept;          \
-  extern template status launch_general<gating_kind::softmax, Logit>(const route_params&,          \
-                                                                     cudaStream_t) noexcept;       \
-  extern template status launch_general<gating_kind::sigmoid, Logit>(const route_params&,          \
-                                                                     cudaStream_t) noexcept;       \
-  extern template status launch_general<gating_kind::sqrt_softplus, Logit>(const route_params&,    \
-                                                                           cudaStream_t) noexcept; \
-  extern template status launch_general<gating_kind::sparsemixer, Logit>(const route_params&,      \
-                                                                         cudaStream_t) noexcept;
+#define ADAPTIVE_K_KERNELS_FOR(Logit)                                                       \
+  extern template status launch_plain<Logit, detail::k_plan>(const route_params&,           \
+                                                             cudaStream_t) noexcept;        \
+  extern template status launch_general<Logit, detail::k_plan, gating>(const route_params&, \
+                                                                       cudaStream_t) noexcept;
 ADAPTIVE_K_KERNELS_FOR(float)
 ADAPTIVE_K_KERNELS_FOR(float16)
 ADAPTIVE_K_KERNELS_FOR(bfloat16)
@@ -191,23 +193,11 @@ ADAPTIVE_K_KERNELS_FOR(bfloat16)
 #endif
 
 /// Launches the kernel that serves the call, by its gating and shape.
-template <class Logit>
+template <class Logit, class Plan, class Gating>
 status launch_route(const route_params& params, cudaStream_t stream) noexcept {
-  if (is_plain(params.model) && params.replay_ids == nullptr)
-    return launch_plain<Logit>(params, stream);
-  switch (params.model.kind) {
-    case gating_kind::softmax:
-    case gating_kind::top_k_softmax:
-      return launch_general<gating_kind::softmax, Logit>(params, stream);
-    case gating_kind::sigmoid:
-      return launch_general<gating_kind::sigmoid, Logit>(params, stream);
-    case gating_kind::sqrt_softplus:
-      return launch_general<gating_kind::sqrt_softplus, Logit>(params, stream);
-    case gating_kind::sparsemixer:
-      return launch_general<gating_kind::sparsemixer, Logit>(params, stream);
-  }
-  return status::error(status_code::invalid_argument, "`kind` is %d, expected a gating_kind",
-                       static_cast<int>(params.model.kind));
+  if (is_plain<Gating>(params.model) && params.replay_ids == nullptr)
+    return launch_plain<Logit, Plan>(params, stream);
+  return launch_general<Logit, Plan, Gating>(params, stream);
 }
 
 /// Elements a load may take: a power of two that address, stride and length all allow.
@@ -222,14 +212,16 @@ int load_width(const Logit* data, std::int64_t row_stride, int num_experts) noex
 }
 
 /// The router on the device: the same decision as host/router.hpp, bit for bit, with every pointer
-/// in device memory. Trivially copyable; owns nothing.
-class device_router {
+/// in device memory. Trivially copyable; owns nothing. Kernels of other plans and gatings than the
+/// built-in ones are compiled where this is used.
+template <class Plan, class Gating = gating>
+class basic_device_router {
  public:
   /// `plans`: of a device_plans with a router of this gating, which must outlive the launches; it
   /// may be rewritten between them, also under a captured graph.
   /// `overlaps`: launches may overlap the kernel before them (see overlap_supported).
-  device_router(const gating& model, plans_ref plans, fill_id fill = fill_id::minus_one,
-                bool overlaps = false) noexcept
+  basic_device_router(const Gating& model, basic_plans_ref<Plan> plans,
+                      fill_id fill = fill_id::minus_one, bool overlaps = false) noexcept
       : validity_(validate(model)), model_(model), fill_(fill), overlaps_(overlaps), plans_(plans) {
     model_.renormalize = detail::renormalizes(model_);
     if (validity_.ok() && plans.empty())
@@ -308,12 +300,12 @@ class device_router {
     const permute_params permutation = permute_detail::make_params<Id>(
         shape, {output.topk_ids, output.topk_counts, order.expert_map}, order.output, workspace);
     if (logits.num_tokens == 0) return launch_permute<false>(permutation, overlaps_, stream);
-    const bool plain = is_plain(params.model) && params.replay_ids == nullptr;
+    const bool plain = is_plain<Gating>(params.model) && params.replay_ids == nullptr;
     const bool small = permutation.num_parts == 1;
     const bool at_once =
         small && launch_detail::permutes_itself(plain, permutation.shape.num_local_experts);
     if (at_once || !small) params.permutation = permutation;
-    result = launch_route<Logit>(params, stream);
+    result = launch_route<Logit, Plan, Gating>(params, stream);
     if (!result.ok() || at_once) return result;
     return small ? launch_permute<false>(permutation, overlaps_, stream)
                  : launch_permute<true>(permutation, overlaps_, stream);
@@ -327,7 +319,7 @@ class device_router {
     route_params params = {};
     const status checked = prepare(layer, logits, given, output, metrics, extras, &params);
     if (!checked.ok() || logits.num_tokens == 0) return checked;
-    return launch_route<Logit>(params, stream);
+    return launch_route<Logit, Plan, Gating>(params, stream);
   }
 
   /// Checks a call and writes what its launch needs.
@@ -367,11 +359,14 @@ class device_router {
   }
 
   status validity_;
-  gating model_;
+  Gating model_;
   fill_id fill_;
   bool overlaps_;
-  plans_ref plans_;
+  basic_plans_ref<Plan> plans_;
 };
+
+/// That of the built-in policies.
+using device_router = basic_device_router<detail::k_plan>;
 
 }  // namespace cuda
 

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "adaptive_k/core/finish_route.hpp"
 #include "adaptive_k/cuda/dependent_launch.cuh"
@@ -36,7 +37,7 @@ struct warp_tokens {
 };
 
 /// Decides and stores under any gating, policy and types of output.
-template <int MaxTopK, class Logit>
+template <class Plan, int MaxTopK, class Logit>
 __device__ ADAPTIVE_K_INLINE void decide_any(const route_params& params,
                                              const row_summary<Logit, MaxTopK>& own,
                                              const warp_tokens& tokens,
@@ -52,8 +53,9 @@ __device__ ADAPTIVE_K_INLINE void decide_any(const route_params& params,
     own.rank(top_k, ranked);
     const bool shadow = params.chosen_counts != nullptr;
     route.has_nonfinite = own.has_nonfinite;
-    detail::finish_route<gating_kind::softmax>(
-        params.model, *params.plan, own.sums, limits_of(params, token),
+    const Plan& plan = *static_cast<const Plan*>(params.plan);
+    detail::finish_route<detail::softmax_score>(
+        params.model, plan, own.sums, limits_of(params, plan.limits, token),
         shadow ? top_k : detail::no_forced_k, detail::loop_count<true, MaxTopK>{top_k}, ranked,
         route);
     const bool padding = is_padding(params, token);
@@ -100,7 +102,7 @@ __device__ ADAPTIVE_K_INLINE void decide_usual(const route_params& params,
     const detail::usual_plan<MaxTopK> plan = load_usual_plan<MaxTopK>(params.plan, head);
     detail::token_route<MaxTopK> route;
     route.has_nonfinite = own.has_nonfinite;
-    detail::finish_route<gating_kind::softmax>(
+    detail::finish_route<detail::softmax_score>(
         model, plan, own.sums, plan.limits, detail::no_forced_k,
         detail::loop_count<true, MaxTopK>{MaxTopK}, ranked, route);
     const std::int64_t token = tokens.own_token();
@@ -131,11 +133,19 @@ struct tile_memory {
   staged_slots<Tier::max_top_k> slots;  ///< what it writes
 };
 
+/// What is loaded of a plan at first: of a built-in one its head.
+template <class Plan>
+__device__ ADAPTIVE_K_INLINE auto load_head(const void* plan) noexcept {
+  if constexpr (std::is_same_v<Plan, detail::k_plan>)
+    return load_plan_head(plan);
+  else
+    return *static_cast<const Plan*>(plan);
+}
+
 /// Routes up to 32 / lanes * `rounds` rows by tiles, from `first` on; rounds is at most the lanes.
-template <class Tier, class Logit>
-__device__ ADAPTIVE_K_INLINE void route_tiles(const route_params& params,
-                                              const detail::k_plan_head& plan, bool usual,
-                                              std::int64_t first, int rounds,
+template <class Tier, class Logit, class Plan, class Head>
+__device__ ADAPTIVE_K_INLINE void route_tiles(const route_params& params, const Head& plan,
+                                              bool usual, std::int64_t first, int rounds,
                                               tile_memory<Tier, Logit>& memory,
                                               block_metrics& metrics) noexcept {
   using tile_type = device_tile<Tier::lanes, Tier::row_width, Logit>;
@@ -149,7 +159,7 @@ __device__ ADAPTIVE_K_INLINE void route_tiles(const route_params& params,
   const std::int64_t left = params.num_tokens - first;
   const detail::sums_needed needed =
       usual ? detail::sums_needed{true, true}
-            : detail::sums_for<gating_kind::softmax>(params.model, plan, false);
+            : detail::sums_for<detail::softmax_score>(params.model, plan, false);
   const int tile_index = warp_lane / lanes;
   const int count = left < tiles * rounds ? static_cast<int>(left) : tiles * rounds;
   row_summary<Logit, max_top_k> own;
@@ -176,32 +186,34 @@ __device__ ADAPTIVE_K_INLINE void route_tiles(const route_params& params,
 
   const int own_index = lane * tiles + tile_index;
   const warp_tokens tokens = {first, count, own_index, lane < rounds && own_index < count};
-  if (usual)
-    decide_usual(params, plan, own, tokens, memory.slots, metrics);
-  else
-    decide_any(params, own, tokens, memory.slots, metrics);
+  if constexpr (std::is_same_v<Plan, detail::k_plan>)
+    if (usual) return decide_usual(params, plan, own, tokens, memory.slots, metrics);
+  decide_any<Plan>(params, own, tokens, memory.slots, metrics);
 }
 
 /// Routes what falls to this warp.
-template <class Tier, class Logit>
+template <class Tier, class Logit, class Plan>
 __device__ ADAPTIVE_K_INLINE void route_warp(const route_params& params,
                                              block_metrics& metrics) noexcept {
   const int rounds = Tier::lanes == 1 ? 1 : params.rounds;
   const std::int64_t first = warp_of_launch() * (32 / Tier::lanes * rounds);  // its first token
   if (first >= params.num_tokens) return;
-  const detail::k_plan_head plan = load_plan_head(params.plan);
-  const bool usual = params.usual && detail::is_usual_plan(plan);
+  const auto plan = load_head<Plan>(params.plan);
+  bool usual = false;
+  if constexpr (std::is_same_v<Plan, detail::k_plan>)
+    usual = params.usual && detail::is_usual_plan(plan);
   __shared__ tile_memory<Tier, Logit> memory[threads_per_block / 32];
-  route_tiles(params, plan, usual, first, rounds, memory[threadIdx.x / 32], metrics);
+  route_tiles<Tier, Logit, Plan>(params, plan, usual, first, rounds, memory[threadIdx.x / 32],
+                                 metrics);
 }
 
-template <class Tier, class Logit>
+template <class Tier, class Logit, class Plan>
 __global__ void __launch_bounds__(threads_per_block, Tier::blocks_per_sm)
     plain_route_kernel(route_params params) {
   wait_for_previous_kernel();
   allow_next_kernel();
   block_metrics metrics(params.metrics, params.expert_counts, params.model.num_experts);
-  route_warp<Tier, Logit>(params, metrics);
+  route_warp<Tier, Logit, Plan>(params, metrics);
   finish_block(params, metrics);
 }
 

@@ -130,7 +130,7 @@ struct row_summary {
     ADAPTIVE_K_UNROLL
     for (int j = 1; j < MaxTopK; ++j) {
       const detail::score_pair<> s =
-          detail::score_of<gating_kind::softmax>(key::logit(winners.at[j]), largest);
+          detail::score_of<detail::softmax_score>(key::logit(winners.at[j]), largest);
       ranked.expert[j] = key::expert(winners.at[j]);
       ranked.score[j] = j < top_k ? s.score : 0.0f;
       ranked.log_score[j] = j < top_k ? s.log_score : 0.0f;
@@ -145,11 +145,11 @@ __device__ ADAPTIVE_K_INLINE detail::score_sums<> sum_row(const Tile& tile,
                                                           const token_state<Tile, MaxRows>& token,
                                                           detail::sums_needed needed,
                                                           Counts counts) noexcept {
-  constexpr gating_kind kind = gating_kind::softmax;
+  using score = detail::softmax_score;
   if (needed.logs)
-    return detail::sum_scores<kind, true, Logits>(tile, token, token.largest, counts);
+    return detail::sum_scores<score, true, Logits>(tile, token, token.largest, counts);
   if (needed.scores)
-    return detail::sum_scores<kind, false, Logits>(tile, token, token.largest, counts);
+    return detail::sum_scores<score, false, Logits>(tile, token, token.largest, counts);
   return {1.0f, 0.0f};
 }
 

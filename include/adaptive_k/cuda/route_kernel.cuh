@@ -17,7 +17,7 @@ ADAPTIVE_K_NAMESPACE_BEGIN
 namespace cuda {
 
 /// Any call: a tile of the warp decides each token.
-template <class Tier, gating_kind Kind, class Logit>
+template <class Tier, class Score, class Logit, class Plan>
 __global__ void __launch_bounds__(threads_per_block, general_blocks_per_sm)
     route_kernel(route_params params) {
   wait_for_previous_kernel();
@@ -36,8 +36,9 @@ __global__ void __launch_bounds__(threads_per_block, general_blocks_per_sm)
   const std::int64_t token = exists ? first : params.num_tokens - 1;  // every lane must take part
   const Logit* row = static_cast<const Logit*>(params.logits) + token * params.row_stride;
   const device_replay replay = {params, token, exists};
-  const detail::token_route<max_top_k> route = detail::route_token<Kind, Tier::rows, max_top_k>(
-      tile, params.model, *params.plan, params.routing_bias, limits_of(params, token),
+  const Plan& plan = *static_cast<const Plan*>(params.plan);
+  const detail::token_route<max_top_k> route = detail::route_token<Score, Tier::rows, max_top_k>(
+      tile, params.model, plan, params.routing_bias, limits_of(params, plan.limits, token),
       params.chosen_counts != nullptr, device_row<Logit>{row, params.load_width}, replay);
 
   const bool padding = is_padding(params, token) || (replay.active() && replay.count() == 0);

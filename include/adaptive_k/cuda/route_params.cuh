@@ -3,9 +3,9 @@
 
 #include <cstdint>
 
-#include "adaptive_k/core/choose_k.hpp"
 #include "adaptive_k/core/finish_route.hpp"
 #include "adaptive_k/core/gating.hpp"
+#include "adaptive_k/core/plan.hpp"
 #include "adaptive_k/cuda/dependent_launch.cuh"
 #include "adaptive_k/cuda/device_metrics.cuh"
 #include "adaptive_k/cuda/permute_kernel.cuh"
@@ -25,8 +25,8 @@ struct route_params {
   int rounds;               ///< of a plain kernel's warp, 1 to its lanes
   bool stages_rows;  ///< rows follow one another from a 16-byte boundary, and pay to be staged
   bool usual;        ///< as usual_call.cuh
-  gating model;      ///< as the host's
-  const detail::k_plan* plan;        ///< of the layer; may be rewritten between launches
+  gating model;
+  const void* plan;  ///< of the layer and the kernel's Plan; may be rewritten between launches
   const float* routing_bias;         ///< [E] or null
   const std::uint8_t* padding_mask;  ///< [num_tokens] or null
   const std::uint8_t* k_min;         ///< [num_tokens] or null
@@ -131,11 +131,11 @@ __device__ ADAPTIVE_K_INLINE void store_token(const route_params& params, std::i
 }
 
 /// The token's bounds win over the plan's where they do not overlap.
-__device__ ADAPTIVE_K_INLINE detail::k_limits limits_of(const route_params& params,
-                                                        std::int64_t token) noexcept {
+__device__ ADAPTIVE_K_INLINE k_limits limits_of(const route_params& params, k_limits of_plan,
+                                                std::int64_t token) noexcept {
   const int low = params.k_min != nullptr ? params.k_min[token] : 1;
   const int high = params.k_max != nullptr ? params.k_max[token] : params.model.top_k;
-  return detail::narrow_limits(params.plan->limits, low, high);
+  return detail::narrow_limits(of_plan, low, high);
 }
 
 /// How every routing kernel ends, each block once all its tokens are routed.

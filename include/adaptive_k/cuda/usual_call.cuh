@@ -25,11 +25,10 @@ inline bool is_usual_call(const route_params& params, int tier_top_k) noexcept {
          aligned(params.topk_weights);
 }
 
-/// The part of a plan that every token needs, in two loads.
-__device__ ADAPTIVE_K_INLINE detail::k_plan_head load_plan_head(
-    const detail::k_plan* plan) noexcept {
+/// The head of a built-in plan.
+__device__ ADAPTIVE_K_INLINE detail::k_plan_head load_plan_head(const void* plan) noexcept {
   static_assert(sizeof(detail::k_plan_head) == 32, "two loads");
-  const uint4* from = reinterpret_cast<const uint4*>(plan);
+  const uint4* from = static_cast<const uint4*>(plan);
   const uint4 words[2] = {from[0], from[1]};
   detail::k_plan_head head;
   std::memcpy(static_cast<void*>(&head), words, sizeof head);
@@ -39,10 +38,11 @@ __device__ ADAPTIVE_K_INLINE detail::k_plan_head load_plan_head(
 /// The rest of a plan of the usual kind.
 template <int MaxTopK>
 __device__ ADAPTIVE_K_INLINE detail::usual_plan<MaxTopK> load_usual_plan(
-    const detail::k_plan* plan, const detail::k_plan_head& head) noexcept {
+    const void* plan, const detail::k_plan_head& head) noexcept {
   constexpr int loads = (MaxTopK + 3) / 4;
   static_assert(sizeof(detail::k_plan_head) % 16 == 0, "thresholds are loaded by fours");
-  const uint4* from = reinterpret_cast<const uint4*>(plan->threshold);
+  const uint4* from =
+      reinterpret_cast<const uint4*>(static_cast<const detail::k_plan*>(plan)->threshold);
   uint4 words[loads];
   ADAPTIVE_K_UNROLL
   for (int i = 0; i < loads; ++i) words[i] = from[i];

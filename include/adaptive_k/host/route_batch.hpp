@@ -17,13 +17,14 @@ ADAPTIVE_K_NAMESPACE_BEGIN
 
 namespace detail {
 
-/// Whether this file has vectors for a plan: its own, or the library's.
-template <class Plan>
+/// Whether this file has vectors for a plan and a gating: its own, or the library's.
+template <class Plan, class Gating>
 inline constexpr bool has_vectors_for =
 #if ADAPTIVE_K_SIMD
     true;
 #else
-    (ADAPTIVE_K_LINKS_EVERY_SET == 1 && std::is_same_v<Plan, k_plan>);
+    (ADAPTIVE_K_LINKS_EVERY_SET == 1 && std::is_same_v<Plan, k_plan> &&
+     std::is_same_v<Gating, gating>);
 #endif
 
 template <class T>
@@ -32,8 +33,8 @@ T* offset(T* array, std::int64_t number) noexcept {
 }
 
 /// Other ids and weights than vectors write: routed in pieces, then converted.
-template <class Logit, class Id, class Weight, class Plan>
-void route_then_convert(const routing_call<Logit, Id, Weight, Plan>& call, host_path path,
+template <class Logit, class Id, class Weight, class Plan, class Gating>
+void route_then_convert(const routing_call<Logit, Id, Weight, Plan, Gating>& call, host_path path,
                         instruction_set set, std::int64_t first, std::int64_t last,
                         call_metrics& counts) noexcept {
   constexpr int piece = 32;
@@ -43,8 +44,8 @@ void route_then_convert(const routing_call<Logit, Id, Weight, Plan>& call, host_
   const int top_k = call.model->top_k;
   for (; first < last; first += piece) {
     const std::int64_t number = last - first < piece ? last - first : piece;
-    routing_call<Logit, std::int32_t, float, Plan> part = {
-        call.model, call.plan, call.fill, call.logits, {}, {}, call.extras};
+    vector_call<Logit, Plan, Gating> part = {call.model, call.plan, call.fill,  call.logits,
+                                             {},         {},        call.extras};
     part.logits.data = call.row(first);
     part.output = {ids, weights, offset(call.output.topk_counts, first),
                    offset(call.output.signal, first), offset(call.output.chosen_counts, first)};
@@ -65,11 +66,11 @@ void route_then_convert(const routing_call<Logit, Id, Weight, Plan>& call, host_
 }
 
 /// Tokens first to last - 1. `path` serves the model's calls without limits of tokens and replay.
-template <class Logit, class Id, class Weight, class Plan>
-void route_batch(const routing_call<Logit, Id, Weight, Plan>& call, host_path path,
+template <class Logit, class Id, class Weight, class Plan, class Gating>
+void route_batch(const routing_call<Logit, Id, Weight, Plan, Gating>& call, host_path path,
                  instruction_set set, std::int64_t first, std::int64_t last,
                  call_metrics& counts) noexcept {
-  if constexpr (has_vectors_for<Plan>) {
+  if constexpr (has_vectors_for<Plan, Gating>) {
     if (call.has_token_limits() || call.replays())
       path = path_for(*call.model, call.has_token_limits(), call.replays());
     if (set != instruction_set::scalar && path != host_path::scalar) {

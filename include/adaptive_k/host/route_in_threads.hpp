@@ -68,8 +68,9 @@ class thread_team {
 /// it. Where a thread cannot be started, or there is no memory, those that run do its part too.
 /// (Compiled without exceptions, the standard library ends the process there.) With a refusal
 /// nothing is counted, and what a bad k_min or k_max did not stop has been written.
-template <class Logit = float, class Id = std::int32_t, class Weight = float>
-status route_in_threads(const router& router, int num_threads, int layer,
+template <class Logit = float, class Id = std::int32_t, class Weight = float, class Policy,
+          class Gating>
+status route_in_threads(const basic_router<Policy, Gating>& router, int num_threads, int layer,
                         const logits_view<Logit>& logits, const routing_output<Id, Weight>& output,
                         routing_metrics* metrics = nullptr,
                         const routing_extras& extras = {}) noexcept {

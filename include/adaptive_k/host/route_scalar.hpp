@@ -5,9 +5,11 @@
 #include <type_traits>
 
 #include "adaptive_k/config.hpp"
+#include "adaptive_k/core/choose_k.hpp"
 #include "adaptive_k/core/gating.hpp"
 #include "adaptive_k/core/host_warp.hpp"
 #include "adaptive_k/core/route_token.hpp"
+#include "adaptive_k/core/score.hpp"
 #include "adaptive_k/host/call_metrics.hpp"
 #include "adaptive_k/host/routing_call.hpp"
 #include "adaptive_k/host/simd/target.hpp"
@@ -28,36 +30,27 @@ struct host_replay {
 };
 
 /// Decides one token, whose `row` is [E].
-template <gating_kind Kind, class Plan>
+template <class Score, class Plan>
 void route_scalar_as(const token_request<Plan>& request, const float* row,
                      token_route<max_top_k>& route) noexcept {
   constexpr int max_rows = max_experts / reduction_slots;
   const host_replay replay = {request.given, request.num_given};
   const bool shadow = request.forced_k != no_forced_k;
-  route = route_token<Kind, max_rows, max_top_k>(host_warp<1>{}, *request.model, *request.plan,
-                                                 request.routing_bias, request.limits, shadow,
-                                                 logit_row<float>{row}, replay);
+  route = route_token<Score, max_rows, max_top_k>(host_warp<1>{}, *request.model, *request.plan,
+                                                  request.routing_bias, request.limits, shadow,
+                                                  logit_row<float>{row}, replay);
 }
 
-/// Here, or compiled once for the library's own plans in kernels/route_scalar.cpp.
-template <class Plan>
+/// Here, or compiled once for the library's own types in kernels/route_scalar.cpp.
+template <class Gating, class Plan>
 void route_scalar(const token_request<Plan>& request, const float* row,
                   token_route<max_top_k>& route) noexcept {
-  switch (request.model->kind) {
-    case gating_kind::softmax:
-    case gating_kind::top_k_softmax:  // the same, renormalised
-      return route_scalar_as<gating_kind::softmax>(request, row, route);
-    case gating_kind::sigmoid:
-      return route_scalar_as<gating_kind::sigmoid>(request, row, route);
-    case gating_kind::sqrt_softplus:
-      return route_scalar_as<gating_kind::sqrt_softplus>(request, row, route);
-    case gating_kind::sparsemixer:
-      return route_scalar_as<gating_kind::sparsemixer>(request, row, route);
-  }
+  with_score<Gating>(request.model->kind,
+                     [&](auto score) { route_scalar_as<decltype(score)>(request, row, route); });
 }
 #if ADAPTIVE_K_LINKS_SCALAR
-extern template void route_scalar<k_plan>(const token_request<k_plan>&, const float*,
-                                          token_route<max_top_k>&) noexcept;
+extern template void route_scalar<gating, k_plan>(const token_request<k_plan>&, const float*,
+                                                  token_route<max_top_k>&) noexcept;
 #endif
 
 /// Decides a token of a call, which is not padding.
@@ -70,7 +63,7 @@ void decide_scalar(const Call& call, std::int64_t token, token_route<max_top_k>&
     row = call.row(token);
   else
     for (int e = 0; e < call.model->num_experts; ++e) floats[e] = to_float(call.row(token)[e]);
-  route_scalar(call.request(token, given), row, route);
+  route_scalar<typename Call::gating_type>(call.request(token, given), row, route);
 }
 
 /// Tokens first to last - 1 of any call.

@@ -7,6 +7,7 @@
 #include "adaptive_k/config.hpp"
 #include "adaptive_k/core/choose_k.hpp"
 #include "adaptive_k/core/gating.hpp"
+#include "adaptive_k/core/score.hpp"
 #include "adaptive_k/host/call_metrics.hpp"
 #include "adaptive_k/host/host_paths.hpp"
 #include "adaptive_k/host/instruction_set.hpp"
@@ -25,24 +26,43 @@ ADAPTIVE_K_NAMESPACE_BEGIN
 namespace detail {
 
 /// A call that vectors write: other ids and weights are converted from these.
-template <class Logit, class Plan>
-using vector_call = routing_call<Logit, std::int32_t, float, Plan>;
+template <class Logit, class Plan, class Gating>
+using vector_call = routing_call<Logit, std::int32_t, float, Plan, Gating>;
 
 /// Tokens first to last - 1 of a call that `path` takes, not host_path::scalar, by a set that is
-/// available. Here, or compiled once for the library's own plans in kernels/route_vectors.cpp.
-template <class Logit, class Plan>
-void route_vectors(const vector_call<Logit, Plan>& call, host_path path, instruction_set set,
-                   std::int64_t first, std::int64_t last, call_metrics& counts) noexcept;
+/// available. Here, or compiled once for the library's own types in kernels/route_vectors.cpp.
+template <class Logit, class Plan, class Gating>
+void route_vectors(const vector_call<Logit, Plan, Gating>& call, host_path path,
+                   instruction_set set, std::int64_t first, std::int64_t last,
+                   call_metrics& counts) noexcept;
 
 #if ADAPTIVE_K_SIMD
 
 template <auto Value>
 using constant = std::integral_constant<decltype(Value), Value>;
 
-template <class Logit, class Plan>
+/// Built-in plans that compare thresholds are decided as what they are: code for a predicted
+/// distortion would be most of a decision's.
+template <class Plan>
+bool chooses_by_cost(const Plan&) noexcept {
+  return false;
+}
+inline bool chooses_by_cost(const k_plan& plan) noexcept {
+  return plan.choice != k_choice::thresholds;
+}
+template <class Plan>
+const Plan& without_cost(const Plan& plan) noexcept {
+  return plan;
+}
+inline const threshold_plan& without_cost(const k_plan& plan) noexcept {
+  return plan;
+}
+
+template <class Logit, class Plan, class Gating>
 class vector_loop {
  public:
-  vector_loop(const vector_call<Logit, Plan>& call, host_path path, call_metrics& counts) noexcept
+  vector_loop(const vector_call<Logit, Plan, Gating>& call, host_path path,
+              call_metrics& counts) noexcept
       : call_(call), counts_(counts), in_blocks_(path == host_path::token_lanes) {}
 
   template <class Set>
@@ -63,56 +83,50 @@ class vector_loop {
   };
 
  private:
-  /// decide(kind, top_k, plan) with the constants of a model that there is code for. K0 is 0 where
+  /// decide(score, top_k, plan) with the constants of a model that there is code for. K0 is 0 where
   /// only the run knows it. Where it is not, as in most models, experts are ranked by their logits
-  /// alone, and no distortion is predicted.
+  /// alone, and no cost decides.
   template <class Decide>
   auto decide_by_shape(Decide decide) const noexcept {
-    const gating& model = *call_.model;
-    const Plan& plan = *call_.plan;
-    constexpr constant<gating_kind::softmax> softmax;
-    switch (model.kind) {
-      case gating_kind::softmax:
-      case gating_kind::top_k_softmax:  // the same, renormalised
-      case gating_kind::sparsemixer:    // never here
-        break;
-      case gating_kind::sigmoid:
-        return decide(constant<gating_kind::sigmoid>(), constant<0>(), plan);
-      case gating_kind::sqrt_softplus:
-        return decide(constant<gating_kind::sqrt_softplus>(), constant<0>(), plan);
-    }
-    if constexpr (std::is_same_v<Plan, k_plan>) {
-      const threshold_plan& thresholds = plan;
-      const bool by_logit = !model.selection_bias && model.n_group == 1 && !call_.replays();
-      if (by_logit && !plan.predicts_distortion) {
-        if (model.top_k == 2) return decide(softmax, constant<2>(), thresholds);
-        if (model.top_k == 4) return decide(softmax, constant<4>(), thresholds);
-        if (model.top_k == 8) return decide(softmax, constant<8>(), thresholds);
+    return with_score<Gating>(call_.model->kind, [&](auto score) {
+      const Plan& plan = *call_.plan;
+      if constexpr (std::is_same_v<decltype(score), softmax_score>) {
+        const gating& model = *call_.model;
+        const bool by_logit = !model.selection_bias && model.n_group == 1 && !call_.replays();
+        if (by_logit && !chooses_by_cost(plan)) {
+          const auto& narrow = without_cost(plan);
+          if (model.top_k == 2) return decide(score, constant<2>(), narrow);
+          if (model.top_k == 4) return decide(score, constant<4>(), narrow);
+          if (model.top_k == 8) return decide(score, constant<8>(), narrow);
+        }
       }
-    }
-    return decide(softmax, constant<0>(), plan);
+      if constexpr (decltype(score)::is_masked)  // by the scalar path alone
+        return decide(softmax_score(), constant<0>(), plan);
+      else
+        return decide(score, constant<0>(), plan);
+    });
   }
 
-  template <class Set, gating_kind Kind, int TopK, class AnyPlan>
+  template <class Set, class Score, int TopK, class AnyPlan>
   static bool decide_row_as(const token_request<AnyPlan>& request, const float* row,
                             token_route<max_top_k>& route) noexcept {
     using narrow = typename Set::narrow;
     if constexpr (TopK <= narrow::f32::lanes)
       if (request.model->num_experts <= narrow::f32::lanes)
-        return narrow::template run<decide_row<Kind, TopK, true>::template body>(&request, row,
-                                                                                 &route);
-    return Set::template run<decide_row<Kind, TopK, false>::template body>(&request, row, &route);
+        return narrow::template run<decide_row<Score, TopK, true>::template body>(&request, row,
+                                                                                  &route);
+    return Set::template run<decide_row<Score, TopK, false>::template body>(&request, row, &route);
   }
 
   /// False: it could not.
   template <class Set>
   ADAPTIVE_K_INLINE bool decide_row_of(const float* row, const token_request<Plan>& request,
                                        token_route<max_top_k>& route) noexcept {
-    return decide_by_shape([&](auto kind, auto top_k, auto& plan) {
+    return decide_by_shape([&](auto score, auto top_k, auto& plan) {
       const token_request<std::decay_t<decltype(plan)>> own = {
           request.model,    &plan,         request.routing_bias, request.limits,
           request.forced_k, request.given, request.num_given};
-      return decide_row_as<Set, kind(), top_k()>(own, row, route);
+      return decide_row_as<Set, decltype(score), top_k()>(own, row, route);
     });
   }
 
@@ -120,10 +134,11 @@ class vector_loop {
   template <class Set>
   ADAPTIVE_K_INLINE std::uint32_t decide_rows(const block_rows& rows,
                                               token_block<Set::f32::lanes>& block) noexcept {
-    return decide_by_shape([&](auto kind, auto top_k, auto& plan) {
+    return decide_by_shape([&](auto score, auto top_k, auto& plan) {
       const block_request<std::decay_t<decltype(plan)>> request = {
           call_.model, &plan, call_.extras.routing_bias, call_.forced_k(), rows.data, rows.stride};
-      return Set::template run<decide_block<kind(), top_k()>::template body>(&request, &block);
+      return Set::template run<decide_block<decltype(score), top_k()>::template body>(&request,
+                                                                                      &block);
     });
   }
 
@@ -166,7 +181,7 @@ class vector_loop {
     std::uint32_t undecided = decide_rows<Set>(rows, block);
     for (; undecided != 0; undecided &= undecided - 1) {
       const int lane = __builtin_ctz(undecided);
-      token_route<max_top_k> route;
+      token_route<max_top_k> route = {};  // g++ 12 does not see that it is filled
       decide_scalar(call_, token + lane, route);
       if (route.has_nonfinite) counts_.add_nonfinite_row();
       put_lane(route, top_k, lane, block);
@@ -194,15 +209,16 @@ class vector_loop {
     }
   }
 
-  const vector_call<Logit, Plan>& call_;
+  const vector_call<Logit, Plan, Gating>& call_;
   call_metrics& counts_;
   bool in_blocks_;
 };
 
-template <class Logit, class Plan>
-void route_vectors(const vector_call<Logit, Plan>& call, host_path path, instruction_set set,
-                   std::int64_t first, std::int64_t last, call_metrics& counts) noexcept {
-  using loop = vector_loop<Logit, Plan>;
+template <class Logit, class Plan, class Gating>
+void route_vectors(const vector_call<Logit, Plan, Gating>& call, host_path path,
+                   instruction_set set, std::int64_t first, std::int64_t last,
+                   call_metrics& counts) noexcept {
+  using loop = vector_loop<Logit, Plan, Gating>;
   loop routes(call, path, counts);
 #if ADAPTIVE_K_HAS_AVX512
   if (set == instruction_set::avx512) return avx512::run<loop::template body>(&routes, first, last);

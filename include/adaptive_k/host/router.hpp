@@ -3,13 +3,16 @@
 
 #include <cstdint>
 #include <memory>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
 #include "adaptive_k/config.hpp"
 #include "adaptive_k/core/check_call.hpp"
+#include "adaptive_k/core/choose_k.hpp"
 #include "adaptive_k/core/gating.hpp"
 #include "adaptive_k/core/k_policy.hpp"
+#include "adaptive_k/core/plan.hpp"
 #include "adaptive_k/host/instruction_set.hpp"
 #include "adaptive_k/host/metrics.hpp"
 #include "adaptive_k/host/route_batch.hpp"
@@ -38,34 +41,49 @@ struct [[nodiscard]] routed_batch {
   std::vector<std::uint64_t> expert_counts;  ///< [num_experts], tokens that each expert got
 };
 
-/// Routes on the host. Immutable, cheap to copy, safe to share between threads. A router built
-/// from values that do not fit refuses every call with the reason.
-class router {
+/// Routes on the host, by policies as core/plan.hpp describes them and a gating, whose score may be
+/// one's own (core/score.hpp). Immutable, cheap to copy, safe to share between threads. A router
+/// built from values that do not fit refuses every call with the reason. Types of one's own are
+/// compiled where they are used: by vectors where that file has them (-march, or
+/// ADAPTIVE_K_VECTORISE=1), else one expert at a time.
+template <class Policy, class Gating = gating>
+class basic_router {
+  static_assert(std::is_base_of_v<gating, Gating>, "a gating of one's own derives from gating");
+  static_assert(detail::has_validate<Policy>::value,
+                "a K policy needs status validate(const Policy&, const gating&) in its namespace");
+  static_assert(detail::has_plan<Policy>::value,
+                "a K policy needs Plan make_plan(const gating&, const Policy&) in its namespace, "
+                "with a trivially copyable Plan derived from plan_base");
+
  public:
+  using policy_type = Policy;
+  using plan_type = detail::plan_of<Policy>;
+  using gating_type = Gating;
+
   /// One policy for every layer.
-  router(const gating& model, const k_policy& policy, router_options options = {})
-      : router(model, std::vector<k_policy>{policy}, options, true) {}
+  basic_router(const Gating& model, const Policy& policy, router_options options = {})
+      : basic_router(model, std::vector<Policy>{policy}, options, true) {}
 
   /// `policies[layer]` for each layer. `tables` keeps alive what distortion policies point to.
-  router(const gating& model, std::vector<k_policy> policies, router_options options = {},
-         std::shared_ptr<const void> tables = nullptr)
-      : router(model, std::move(policies), options, false) {
+  basic_router(const Gating& model, std::vector<Policy> policies, router_options options = {},
+               std::shared_ptr<const void> tables = nullptr)
+      : basic_router(model, std::move(policies), options, false) {
     tables_ = std::move(tables);
   }
 
   /// Why this router refuses to route; ok when it does not.
   [[nodiscard]] const status& validity() const noexcept { return validity_; }
   /// The model's own routing, as it was given.
-  const gating& model() const noexcept { return model_; }
+  const Gating& model() const noexcept { return model_; }
   /// The options, as they were given.
   const router_options& options() const noexcept { return options_; }
   /// What it runs on, never `best`: what the options say, or else the widest set that this build
   /// and this machine have. `name_of` names it.
   instruction_set instructions() const noexcept { return instructions_; }
   /// The policy of a layer in 0..num_layers()-1; `layer` is ignored where one policy serves all.
-  const k_policy& policy(int layer) const noexcept { return (*policies_)[index(layer)]; }
+  const Policy& policy(int layer) const noexcept { return (*policies_)[index(layer)]; }
   /// The prepared policies, [num_layers] or one for all: what cuda::device_plans uploads.
-  const std::vector<detail::k_plan>& plans() const noexcept { return *plans_; }
+  const std::vector<plan_type>& plans() const noexcept { return *plans_; }
   /// Layers with a policy of their own; 0 where one policy serves all.
   int num_layers() const noexcept { return one_policy_ ? 0 : static_cast<int>(policies_->size()); }
 
@@ -143,8 +161,8 @@ class router {
   }
 
  private:
-  router(const gating& model, std::vector<k_policy> policies, router_options options,
-         bool one_policy)
+  basic_router(const Gating& model, std::vector<Policy> policies, router_options options,
+               bool one_policy)
       : model_(model), options_(options), path_(detail::path_for(model)), one_policy_(one_policy) {
     validity_ = validate(model);
     if (policies.empty())
@@ -155,16 +173,16 @@ class router {
                                 name_of(options.instructions));
     instructions_ = options.instructions == instruction_set::best ? best_instruction_set()
                                                                   : options.instructions;
-    auto plans = std::make_shared<std::vector<detail::k_plan>>();
+    auto plans = std::make_shared<std::vector<plan_type>>();
     for (std::size_t i = 0; i < policies.size() && validity_.ok(); ++i) {
       const status fits = validate(policies[i], model);
       if (!fits.ok() && one_policy) validity_ = fits;
       if (!fits.ok() && !one_policy) validity_ = fits.within("layer %d: ", static_cast<int>(i));
-      if (fits.ok()) plans->push_back(detail::make_plan(model, policies[i]));
+      if (fits.ok()) plans->push_back(make_plan(model, policies[i]));
     }
     if (policies.empty()) policies.emplace_back();
     plans_ = std::move(plans);
-    policies_ = std::make_shared<const std::vector<k_policy>>(std::move(policies));
+    policies_ = std::make_shared<const std::vector<Policy>>(std::move(policies));
   }
 
   std::size_t index(int layer) const noexcept {
@@ -225,7 +243,7 @@ class router {
                      const routing_output<Id, Weight>& output, std::int64_t first,
                      std::int64_t last, routing_metrics* metrics,
                      const routing_extras& extras) const noexcept {
-    detail::routing_call<Logit, Id, Weight> call = {
+    detail::routing_call<Logit, Id, Weight, plan_type, Gating> call = {
         &model_, &(*plans_)[index(layer)], options_.fill, logits, given, output, extras};
     if (call.logits.row_stride == 0) call.logits.row_stride = model_.num_experts;
     detail::call_metrics counts(metrics, output.expert_counts, model_.num_experts, last - first,
@@ -234,15 +252,18 @@ class router {
     counts.finish(model_.top_k);
   }
 
-  gating model_;
+  Gating model_;
   router_options options_;
   instruction_set instructions_;
   detail::host_path path_;
   bool one_policy_;
   status validity_;
-  std::shared_ptr<const std::vector<k_policy>> policies_;
-  std::shared_ptr<const std::vector<detail::k_plan>> plans_;
+  std::shared_ptr<const std::vector<Policy>> policies_;
+  std::shared_ptr<const std::vector<plan_type>> plans_;
   std::shared_ptr<const void> tables_;
 };
+
+/// The router of the built-in policies: what presets make, and what C programs use.
+using router = basic_router<k_policy>;
 
 ADAPTIVE_K_NAMESPACE_END

@@ -4,10 +4,10 @@
 #include <cstdint>
 
 #include "adaptive_k/config.hpp"
-#include "adaptive_k/core/choose_k.hpp"
 #include "adaptive_k/core/finish_route.hpp"
 #include "adaptive_k/core/gating.hpp"
 #include "adaptive_k/core/math.hpp"
+#include "adaptive_k/core/plan.hpp"
 #include "adaptive_k/host/host_paths.hpp"
 #include "adaptive_k/host/simd/expert_lanes.hpp"
 #include "adaptive_k/types.hpp"
@@ -17,10 +17,11 @@ ADAPTIVE_K_NAMESPACE_BEGIN
 namespace detail {
 
 /// Plain data; whoever makes one keeps alive what it points to.
-template <class Logit, class Id, class Weight, class Plan = k_plan>
+template <class Logit, class Id, class Weight, class Plan, class Gating>
 struct routing_call {
   using logit_type = Logit;
-  const gating* model;
+  using gating_type = Gating;
+  const Gating* model;
   const Plan* plan;
   fill_id fill;
   logits_view<Logit> logits;  ///< with its row_stride set

@@ -8,8 +8,9 @@
 #include "adaptive_k/core/finish_route.hpp"
 #include "adaptive_k/core/gating.hpp"
 #include "adaptive_k/core/host_warp.hpp"
-#include "adaptive_k/core/k_policy.hpp"
 #include "adaptive_k/core/math.hpp"
+#include "adaptive_k/core/plan.hpp"
+#include "adaptive_k/core/score.hpp"
 #include "adaptive_k/core/signal.hpp"
 #include "adaptive_k/core/top_k.hpp"
 #include "adaptive_k/host/simd/top_k.hpp"
@@ -118,7 +119,7 @@ ADAPTIVE_K_INLINE bool is_finite(const vector_row<F32, Short>& row) noexcept {
 
 /// Both sums of a row in the one reduction order: vectors that hold the same slots are added up in
 /// order, then the slots of a vector, then the vectors.
-template <gating_kind Kind, bool WithLogs, class F32, bool Short>
+template <class Score, bool WithLogs, class F32, bool Short>
 ADAPTIVE_K_INLINE score_sums<F32> sum_row(const vector_row<F32, Short>& row,
                                           const F32& largest) noexcept {
   constexpr int parts = Short ? 1 : reduction_slots / F32::lanes;
@@ -131,7 +132,7 @@ ADAPTIVE_K_INLINE score_sums<F32> sum_row(const vector_row<F32, Short>& row,
     F32 logits[parts];
     row.load(first, logits);
     unrolled_for<parts>([&](auto i) ADAPTIVE_K_INLINE_LAMBDA {
-      const auto s = score_of<Kind, logits_are::ordinary>(logits[i], largest);
+      const auto s = score_of<Score, logits_are::ordinary>(logits[i], largest);
       score[i] = score[i] + s.score;
       if constexpr (WithLogs) log[i] = F32::fma(s.score, s.log_score, log[i]);
     });
@@ -144,15 +145,15 @@ ADAPTIVE_K_INLINE score_sums<F32> sum_row(const vector_row<F32, Short>& row,
 }
 
 /// Values to select by, where they are not the logits: score + bias, as key_by_score has them.
-template <gating_kind Kind, class F32, bool Short>
+template <class Score, class F32, bool Short>
 ADAPTIVE_K_INLINE void score_row(const vector_row<F32, Short>& row, const float* bias,
                                  int num_experts, const F32& largest, const F32& total,
                                  float* values) noexcept {
-  const F32 inverse_total = is_softmax(Kind) ? F32::divide(1.0f, total) : F32(1.0f);
+  const F32 inverse_total = Score::is_softmax ? F32::divide(1.0f, total) : F32(1.0f);
   const vector_row<F32, Short> biases(bias != nullptr ? bias : values, num_experts);
   for (int v = 0; v < row.size(); ++v) {
     const F32 offset = bias != nullptr ? biases[v] : F32(0.0f);
-    const F32 score = score_of<Kind>(row[v], largest).score;
+    const F32 score = score_of<Score>(row[v], largest).score;
     F32::store(values + v * F32::lanes, F32::fma(score, inverse_total, offset));
   }
 }
@@ -255,7 +256,7 @@ struct choose_row {
 /// Decides one token, whose row is [E]. False: it could not, as a number was not finite or keys
 /// were ambiguous. TopK is K0, or 0 where only the run knows it; where it is not, experts are
 /// ranked by their logits. Short: one vector holds the row.
-template <gating_kind Kind, int TopK, bool Short>
+template <class Score, int TopK, bool Short>
 struct decide_row {
   template <class Set>
   struct body {
@@ -276,12 +277,12 @@ struct decide_row {
       if (!is_finite(vectors(values, num_experts, 0.0f))) return false;
       const f32 largest = largest_of_row(row);
 
-      const sums_needed needed = sums_for<Kind>(model, plan, by_score);
+      const sums_needed needed = sums_for<Score>(model, plan, by_score);
       score_sums<f32> sums = {f32(1.0f), f32(0.0f)};
       if (needed.logs)
-        sums = sum_row<Kind, true>(row, largest);
+        sums = sum_row<Score, true>(row, largest);
       else if (needed.scores)
-        sums = sum_row<Kind, false>(row, largest);
+        sums = sum_row<Score, false>(row, largest);
 
       row_choice choice;
       if constexpr (TopK != 0)
@@ -296,7 +297,7 @@ struct decide_row {
         f32 logit = largest;  // a rank in each lane; a gather would take longer
         for (int j = first; j < ranks && j < first + f32::lanes; ++j)
           logit = f32::select(u32::lane() == u32(j - first), f32(values[choice.expert[j]]), logit);
-        const auto s = score_of<Kind>(logit, largest);
+        const auto s = score_of<Score>(logit, largest);
         f32::store(score + first, s.score);
         f32::store(log_score + first, s.log_score);
       }
@@ -307,8 +308,8 @@ struct decide_row {
         ranked.log_score[j] = f32(log_score[j]);
       }
       token_route<most_ranks, f32> wide;  // the same in all lanes
-      finish_route<Kind>(model, plan, sums, request->limits, request->forced_k, ranks, ranked,
-                         wide);
+      finish_route<Score>(model, plan, sums, request->limits, request->forced_k, ranks, ranked,
+                          wide);
       for (int j = 0; j < ranks; ++j) {
         route->expert[j] = static_cast<int>(choice.expert[j]);
         route->weight[j] = f32::first(wide.weight[j]);
@@ -336,8 +337,8 @@ struct decide_row {
       }
       alignas(64) float values[max_experts] = {};
       if (selects_by_score(model)) {
-        score_row<Kind>(row, request.routing_bias, num_experts, largest, total,
-                        static_cast<float*>(values));
+        score_row<Score>(row, request.routing_bias, num_experts, largest, total,
+                         static_cast<float*>(values));
         if (!is_finite(vectors(values, num_experts, 0.0f))) return false;
       } else {
         for (int v = 0; v < row.size(); ++v) f32::store(values + v * f32::lanes, row[v]);

@@ -7,7 +7,8 @@
 #include "adaptive_k/core/finish_route.hpp"
 #include "adaptive_k/core/gating.hpp"
 #include "adaptive_k/core/host_warp.hpp"
-#include "adaptive_k/core/k_policy.hpp"
+#include "adaptive_k/core/plan.hpp"
+#include "adaptive_k/core/score.hpp"
 #include "adaptive_k/host/simd/top_k.hpp"
 
 ADAPTIVE_K_NAMESPACE_BEGIN
@@ -68,7 +69,7 @@ ADAPTIVE_K_INLINE void load_columns(const float* rows, std::int64_t stride, int 
 
 /// Sums over all experts in the one reduction order. The columns reach to a multiple of 4, and
 /// those past E score 0.
-template <gating_kind Kind, bool WithLogs, class F32>
+template <class Score, bool WithLogs, class F32>
 ADAPTIVE_K_INLINE score_sums<F32> sum_columns(const block_columns<F32::lanes>& logits,
                                               int num_experts, const F32& largest) noexcept {
   F32 scores[reduction_slots / 4];
@@ -80,7 +81,7 @@ ADAPTIVE_K_INLINE score_sums<F32> sum_columns(const block_columns<F32::lanes>& l
       for (int i = 0; i < 4; ++i) {
         // Lanes with a NaN or an infinity are decided again.
         const auto s =
-            score_of<Kind, logits_are::ordinary>(F32::load(logits.at[expert + i]), largest);
+            score_of<Score, logits_are::ordinary>(F32::load(logits.at[expert + i]), largest);
         score[i] = score[i] + s.score;
         if constexpr (WithLogs) log[i] = F32::fma(s.score, s.log_score, log[i]);
       }
@@ -92,14 +93,14 @@ ADAPTIVE_K_INLINE score_sums<F32> sum_columns(const block_columns<F32::lanes>& l
 }
 
 /// Values to select by, where they are not the logits: score + bias, as key_by_score has them.
-template <gating_kind Kind, class F32>
+template <class Score, class F32>
 ADAPTIVE_K_INLINE void score_columns(const block_columns<F32::lanes>& logits, int num_experts,
                                      int num_columns, const float* bias, const F32& largest,
                                      const F32& total, block_columns<F32::lanes>& values,
                                      F32& not_finite) noexcept {
-  const F32 inverse_total = is_softmax(Kind) ? F32::divide(1.0f, total) : F32(1.0f);
+  const F32 inverse_total = Score::is_softmax ? F32::divide(1.0f, total) : F32(1.0f);
   for (int expert = 0; expert < num_experts; ++expert) {
-    const F32 score = score_of<Kind>(F32::load(logits.at[expert]), largest).score;
+    const F32 score = score_of<Score>(F32::load(logits.at[expert]), largest).score;
     const F32 value = F32::fma(score, inverse_total, bias[expert]);
     not_finite = not_finite + value;
     F32::store(values.at[expert], value);
@@ -169,7 +170,7 @@ ADAPTIVE_K_INLINE void choose_columns_at_run_time(
 /// Decides a block. The result has a bit for each lane that it could not decide: a number was not
 /// finite, or keys were ambiguous. TopK is K0, or 0 where only the run knows it; where it is not,
 /// experts are ranked by their logits.
-template <gating_kind Kind, int TopK>
+template <class Score, int TopK>
 struct decide_block {
   template <class Set>
   struct body {
@@ -193,12 +194,12 @@ struct decide_block {
         f32::store(logits.at[expert], -math::infinity);
 
       const bool by_score = TopK == 0 && model.selection_bias;
-      const sums_needed needed = sums_for<Kind>(model, plan, by_score);
+      const sums_needed needed = sums_for<Score>(model, plan, by_score);
       score_sums<f32> sums = {f32(1.0f), f32(0.0f)};
       if (needed.logs)
-        sums = sum_columns<Kind, true>(logits, num_experts, largest);
+        sums = sum_columns<Score, true>(logits, num_experts, largest);
       else if (needed.scores)
-        sums = sum_columns<Kind, false>(logits, num_experts, largest);
+        sums = sum_columns<Score, false>(logits, num_experts, largest);
 
       column_choice<f32> choice;
       if constexpr (TopK != 0) {
@@ -206,8 +207,8 @@ struct decide_block {
       } else {
         block_columns<f32::lanes> scored;
         if (by_score)
-          score_columns<Kind>(logits, num_experts, num_columns, request->routing_bias, largest,
-                              sums.score, scored, not_finite);
+          score_columns<Score>(logits, num_experts, num_columns, request->routing_bias, largest,
+                               sums.score, scored, not_finite);
         choose_columns_at_run_time<Set>(by_score ? scored.at : logits.at, num_experts, ranks,
                                         &choice);
       }
@@ -216,13 +217,13 @@ struct decide_block {
       for (int j = 0; j < ranks; ++j) {
         const u32 expert = choice.expert[j];
         const f32 logit = f32::look_up(logits.at[0], (expert << log2_of(f32::lanes)) + u32::lane());
-        const auto s = score_of<Kind>(logit, largest);
+        const auto s = score_of<Score>(logit, largest);
         ranked.expert[j] = expert;
         ranked.score[j] = s.score;
         ranked.log_score[j] = s.log_score;
       }
       token_route<most_ranks, f32> route;
-      finish_route<Kind>(model, plan, sums, plan.limits, request->forced_k, ranks, ranked, route);
+      finish_route<Score>(model, plan, sums, plan.limits, request->forced_k, ranks, ranked, route);
       for (int j = 0; j < ranks; ++j) {
         u32::store(block->expert[j], route.expert[j]);
         f32::store(block->weight[j], route.weight[j]);

@@ -1,0 +1,125 @@
+// Scores: what a gating makes of a logit, built in or a user's own.
+//
+// A score is a type with two constants and, unless it is softmax, a function:
+//
+//   struct Score {
+//     static constexpr bool is_softmax = false;
+//     static constexpr bool is_masked = false;
+//     template <class F>  // float, or a vector of them
+//     ADAPTIVE_K_HD static F of(const F& logit) noexcept;
+//   };
+//
+// `of` grows with its logit, -inf and +inf included, and is >= 0 and finite; NaN it is given as
+// -inf. A gating of one's own derives from `gating` and names it, `using score = Score;`: its
+// `kind` is then not read. `basic_router` and `cuda::basic_device_router` take it as their Gating.
+#pragma once
+
+#include <cstdint>
+#include <type_traits>
+
+#include "adaptive_k/config.hpp"
+#include "adaptive_k/core/gating.hpp"
+#include "adaptive_k/core/math.hpp"
+
+ADAPTIVE_K_NAMESPACE_BEGIN
+
+namespace detail {
+
+/// exp(logit - the row's largest): their sum over all E is divided out where it matters.
+struct softmax_score {
+  static constexpr bool is_softmax = true;
+  static constexpr bool is_masked = false;
+};
+
+/// The same for the sums over all E; the chosen are scored by masked softmaxes, shares already.
+struct sparsemixer_score {
+  static constexpr bool is_softmax = true;
+  static constexpr bool is_masked = true;
+};
+
+struct sigmoid_score {
+  static constexpr bool is_softmax = false;
+  static constexpr bool is_masked = false;
+  template <class F>
+  ADAPTIVE_K_HD static ADAPTIVE_K_INLINE F of(const F& logit) noexcept {
+    return math::sigmoid(logit);
+  }
+};
+
+struct sqrt_softplus_score {
+  static constexpr bool is_softmax = false;
+  static constexpr bool is_masked = false;
+  template <class F>
+  ADAPTIVE_K_HD static ADAPTIVE_K_INLINE F of(const F& logit) noexcept {
+    constexpr float finite = 1e30f;  // sqrt(+inf) would make every weight NaN
+    return math::square_root(math::softplus(math::smaller(logit, finite)));
+  }
+};
+
+/// Whether a gating type names its score, so that its `kind` says nothing.
+template <class Gating, class = void>
+struct names_score : std::false_type {};
+template <class Gating>
+struct names_score<Gating, std::void_t<typename Gating::score>> : std::true_type {};
+
+/// f(score), of the type that a gating's kind or its own type says. All code that depends on the
+/// score of a gating comes from here.
+template <class Gating = gating, class F>
+decltype(auto) with_score([[maybe_unused]] gating_kind kind, F&& f) {
+  if constexpr (names_score<Gating>::value) {
+    return f(typename Gating::score());
+  } else {
+    switch (kind) {
+      case gating_kind::softmax:
+      case gating_kind::top_k_softmax:  // the same, renormalised
+        break;
+      case gating_kind::sigmoid:
+        return f(sigmoid_score());
+      case gating_kind::sqrt_softplus:
+        return f(sqrt_softplus_score());
+      case gating_kind::sparsemixer:
+        return f(sparsemixer_score());
+    }
+    return f(softmax_score());
+  }
+}
+
+/// A score and its natural logarithm. Softmax scores are relative to the row's largest logit (their
+/// largest is 1).
+template <class F = float>
+struct score_pair {
+  F score;
+  F log_score;
+};
+
+/// What a caller knows of a row's logits, to save operations: the scores are the same.
+enum class logits_are : std::uint8_t {
+  any,
+  ordinary,  ///< none is NaN or above the largest
+  close,     ///< nor more than -exp_floor below it
+};
+
+/// The score of softmax kinds by how far a logit is from the row's largest: 0 or less.
+template <logits_are Logits = logits_are::any, class F>
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE score_pair<F> score_of_distance(const F& distance) noexcept {
+  F log_score = distance;
+  if constexpr (Logits != logits_are::close) log_score = math::larger(log_score, math::exp_floor);
+  if constexpr (Logits == logits_are::any) log_score = math::smaller(log_score, 0.0f);
+  return {math::exp_above_floor(log_score), log_score};
+}
+
+/// NaN scores as -inf does. The largest logit is given as finite: +inf is then as large as it.
+template <class Score, logits_are Logits = logits_are::any, class F>
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE score_pair<F> score_of(
+    const F& logit, [[maybe_unused]] const F& largest_logit) noexcept {
+  if constexpr (Score::is_softmax) {
+    return score_of_distance<Logits>(logit - largest_logit);
+  } else {
+    const F score = Score::of(math::larger(logit, -math::infinity));
+    return {score, math::log(math::larger(score, 1e-37f))};
+  }
+}
+
+}  // namespace detail
+
+ADAPTIVE_K_NAMESPACE_END
