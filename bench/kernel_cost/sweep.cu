@@ -31,7 +31,7 @@ void measure_candidate(const routing_case& which, const workload<Logit>& work,
   params.signal = work.output().signal;
   params.ids = cuda::id_type::int32;
   params.weights = cuda::float_type::float32;
-  using family = cuda::launch_detail::plain_family<Logit>;
+  using family = cuda::launch_detail::softmax_topk_family<Logit>;
   const cost c = work.count([&] { return family::template launch<Tier>(params, nullptr); },
                             work.logit_bytes(), work.output_bytes());
   const auto found = used.find({"sm_80", c.kernel});

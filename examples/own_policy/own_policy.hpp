@@ -55,7 +55,7 @@ struct relu_score {
   static constexpr bool is_masked = false;
   template <class F>
   ADAPTIVE_K_HD static F of(const F& logit) noexcept {
-    return math::smaller(math::larger(logit, 0.0f), 1e30f);
+    return math::minimum(math::maximum(logit, 0.0f), 1e30f);
   }
 };
 

@@ -4,8 +4,8 @@
 
 #include <gtest/gtest.h>
 
+#include "adaptive_k/core/entropy_plan.hpp"
 #include "adaptive_k/core/host_warp.hpp"
-#include "adaptive_k/core/usual_call.hpp"
 
 namespace {
 
@@ -28,8 +28,8 @@ int chosen(const Plan& plan, float signal, int k_min, int k_max) {
   return detail::choose_k(plan, token_of(ranked, signal, limits));
 }
 
-detail::usual_plan<top_k> usual_plan_of(const detail::k_plan& plan) {
-  detail::usual_plan<top_k> made;
+detail::entropy_plan<top_k> entropy_plan_of(const detail::k_plan& plan) {
+  detail::entropy_plan<top_k> made;
   made.limits = plan.limits;
   made.last_k = plan.last_k;
   made.tried = plan.tried;
@@ -44,14 +44,14 @@ void for_each_limits(F f) {
     for (int high = low; high <= top_k; ++high) f(k_limits{low, high});
 }
 
-TEST(choose_k, a_settled_plan_keeps_to_any_limits) {
+TEST(choose_k, a_limited_plan_keeps_to_any_limits) {
   detail::k_plan plan;
   for (int k = 1; k <= top_k; ++k) plan.threshold[k - 1] = static_cast<float>(k);
   for (plan.tried = 0; plan.tried < 1u << (top_k - 1); ++plan.tried) {
     for (plan.last_k = 1; plan.last_k <= top_k; ++plan.last_k) {
       for_each_limits([&](const k_limits& of_plan) {
         plan.limits = of_plan;
-        const detail::settled_plan<top_k> settled(usual_plan_of(plan));
+        const detail::limited_plan<top_k> settled(entropy_plan_of(plan));
         for_each_limits([&](const k_limits& of_token) {
           for (const float signal : {-0.5f, 0.5f, 1.5f, 2.5f, 3.5f, 4.5f})
             EXPECT_EQ(chosen(settled, signal, of_token.k_min, of_token.k_max),

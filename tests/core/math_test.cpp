@@ -271,12 +271,12 @@ TEST(MathBounds, SoftplusWithinFiveUlp) {
 }
 
 TEST(Math, SmallOnes) {
-  EXPECT_EQ(math::larger(1.0f, 2.0f), 2.0f);
-  EXPECT_EQ(math::smaller(1.0f, 2.0f), 1.0f);
-  EXPECT_EQ(bits_of(math::magnitude(-0.0f)), 0u);
-  EXPECT_EQ(math::magnitude(-math::infinity), math::infinity);
+  EXPECT_EQ(math::maximum(1.0f, 2.0f), 2.0f);
+  EXPECT_EQ(math::minimum(1.0f, 2.0f), 1.0f);
+  EXPECT_EQ(bits_of(math::abs(-0.0f)), 0u);
+  EXPECT_EQ(math::abs(-math::infinity), math::infinity);
   EXPECT_EQ(math::divide(1.0f, 3.0f), 0x1.555556p-2f);
-  EXPECT_EQ(math::square_root(2.0f), 0x1.6a09e6p+0f);
+  EXPECT_EQ(math::sqrt(2.0f), 0x1.6a09e6p+0f);
 }
 
 }  // namespace

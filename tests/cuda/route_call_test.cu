@@ -78,12 +78,12 @@ TEST(route_call, padding_limits_shadow_and_replay_together) {
   }
 }
 
-// One condition of the usual call (cuda/usual_call.cuh) fails at a time.
-TEST(route_call, almost_the_usual_call) {
-  for (const gating& usual : {softmax_model(8, 2), softmax_model(60, 4), softmax_model(128, 8)}) {
+// One condition of a call of fixed shape (cuda/entropy_plan.cuh) fails at a time.
+TEST(route_call, almost_the_model_call) {
+  for (const gating& model : {softmax_model(8, 2), softmax_model(60, 4), softmax_model(128, 8)}) {
     inputs::sequence from(28);
-    twin::batch<bfloat16> plain = plain_batch<bfloat16>(29, usual, 45);
-    plain.policy = k_policy::entropy({1, usual.top_k}, {1.5f});
+    twin::batch<bfloat16> plain = plain_batch<bfloat16>(29, model, 45);
+    plain.policy = k_policy::entropy({1, model.top_k}, {1.5f});
     twin::expect_equal<std::int32_t, float>(plain);
     twin::expect_equal<std::int64_t, float>(plain);
     twin::expect_equal<std::int16_t, float>(plain);
@@ -108,9 +108,9 @@ TEST(route_call, almost_the_usual_call) {
       twin::expect_equal<std::int32_t, float>(weights_apart);
     }
 
-    gating raw_weights = usual, fewer = usual;
+    gating raw_weights = model, fewer = model;
     raw_weights.renormalize = false;
-    fewer.top_k = usual.top_k - 1;
+    fewer.top_k = model.top_k - 1;
     for (const gating& g : {raw_weights, fewer}) {
       twin::batch<bfloat16> input = plain_batch<bfloat16>(30, g, 45);
       if (g.top_k > 1) input.policy = k_policy::entropy({1, g.top_k}, {1.5f});

@@ -187,7 +187,7 @@ TEST(route_permute, equals_host) {
 TEST(route_permute, equals_host_for_rows_in_lanes) {
   inputs::sequence from(6);
   const gating g = model(8, 2, false);
-  const std::int64_t tokens = cuda::least_lane_tokens + 37;
+  const std::int64_t tokens = cuda::least_tokens_thread_per_token + 37;
   twin::batch<bfloat16> input = twin::make_batch<bfloat16>(from, g, tokens, 0);
   input.policy = k_policy::entropy({1, 2}, {1.5f});
   both_sides<std::int32_t, bfloat16> sides(input, {tokens, 2, 8, 0, 16}, {});

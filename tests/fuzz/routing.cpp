@@ -141,9 +141,8 @@ struct drawn_call {
         if (style == 5) logit = special[from.raw<std::uint8_t>() % 3];
         const auto stored = from_float<Logit>(logit);
         const float read = to_float(stored);
-        on_grid =
-            on_grid && style != 4 &&
-            (!(math::magnitude(read) < math::infinity) || read * 64.0f == std::rint(read * 64.0f));
+        on_grid = on_grid && style != 4 &&
+                  (!(math::abs(read) < math::infinity) || read * 64.0f == std::rint(read * 64.0f));
         batch.logits[static_cast<std::size_t>(t * batch.stride() + e)] = stored;
       }
     }

@@ -42,7 +42,7 @@ template <class F>
 ADAPTIVE_K_HD ADAPTIVE_K_INLINE F restore_mass(const F& kept_share, float mass_exponent) noexcept {
   if (mass_exponent == 0.0f) return F(1.0f);
   if (mass_exponent == 1.0f) return math::divide(F(1.0f), kept_share);
-  if (mass_exponent == 0.5f) return math::divide(F(1.0f), math::square_root(kept_share));
+  if (mass_exponent == 0.5f) return math::divide(F(1.0f), math::sqrt(kept_share));
   return math::exp(math::log(kept_share) * -mass_exponent);
 }
 
@@ -80,8 +80,8 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE math::integers<F> least_cost_k(
     dropped_mass[j] = mass;
     dropped_squares[j] = squares;
   }
-  const F log_first = math::log(math::larger(ranked.score[0] * inverse_mass, least_share));
-  const F log_share = math::log(math::larger(token.topk_share, least_share));
+  const F log_first = math::log(math::maximum(ranked.score[0] * inverse_mass, least_share));
+  const F log_share = math::log(math::maximum(token.topk_share, least_share));
 
   math::integers<F> best_k = limits.k_max;
   F best_cost = math::infinity;
@@ -94,22 +94,22 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE math::integers<F> least_cost_k(
     if (k < limits.k_min || k > limits.k_max) continue;
     F cost = model.lambda * static_cast<float>(k);
     if (j + 1 < ranks && k < token.top_k) {
-      const F kept_share = math::larger(ranked.mass[j] * inverse_mass, least_share);
-      const F stretch = restore_mass(math::smaller(kept_share, 1.0f), mass_exponent) - 1.0f;
+      const F kept_share = math::maximum(ranked.mass[j] * inverse_mass, least_share);
+      const F stretch = restore_mass(math::minimum(kept_share, 1.0f), mass_exponent) - 1.0f;
       // In this order: the square of a stretch may overflow, and nothing be kept.
       const F psi = math::fma(stretch * kept_squares, stretch, dropped_squares[j + 1]);
       const float* c = model.coefficients + j * distortion_ref::num_features;
       F log_d =
-          math::fma(math::log(math::larger(dropped_mass[j + 1], least_share)), F(c[1]), F(c[0]));
-      log_d = math::fma(math::log(math::larger(psi, least_share)), F(c[2]), log_d);
+          math::fma(math::log(math::maximum(dropped_mass[j + 1], least_share)), F(c[1]), F(c[0]));
+      log_d = math::fma(math::log(math::maximum(psi, least_share)), F(c[2]), log_d);
       log_d = math::fma(log_first, F(c[3]), log_d);
       log_d = math::fma(log_share, F(c[4]), log_d);
       const std::int64_t row = static_cast<std::int64_t>(j) * token.num_experts;
       if (model.first_expert != nullptr)
-        log_d = log_d + math::look_up(model.first_expert + row, ranked.expert[0]);
+        log_d = log_d + math::gather(model.first_expert + row, ranked.expert[0]);
       if (model.next_expert != nullptr)
-        log_d = log_d + math::look_up(model.next_expert + row, ranked.expert[j + 1]);
-      cost = math::fma(math::exp(math::smaller(log_d, 80.0f)), F(model.sensitivity), cost);
+        log_d = log_d + math::gather(model.next_expert + row, ranked.expert[j + 1]);
+      cost = math::fma(math::exp(math::minimum(log_d, 80.0f)), F(model.sensitivity), cost);
     }
     const auto better = cost <= best_cost;
     best_cost = math::select(better, cost, best_cost);

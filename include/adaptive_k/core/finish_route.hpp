@@ -69,8 +69,8 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE F weight_factor(const Gating& model, const Plan&
   if (renormalizes(model) && plan.mass_exponent == 1.0f) {
     // scale / total * (kept / total)^-1, and at k = K0 the model's own factor to the bit.
     if constexpr (ranks_by_logit<Gating>::value) return math::divide(scale, kept);
-    const F least = math::larger(total * F(least_share), math::smallest_normal);
-    return math::divide(scale, math::larger(kept, least) * lift);
+    const F least = math::maximum(total * F(least_share), math::smallest_normal);
+    return math::divide(scale, math::maximum(kept, least) * lift);
   }
   F factor = scale;
   if (renormalizes(model))
@@ -78,7 +78,7 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE F weight_factor(const Gating& model, const Plan&
   else if (Score::is_softmax && !Score::is_masked)
     factor = math::divide(scale, score_sum);
   if (!math::any(fewer)) return factor;
-  const F kept_share = math::larger(math::divide(kept, total), least_share);
+  const F kept_share = math::maximum(math::divide(kept, total), least_share);
   F stretch = restore_mass(kept_share, plan.mass_exponent);
   // All kept scores may be 0, where a bias chose them: nothing restores them, and no weight is NaN.
   if constexpr (!ranks_by_logit<Gating>::value)

@@ -74,7 +74,7 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE float divide(float a, float b) noexcept {
 }
 
 /// Square root of a >= 0, rounded once.
-ADAPTIVE_K_HD ADAPTIVE_K_INLINE float square_root(float a) noexcept {
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE float sqrt(float a) noexcept {
 #if defined(__CUDA_ARCH__)
   return __fsqrt_rn(a);
 #else
@@ -83,15 +83,14 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE float square_root(float a) noexcept {
 }
 
 /// The larger; b where either is NaN.
-ADAPTIVE_K_HD ADAPTIVE_K_INLINE float larger(float a, float b) noexcept {
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE float maximum(float a, float b) noexcept {
   return a > b ? a : b;
 }
-/// The smaller; b where either is NaN.
-ADAPTIVE_K_HD ADAPTIVE_K_INLINE float smaller(float a, float b) noexcept {
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE float minimum(float a, float b) noexcept {
   return a < b ? a : b;
 }
 /// |a|, the sign bit cleared.
-ADAPTIVE_K_HD ADAPTIVE_K_INLINE float magnitude(float a) noexcept {
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE float abs(float a) noexcept {
   return detail::bit_cast<float>(detail::bit_cast<std::uint32_t>(a) & 0x7FFFFFFFu);
 }
 
@@ -137,7 +136,7 @@ template <class F>
 using integers = typename integers_of<F>::type;
 
 /// table[i], in every lane.
-ADAPTIVE_K_HD ADAPTIVE_K_INLINE float look_up(const float* table, int i) noexcept {
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE float gather(const float* table, int i) noexcept {
   return table[i];
 }
 
@@ -159,23 +158,23 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE only<F> divide(const F& a, const only<F>& b) noe
 }
 /// The square root of each lane, rounded once.
 template <class F>
-ADAPTIVE_K_HD ADAPTIVE_K_INLINE only<F> square_root(const F& a) noexcept {
-  return F::square_root(a);
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE only<F> sqrt(const F& a) noexcept {
+  return F::sqrt(a);
 }
 /// The larger in each lane; b's where either is NaN.
 template <class F>
-ADAPTIVE_K_HD ADAPTIVE_K_INLINE only<F> larger(const F& a, const only<F>& b) noexcept {
-  return F::larger(a, b);
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE only<F> maximum(const F& a, const only<F>& b) noexcept {
+  return F::maximum(a, b);
 }
 /// The smaller in each lane; b's where either is NaN.
 template <class F>
-ADAPTIVE_K_HD ADAPTIVE_K_INLINE only<F> smaller(const F& a, const only<F>& b) noexcept {
-  return F::smaller(a, b);
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE only<F> minimum(const F& a, const only<F>& b) noexcept {
+  return F::minimum(a, b);
 }
 /// |a| in each lane.
 template <class F>
-ADAPTIVE_K_HD ADAPTIVE_K_INLINE only<F> magnitude(const F& a) noexcept {
-  return F::magnitude(a);
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE only<F> abs(const F& a) noexcept {
+  return F::abs(a);
 }
 /// The bits of each lane.
 template <class F>
@@ -194,9 +193,9 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE auto from_integer(const I& integer) noexcept -> 
 }
 /// table[i] of each lane's i.
 template <class I>
-ADAPTIVE_K_HD ADAPTIVE_K_INLINE auto look_up(const float* table, const I& i) noexcept ->
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE auto gather(const float* table, const I& i) noexcept ->
     typename I::f32 {
-  return I::f32::look_up(table, i);
+  return I::f32::gather(table, i);
 }
 /// a in the lanes where `condition` holds, b in the others.
 template <class M, class T>
@@ -259,7 +258,7 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE F exp_above_floor(const F& x) noexcept {
 /// e^x for x <= 88, as exp_above_floor; 0 for NaN.
 template <class F>
 ADAPTIVE_K_HD ADAPTIVE_K_INLINE F exp(const F& x) noexcept {
-  return exp_above_floor(larger(x, exp_floor));
+  return exp_above_floor(maximum(x, exp_floor));
 }
 
 /// Natural logarithm of a positive normal number. At most 1 ULP from the true value.
@@ -292,14 +291,14 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE F log1p(const F& t) noexcept {
 /// 1 / (1 + e^-x), within 5 ULP, 3.5 for |x| < 10; 0 for x < -86.99.
 template <class F>
 ADAPTIVE_K_HD ADAPTIVE_K_INLINE F sigmoid(const F& x) noexcept {
-  const F t = exp(-magnitude(x));
+  const F t = exp(-abs(x));
   return divide(select(x < 0.0f, t, F(1.0f)), t + 1.0f);
 }
 
 /// ln(1 + e^x), within 5 ULP; 0 for x < -86.99.
 template <class F>
 ADAPTIVE_K_HD ADAPTIVE_K_INLINE F softplus(const F& x) noexcept {
-  return larger(x, 0.0f) + log1p(exp(-magnitude(x)));
+  return maximum(x, 0.0f) + log1p(exp(-abs(x)));
 }
 
 }  // namespace math

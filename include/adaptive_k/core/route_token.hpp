@@ -107,19 +107,19 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE void examine_logits(const Tile& tile,
       ADAPTIVE_K_UNROLL
       for (int slot = 0; slot < slots; ++slot) {
         const float logit = token.logits[lane].at[row][slot];
-        finite[slot] += math::magnitude(logit) < math::infinity ? 1 : 0;
-        largest[slot] = math::larger(logit, largest[slot]);
+        finite[slot] += math::abs(logit) < math::infinity ? 1 : 0;
+        largest[slot] = math::maximum(logit, largest[slot]);
       }
     }
     ADAPTIVE_K_UNROLL
     for (int slot = 1; slot < slots; ++slot) {
-      largest[0] = math::larger(largest[slot], largest[0]);
+      largest[0] = math::maximum(largest[slot], largest[0]);
       finite[0] += finite[slot];
     }
     lane_largest[lane] = largest[0];
     lane_finite[lane] = finite[0];
   });
-  token.largest = math::smaller(tile.reduce_max(lane_largest), math::largest_finite);
+  token.largest = math::minimum(tile.reduce_max(lane_largest), math::largest_finite);
   const int num_finite = tile.reduce_sum(lane_finite);
   token.has_finite = num_finite > 0;
   token.has_nonfinite = num_finite < token.num_experts;
@@ -253,13 +253,13 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE void score_by_masked_softmax(const Tile& tile,
     const float largest = logit_of(tile, token, expert);
     const float tolerance = 2.0f * jitter_epsilon;
     const auto counts = [=](float logit, int, int) {
-      const float scale = math::larger(math::magnitude(logit), largest);
+      const float scale = math::maximum(math::abs(logit), largest);
       return !(largest - logit > tolerance * scale);
     };
     const score_sums<> sums = sum_scores<softmax_score, false>(
-        tile, token, math::smaller(largest, math::largest_finite), counts);
+        tile, token, math::minimum(largest, math::largest_finite), counts);
     const bool weighs = largest > -math::infinity;  // neither -inf nor NaN
-    const float share = math::divide(1.0f, math::larger(sums.score, 1.0f));
+    const float share = math::divide(1.0f, math::maximum(sums.score, 1.0f));
     ranked.score[j] = weighs ? share : 0.0f;
     ranked.log_score[j] = weighs ? math::log(share) : -100.0f;
     for_each_slot(tile, token.rows, [&](int lane, int row, int slot, int at) {

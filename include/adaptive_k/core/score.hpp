@@ -52,7 +52,7 @@ struct sqrt_softplus_score {
   template <class F>
   ADAPTIVE_K_HD static ADAPTIVE_K_INLINE F of(const F& logit) noexcept {
     constexpr float finite = 1e30f;  // sqrt(+inf) would make every weight NaN
-    return math::square_root(math::softplus(math::smaller(logit, finite)));
+    return math::sqrt(math::softplus(math::minimum(logit, finite)));
   }
 };
 
@@ -103,8 +103,8 @@ enum class logits_are : std::uint8_t {
 template <logits_are Logits = logits_are::any, class F>
 ADAPTIVE_K_HD ADAPTIVE_K_INLINE score_pair<F> score_of_distance(const F& distance) noexcept {
   F log_score = distance;
-  if constexpr (Logits != logits_are::close) log_score = math::larger(log_score, math::exp_floor);
-  if constexpr (Logits == logits_are::any) log_score = math::smaller(log_score, 0.0f);
+  if constexpr (Logits != logits_are::close) log_score = math::maximum(log_score, math::exp_floor);
+  if constexpr (Logits == logits_are::any) log_score = math::minimum(log_score, 0.0f);
   return {math::exp_above_floor(log_score), log_score};
 }
 
@@ -115,8 +115,8 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE score_pair<F> score_of(
   if constexpr (Score::is_softmax) {
     return score_of_distance<Logits>(logit - largest_logit);
   } else {
-    const F score = Score::of(math::larger(logit, -math::infinity));
-    return {score, math::log(math::larger(score, 1e-37f))};
+    const F score = Score::of(math::maximum(logit, -math::infinity));
+    return {score, math::log(math::maximum(score, 1e-37f))};
   }
 }
 

@@ -57,7 +57,7 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE std::int64_t signal_to_fixed(float signal) noexc
 template <class F>
 ADAPTIVE_K_HD ADAPTIVE_K_INLINE F entropy_nats(const F& total, const F& score_log_score) noexcept {
   const F entropy = math::log(total) - math::divide(score_log_score, total);
-  return math::larger(entropy, 0.0f);
+  return math::maximum(entropy, 0.0f);
 }
 
 template <int MaxTopK, class F, class Ranks>
@@ -85,13 +85,13 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE F signal_value(signal_kind kind, const F& full_e
     case signal_kind::softmax_entropy:
       return full_entropy;
     case signal_kind::normalized_entropy:
-      return math::smaller(full_entropy * inverse_log_experts, 1.0f);
+      return math::minimum(full_entropy * inverse_log_experts, 1.0f);
     case signal_kind::topk_entropy:
       return topk_entropy_nats(ranked, ranks);
     case signal_kind::topk_mass:
       return math::divide(ranked.score[0], ranked.total);
     case signal_kind::score_ratio:
-      return math::smaller(math::divide(second, ranked.score[0]), 1024.0f);  // s_1 may be 0
+      return math::minimum(math::divide(second, ranked.score[0]), 1024.0f);  // s_1 may be 0
     case signal_kind::margin:
       return math::divide(ranked.score[0] - second, ranked.total);
   }

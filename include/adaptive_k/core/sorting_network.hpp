@@ -20,8 +20,8 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE void compare_exchange(Key& first, Key& second) n
     second = first > second ? second : first;
     first = larger;
   } else {
-    const Key larger = Key::larger(first, second);
-    second = Key::smaller(first, second);
+    const Key larger = Key::maximum(first, second);
+    second = Key::minimum(first, second);
     first = larger;
   }
 }

@@ -69,8 +69,8 @@ struct logit_word<bfloat16> {
     return result;
   }
   /// NaN where either is.
-  __device__ static ADAPTIVE_K_INLINE std::uint32_t larger(std::uint32_t a,
-                                                           std::uint32_t b) noexcept {
+  __device__ static ADAPTIVE_K_INLINE std::uint32_t maximum(std::uint32_t a,
+                                                            std::uint32_t b) noexcept {
     std::uint32_t result = 0;
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
     asm("max.NaN.bf16x2 %0, %1, %2;" : "=r"(result) : "r"(a), "r"(b));
@@ -78,7 +78,7 @@ struct logit_word<bfloat16> {
     return result;
   }
   /// The smaller of each half; NaN where either is.
-  __device__ static ADAPTIVE_K_INLINE std::uint32_t smaller(std::uint32_t a,
+  __device__ static ADAPTIVE_K_INLINE std::uint32_t minimum(std::uint32_t a,
                                                             std::uint32_t b) noexcept {
     std::uint32_t result = 0;
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
@@ -113,8 +113,8 @@ struct logit_word<float16> {
     return result;
   }
   /// The larger of each half; NaN where either is.
-  __device__ static ADAPTIVE_K_INLINE std::uint32_t larger(std::uint32_t a,
-                                                           std::uint32_t b) noexcept {
+  __device__ static ADAPTIVE_K_INLINE std::uint32_t maximum(std::uint32_t a,
+                                                            std::uint32_t b) noexcept {
     std::uint32_t result = 0;
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
     asm("max.NaN.f16x2 %0, %1, %2;" : "=r"(result) : "r"(a), "r"(b));
@@ -122,7 +122,7 @@ struct logit_word<float16> {
     return result;
   }
   /// The smaller of each half; NaN where either is.
-  __device__ static ADAPTIVE_K_INLINE std::uint32_t smaller(std::uint32_t a,
+  __device__ static ADAPTIVE_K_INLINE std::uint32_t minimum(std::uint32_t a,
                                                             std::uint32_t b) noexcept {
     std::uint32_t result = 0;
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
@@ -143,8 +143,8 @@ class logit_range {
     ADAPTIVE_K_UNROLL
     for (int i = 0; i < word::size; ++i) {
       const float logit = word::at(bits, i);
-      least_ = smaller(logit, least_);
-      largest_ = larger(logit, largest_);
+      least_ = minimum(logit, least_);
+      largest_ = maximum(logit, largest_);
     }
   }
   /// The smallest seen; NaN where one was.
@@ -153,7 +153,7 @@ class logit_range {
   __device__ ADAPTIVE_K_INLINE float largest() const noexcept { return largest_; }
 
   /// The larger; NaN where either is.
-  __device__ static ADAPTIVE_K_INLINE float larger(float a, float b) noexcept {
+  __device__ static ADAPTIVE_K_INLINE float maximum(float a, float b) noexcept {
     float result;
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
     asm("max.NaN.f32 %0, %1, %2;" : "=f"(result) : "f"(a), "f"(b));
@@ -163,7 +163,7 @@ class logit_range {
     return result;
   }
   /// The smaller; NaN where either is.
-  __device__ static ADAPTIVE_K_INLINE float smaller(float a, float b) noexcept {
+  __device__ static ADAPTIVE_K_INLINE float minimum(float a, float b) noexcept {
     float result;
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
     asm("min.NaN.f32 %0, %1, %2;" : "=f"(result) : "f"(a), "f"(b));
@@ -188,16 +188,16 @@ class logit_range<Logit, true> {
   using single = logit_range<Logit, false>;
   /// Takes a word's logits in.
   __device__ ADAPTIVE_K_INLINE void see(std::uint32_t bits) noexcept {
-    least_ = word::smaller(bits, least_);
-    largest_ = word::larger(bits, largest_);
+    least_ = word::minimum(bits, least_);
+    largest_ = word::maximum(bits, largest_);
   }
   /// The smallest seen; NaN where one was.
   __device__ ADAPTIVE_K_INLINE float least() const noexcept {
-    return single::smaller(word::at(least_, 0), word::at(least_, 1));
+    return single::minimum(word::at(least_, 0), word::at(least_, 1));
   }
   /// The largest seen; NaN where one was.
   __device__ ADAPTIVE_K_INLINE float largest() const noexcept {
-    return single::larger(word::at(largest_, 0), word::at(largest_, 1));
+    return single::maximum(word::at(largest_, 0), word::at(largest_, 1));
   }
 
  private:
@@ -284,15 +284,15 @@ __device__ ADAPTIVE_K_INLINE void fetch_by(loaded_row<Tile, MaxRows>& fetched, c
 }
 }  // namespace load_detail
 
-/// `Usual`: the E that is compiled for; others are served too.
-template <int MaxRows, int Usual, class Tile, bool Shared = false, class Logit>
+/// `FullRow`: the E that is compiled for; others are served too.
+template <int MaxRows, int FullRow, class Tile, bool Shared = false, class Logit>
 __device__ ADAPTIVE_K_INLINE loaded_row<Tile, MaxRows> fetch_row(const device_row<Logit>& source,
                                                                  int num_experts) noexcept {
   constexpr int half = Tile::chunk >= 2 ? Tile::chunk / 2 : 1;
-  constexpr int usual_width = Usual % Tile::chunk == 0 ? Tile::chunk : half;
+  constexpr int full_width = FullRow % Tile::chunk == 0 ? Tile::chunk : half;
   loaded_row<Tile, MaxRows> row;
-  if (source.load_width >= usual_width && num_experts == Usual)
-    load_detail::fetch_by<usual_width, Usual, Shared>(row, source.data, num_experts);
+  if (source.load_width >= full_width && num_experts == FullRow)
+    load_detail::fetch_by<full_width, FullRow, Shared>(row, source.data, num_experts);
   else if (source.load_width >= Tile::chunk && !Shared)
     load_detail::fetch_by<Tile::chunk, 0, Shared>(row, source.data, num_experts);
   else if (source.load_width >= half)

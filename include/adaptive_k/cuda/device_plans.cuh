@@ -86,6 +86,7 @@ class basic_device_plans {
   /// Takes over the memory; `other` is then empty.
   basic_device_plans(basic_device_plans&& other) noexcept
       : memory_(std::exchange(other.memory_, nullptr)), ref_(std::exchange(other.ref_, {})) {}
+  /// Takes over the memory; `other` gets what was here.
   basic_device_plans& operator=(basic_device_plans&& other) noexcept {
     std::swap(memory_, other.memory_);
     std::swap(ref_, other.ref_);

@@ -94,7 +94,7 @@ struct device_tile {
   }
   /// The largest of all lanes, in each.
   __device__ static ADAPTIVE_K_INLINE float reduce_max(const per_lane<float>& values) noexcept {
-    return reduce(values.value, [](float a, float b) { return math::larger(a, b); });
+    return reduce(values.value, [](float a, float b) { return math::maximum(a, b); });
   }
   /// The largest of all lanes, in each.
   __device__ static ADAPTIVE_K_INLINE std::uint32_t reduce_max(

@@ -13,13 +13,13 @@
 #include "adaptive_k/cuda/dependent_launch.cuh"
 #include "adaptive_k/cuda/device_metrics.cuh"
 #include "adaptive_k/cuda/device_plans.cuh"
-#include "adaptive_k/cuda/lane_kernel.cuh"
+#include "adaptive_k/cuda/entropy_plan.cuh"
+#include "adaptive_k/cuda/generic_gating_kernel.cuh"
 #include "adaptive_k/cuda/permute_launch.cuh"
-#include "adaptive_k/cuda/plain_kernel.cuh"
-#include "adaptive_k/cuda/route_kernel.cuh"
+#include "adaptive_k/cuda/softmax_topk_kernel.cuh"
 #include "adaptive_k/cuda/storage.cuh"
+#include "adaptive_k/cuda/thread_per_token_kernel.cuh"
 #include "adaptive_k/cuda/tuning.cuh"
-#include "adaptive_k/cuda/usual_call.cuh"
 #include "adaptive_k/status.hpp"
 #include "adaptive_k/types.hpp"
 
@@ -29,11 +29,11 @@ namespace cuda {
 
 /// Whether the model is served by the plain kernels: softmax ranked by logit alone.
 template <class Gating = gating>
-bool is_plain(const gating& g) noexcept {
+bool is_softmax_topk(const gating& g) noexcept {
   const bool softmax = detail::with_score<Gating>(
       g.kind, [](auto score) { return std::is_same_v<decltype(score), detail::softmax_score>; });
   return softmax && !g.selection_bias && g.n_group == 1 &&
-         tier_for(plain_tiers{}, g.num_experts, g.top_k) >= 0;
+         tier_for(softmax_topk_tiers{}, g.num_experts, g.top_k) >= 0;
 }
 
 /// Ok where a kernel serves the gating, else why not.
@@ -41,8 +41,8 @@ template <class Gating>
 status supported(const Gating& g) noexcept {
   const status fits = validate(g);
   if (!fits.ok()) return fits;
-  int tier = tier_for(general_tiers{}, g.num_experts, g.top_k);
-  if (is_plain<Gating>(g)) tier = 0;
+  int tier = tier_for(generic_gating_tiers{}, g.num_experts, g.top_k);
+  if (is_softmax_topk<Gating>(g)) tier = 0;
   if (!detail::names_score<Gating>::value && g.kind == gating_kind::sparsemixer)
     tier = tier_for(sparsemixer_tiers{}, g.num_experts, g.top_k);
   if (tier >= 0) return {};
@@ -62,13 +62,13 @@ inline status check_blocks(std::int64_t blocks, std::int64_t num_tokens) noexcep
 /// the most that the two families of kernels take for routing itself.
 inline constexpr int shared_bytes_of_block = 64 * 1024;
 inline constexpr int shared_bytes_unasked = 48 * 1024;
-inline constexpr int plain_shared_bytes = 30 * 1024;
-inline constexpr int general_shared_bytes = 6 * 1024;
+inline constexpr int softmax_topk_shared_bytes = 30 * 1024;
+inline constexpr int generic_gating_shared_bytes = 6 * 1024;
 
 /// Whether a kernel that routes can permute for `num_local` experts in the same launch.
 inline bool permutes_itself(bool plain, int num_local) noexcept {
   return permute_detail::chunk_memory::bytes(num_local) <=
-         shared_bytes_of_block - (plain ? plain_shared_bytes : general_shared_bytes);
+         shared_bytes_of_block - (plain ? softmax_topk_shared_bytes : generic_gating_shared_bytes);
 }
 
 /// `own_bytes`: shared memory of the kernel for routing. The limit asked for is the same for every
@@ -96,7 +96,7 @@ constexpr std::int64_t divide_up(std::int64_t a, std::int64_t b) noexcept {
 }
 
 template <class Logit, class Plan>
-struct plain_family {
+struct softmax_topk_family {
   template <class Tier>
   static status launch(route_params params, cudaStream_t stream) noexcept {
     using tile = device_tile<Tier::lanes, Tier::row_width, Logit>;
@@ -113,13 +113,14 @@ struct plain_family {
     params.stages_rows = aligned && params.row_stride == params.model.num_experts &&
                          params.num_tokens > 1 && !loads_side_by_side;
     constexpr bool built_in = std::is_same_v<Plan, detail::k_plan>;
-    params.usual = built_in && is_usual_call(params, Tier::max_top_k);
-    if constexpr (built_in && takes_lane_rows<Tier, Logit>)
-      if (aligned && params.usual && params.num_tokens >= least_lane_tokens &&
+    params.fixed_shape = built_in && is_fixed_shape(params, Tier::max_top_k);
+    if constexpr (built_in && takes_thread_per_token<Tier, Logit>)
+      if (aligned && params.fixed_shape && params.num_tokens >= least_tokens_thread_per_token &&
           params.model.num_experts == Tier::max_experts && params.row_stride == Tier::max_experts)
-        return launch_warps(lane_route_kernel<Tier, Logit>, 32 * rows_of_lane, params, stream);
-    return launch_warps(plain_route_kernel<Tier, Logit, Plan>, 32 / Tier::lanes * params.rounds,
-                        params, stream);
+        return launch_warps(thread_per_token_route_kernel<Tier, Logit>, 32 * tokens_per_thread,
+                            params, stream);
+    return launch_warps(softmax_topk_route_kernel<Tier, Logit, Plan>,
+                        32 / Tier::lanes * params.rounds, params, stream);
   }
 
  private:
@@ -129,19 +130,19 @@ struct plain_family {
     const std::int64_t blocks = divide_up(warps, threads_per_block / 32);
     const status fits = check_blocks(blocks, params.num_tokens);
     if (!fits.ok()) return fits;
-    return launch_blocks(kernel, plain_shared_bytes, blocks, params, stream);
+    return launch_blocks(kernel, softmax_topk_shared_bytes, blocks, params, stream);
   }
 };
 
 template <class Score, class Logit, class Plan>
-struct general_family {
+struct generic_gating_family {
   template <class Tier>
   static status launch(const route_params& params, cudaStream_t stream) noexcept {
     const std::int64_t blocks = divide_up(params.num_tokens * Tier::lanes, threads_per_block);
     const status fits = check_blocks(blocks, params.num_tokens);
     if (!fits.ok()) return fits;
-    return launch_blocks(route_kernel<Tier, Score, Logit, Plan>, general_shared_bytes, blocks,
-                         params, stream);
+    return launch_blocks(generic_gating_route_kernel<Tier, Score, Logit, Plan>,
+                         generic_gating_shared_bytes, blocks, params, stream);
   }
 };
 
@@ -161,31 +162,32 @@ status launch_first_fit(tier_list<Tiers...>, const route_params& params,
 
 }  // namespace launch_detail
 
-/// Softmax ranked by logit alone. This and launch_general are instantiated in kernels/ for each
-/// logit type; an engine that compiles its own kernels gets them from here.
+/// Softmax ranked by logit alone. This and launch_generic_gating are instantiated in kernels/ for
+/// each logit type; an engine that compiles its own kernels gets them from here.
 template <class Logit, class Plan>
-status launch_plain(const route_params& params, cudaStream_t stream) noexcept {
-  return launch_detail::launch_first_fit<launch_detail::plain_family<Logit, Plan>>(plain_tiers{},
-                                                                                   params, stream);
+status launch_softmax_topk(const route_params& params, cudaStream_t stream) noexcept {
+  return launch_detail::launch_first_fit<launch_detail::softmax_topk_family<Logit, Plan>>(
+      softmax_topk_tiers{}, params, stream);
 }
 
 /// Any gating: `kind` says which, unless Gating names its score.
 template <class Logit, class Plan, class Gating>
-status launch_general(const route_params& params, cudaStream_t stream) noexcept {
+status launch_generic_gating(const route_params& params, cudaStream_t stream) noexcept {
   return detail::with_score<Gating>(params.model.kind, [&](auto score) {
     using score_type = decltype(score);
-    using tiers = std::conditional_t<score_type::is_masked, sparsemixer_tiers, general_tiers>;
-    return launch_detail::launch_first_fit<launch_detail::general_family<score_type, Logit, Plan>>(
-        tiers{}, params, stream);
+    using tiers =
+        std::conditional_t<score_type::is_masked, sparsemixer_tiers, generic_gating_tiers>;
+    return launch_detail::launch_first_fit<
+        launch_detail::generic_gating_family<score_type, Logit, Plan>>(tiers{}, params, stream);
   });
 }
 
 #if defined(ADAPTIVE_K_LINKED_KERNELS)
 #define ADAPTIVE_K_KERNELS_FOR(Logit)                                                       \
-  extern template status launch_plain<Logit, detail::k_plan>(const route_params&,           \
-                                                             cudaStream_t) noexcept;        \
-  extern template status launch_general<Logit, detail::k_plan, gating>(const route_params&, \
-                                                                       cudaStream_t) noexcept;
+  extern template status launch_softmax_topk<Logit, detail::k_plan>(const route_params&,    \
+                                                                    cudaStream_t) noexcept; \
+  extern template status launch_generic_gating<Logit, detail::k_plan, gating>(              \
+      const route_params&, cudaStream_t) noexcept;
 ADAPTIVE_K_KERNELS_FOR(float)
 ADAPTIVE_K_KERNELS_FOR(float16)
 ADAPTIVE_K_KERNELS_FOR(bfloat16)
@@ -195,9 +197,9 @@ ADAPTIVE_K_KERNELS_FOR(bfloat16)
 /// Launches the kernel that serves the call, by its gating and shape.
 template <class Logit, class Plan, class Gating>
 status launch_route(const route_params& params, cudaStream_t stream) noexcept {
-  if (is_plain<Gating>(params.model) && params.replay_ids == nullptr)
-    return launch_plain<Logit, Plan>(params, stream);
-  return launch_general<Logit, Plan, Gating>(params, stream);
+  if (is_softmax_topk<Gating>(params.model) && params.replay_ids == nullptr)
+    return launch_softmax_topk<Logit, Plan>(params, stream);
+  return launch_generic_gating<Logit, Plan, Gating>(params, stream);
 }
 
 /// Elements a load may take: a power of two that address, stride and length all allow.
@@ -300,7 +302,7 @@ class basic_device_router {
     const permute_params permutation = permute_detail::make_params<Id>(
         shape, {output.topk_ids, output.topk_counts, order.expert_map}, order.output, workspace);
     if (logits.num_tokens == 0) return launch_permute<false>(permutation, overlaps_, stream);
-    const bool plain = is_plain<Gating>(params.model) && params.replay_ids == nullptr;
+    const bool plain = is_softmax_topk<Gating>(params.model) && params.replay_ids == nullptr;
     const bool small = permutation.num_parts == 1;
     const bool at_once =
         small && launch_detail::permutes_itself(plain, permutation.shape.num_local_experts);

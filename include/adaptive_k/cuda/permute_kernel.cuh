@@ -56,7 +56,7 @@ __device__ ADAPTIVE_K_INLINE int thread() noexcept {
 __device__ ADAPTIVE_K_INLINE int threads() noexcept {
   return static_cast<int>(blockDim.x);
 }
-__device__ ADAPTIVE_K_INLINE int smaller(int a, int b) noexcept {
+__device__ ADAPTIVE_K_INLINE int minimum(int a, int b) noexcept {
   return a < b ? a : b;
 }
 
@@ -98,7 +98,7 @@ struct chunk_slots {
   __device__ chunk_slots(const permute_params& all, int chunk) noexcept
       : params(all),
         first_token(chunk * chunk_tokens),
-        num_tokens(smaller(static_cast<int>(all.shape.num_tokens) - first_token, chunk_tokens)) {}
+        num_tokens(minimum(static_cast<int>(all.shape.num_tokens) - first_token, chunk_tokens)) {}
 
   /// The expert of a slot of the chunk, or -1; loads do not wait for one another.
   __device__ ADAPTIVE_K_INLINE int expert_at(int token, int j) const noexcept {
@@ -167,8 +167,8 @@ __device__ inline void mark_chunk(const chunk_slots& slots, const chunk_memory& 
 __device__ inline void scan_rows(std::int32_t* rows, int num_local) noexcept {
   const int lane = thread() % 32;
   const int each = (num_local + 31) / 32;
-  const int from = smaller(lane * each, num_local);
-  const int to = smaller(from + each, num_local);
+  const int from = minimum(lane * each, num_local);
+  const int to = minimum(from + each, num_local);
   std::int32_t sum = 0;
 #pragma unroll 1
   for (int e = from; e < to; ++e) sum += rows[e];
@@ -285,8 +285,8 @@ struct part_chunks {
     const auto chunks =
         static_cast<int>((params.shape.num_tokens + chunk_tokens - 1) / chunk_tokens);
     const int each = (chunks + params.num_parts - 1) / params.num_parts;
-    first = smaller(part * each, chunks);
-    last = smaller(first + each, chunks);
+    first = minimum(part * each, chunks);
+    last = minimum(first + each, chunks);
   }
 };
 

@@ -24,7 +24,7 @@ struct route_params {
   int load_width;           ///< as device_row
   int rounds;               ///< of a plain kernel's warp, 1 to its lanes
   bool stages_rows;  ///< rows follow one another from a 16-byte boundary, and pay to be staged
-  bool usual;        ///< as usual_call.cuh
+  bool fixed_shape;  ///< as entropy_plan.cuh
   gating model;
   const void* plan;  ///< of the layer and the kernel's Plan; may be rewritten between launches
   const float* routing_bias;         ///< [E] or null

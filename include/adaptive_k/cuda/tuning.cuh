@@ -57,36 +57,36 @@ constexpr int tier_for(tier_list<Tiers...>, int num_experts, int top_k) noexcept
 //        1            2            4            8
 //    13.2/16.6     8.8/9.0      7.9/7.9      7.6/7.4
 
-/// Softmax ranked by logit alone: what most models do. Larger shapes go to the general kernels.
-using plain_tiers =
+/// Softmax ranked by logit alone: what most models do. Larger shapes go to the generic_gating kernels.
+using softmax_topk_tiers =
     tier_list<tier<8, 2, 1>, tier<16, 4, 1>, tier<60, 4, 2>, tier<64, 8, 2, 3>, tier<128, 8, 2, 2>,
               tier<256, 8, 4, 2>, tier<384, 8, 4, 2>, tier<512, 16, 16, 2>>;
 
 /// Any gating, selection bias and groups.
-using general_tiers =
+using generic_gating_tiers =
     tier_list<tier<64, 8, 8>, tier<256, 8, 8>, tier<512, 16, 16>, tier<1024, 32, 32>>;
 
 /// Sparsemixer takes two experts at most.
 using sparsemixer_tiers = tier_list<tier<64, 2, 8>, tier<256, 2, 8>, tier<1024, 2, 32>>;
 
-inline constexpr int threads_per_block = 128;    ///< of the plain and general kernels
-inline constexpr int general_blocks_per_sm = 2;  ///< of the general kernel
+inline constexpr int threads_per_block = 128;
+inline constexpr int generic_gating_blocks_per_sm = 2;
 
-/// Whether lane_route_kernel takes rows of a tier: it ranks two experts, and reads whole rows of
-/// one or two loads of 16 bytes.
+/// Whether thread_per_token_route_kernel takes rows of a tier: it ranks two experts, and reads
+/// whole rows of one or two loads of 16 bytes.
 template <class Tier, class Logit>
-inline constexpr bool takes_lane_rows = Tier::lanes == 1 && Tier::max_top_k == 2 &&
-                                        (Tier::max_experts * sizeof(Logit) == 16 ||
-                                         Tier::max_experts * sizeof(Logit) == 32);
+inline constexpr bool takes_thread_per_token = Tier::lanes == 1 && Tier::max_top_k == 2 &&
+                                               (Tier::max_experts * sizeof(Logit) == 16 ||
+                                                Tier::max_experts * sizeof(Logit) == 32);
 
 /// Rows that each of its lanes takes, and the shortest launch for it; others take one row a lane. A
 /// lane's rows do not wait for one another, so four make a warp's longest chain of dependent
 /// instructions hardly longer; but 4096 tokens are 32 warps then instead of 128, which a large GPU
 /// could do with. Not measured on one.
-inline constexpr int rows_of_lane = 4;
-inline constexpr long long least_lane_tokens = 4096;  ///< below, too few warps would be busy
+inline constexpr int tokens_per_thread = 4;
+inline constexpr long long least_tokens_thread_per_token = 4096;
 
-/// Rounds of a plain kernel's warp. More of them cost fewer instructions a token, but keep fewer
+/// Rounds of a softmax_topk kernel's warp. More of them cost fewer instructions a token, but keep fewer
 /// warps busy and each one longer, so small launches take one.
 constexpr int rounds_for(int lanes, long long num_tokens) noexcept {
   int rounds = 1;

@@ -83,10 +83,10 @@ struct avx2_u32 {
     return {_mm256_cmpgt_epi32(a.value, b.value)};
   }
   friend ADAPTIVE_K_AVX2_INLINE avx2_mask operator<(u32 a, u32 b) noexcept { return b > a; }
-  static ADAPTIVE_K_AVX2_INLINE u32 larger(u32 a, u32 b) noexcept {
+  static ADAPTIVE_K_AVX2_INLINE u32 maximum(u32 a, u32 b) noexcept {
     return _mm256_max_epu32(a.value, b.value);
   }
-  static ADAPTIVE_K_AVX2_INLINE u32 smaller(u32 a, u32 b) noexcept {
+  static ADAPTIVE_K_AVX2_INLINE u32 minimum(u32 a, u32 b) noexcept {
     return _mm256_min_epu32(a.value, b.value);
   }
   static ADAPTIVE_K_AVX2_INLINE u32 select(avx2_mask m, u32 a, u32 b) noexcept {
@@ -158,19 +158,19 @@ struct avx2_f32 {
     return _mm256_fmadd_ps(a.value, b.value, c.value);
   }
   static ADAPTIVE_K_AVX2_INLINE f32 divide(f32 a, f32 b) noexcept { return a.value / b.value; }
-  static ADAPTIVE_K_AVX2_INLINE f32 square_root(f32 a) noexcept {
+  static ADAPTIVE_K_AVX2_INLINE f32 sqrt(f32 a) noexcept {
     // Not by the compiler's own: clang may estimate it under -funsafe-math-optimizations.
     __m256 root;
     __asm__("vsqrtps %1, %0" : "=x"(root) : "x"(a.value));
     return root;
   }
-  static ADAPTIVE_K_AVX2_INLINE f32 larger(f32 a, f32 b) noexcept {
+  static ADAPTIVE_K_AVX2_INLINE f32 maximum(f32 a, f32 b) noexcept {
     return _mm256_max_ps(a.value, b.value);  // a > b ? a : b, for NaN too
   }
-  static ADAPTIVE_K_AVX2_INLINE f32 smaller(f32 a, f32 b) noexcept {
+  static ADAPTIVE_K_AVX2_INLINE f32 minimum(f32 a, f32 b) noexcept {
     return _mm256_min_ps(a.value, b.value);
   }
-  static ADAPTIVE_K_AVX2_INLINE f32 magnitude(f32 a) noexcept {
+  static ADAPTIVE_K_AVX2_INLINE f32 abs(f32 a) noexcept {
     return from_bits(to_bits(a) & 0x7FFFFFFFu);
   }
   static ADAPTIVE_K_AVX2_INLINE u32 to_bits(f32 a) noexcept { return _mm256_castps_si256(a.value); }
@@ -183,7 +183,7 @@ struct avx2_f32 {
   static ADAPTIVE_K_AVX2_INLINE f32 select(mask m, f32 a, f32 b) noexcept {
     return _mm256_blendv_ps(b.value, a.value, _mm256_castsi256_ps(m.bits));
   }
-  static ADAPTIVE_K_AVX2_INLINE f32 look_up(const float* table, u32 index) noexcept {
+  static ADAPTIVE_K_AVX2_INLINE f32 gather(const float* table, u32 index) noexcept {
     const __m256 whole = _mm256_castsi256_ps(_mm256_set1_epi32(-1));
     return _mm256_mask_i32gather_ps(_mm256_setzero_ps(), table, index.value, whole, 4);
   }

@@ -94,10 +94,10 @@ struct avx512_u32 {
   friend ADAPTIVE_K_AVX512_INLINE avx512_mask operator>(u32 a, u32 b) noexcept {
     return {_mm512_cmpgt_epu32_mask(a.value, b.value)};
   }
-  static ADAPTIVE_K_AVX512_INLINE u32 larger(u32 a, u32 b) noexcept {
+  static ADAPTIVE_K_AVX512_INLINE u32 maximum(u32 a, u32 b) noexcept {
     return _mm512_maskz_max_epu32(0xFFFF, a.value, b.value);
   }
-  static ADAPTIVE_K_AVX512_INLINE u32 smaller(u32 a, u32 b) noexcept {
+  static ADAPTIVE_K_AVX512_INLINE u32 minimum(u32 a, u32 b) noexcept {
     return _mm512_maskz_min_epu32(0xFFFF, a.value, b.value);
   }
   static ADAPTIVE_K_AVX512_INLINE u32 select(avx512_mask m, u32 a, u32 b) noexcept {
@@ -165,19 +165,19 @@ struct avx512_f32 {
     return _mm512_fmadd_ps(a.value, b.value, c.value);
   }
   static ADAPTIVE_K_AVX512_INLINE f32 divide(f32 a, f32 b) noexcept { return a.value / b.value; }
-  static ADAPTIVE_K_AVX512_INLINE f32 square_root(f32 a) noexcept {
+  static ADAPTIVE_K_AVX512_INLINE f32 sqrt(f32 a) noexcept {
     // Not by the compiler's own: clang may estimate it under -funsafe-math-optimizations.
     __m512 root;
     __asm__("vsqrtps %1, %0" : "=v"(root) : "v"(a.value));
     return root;
   }
-  static ADAPTIVE_K_AVX512_INLINE f32 larger(f32 a, f32 b) noexcept {
+  static ADAPTIVE_K_AVX512_INLINE f32 maximum(f32 a, f32 b) noexcept {
     return _mm512_maskz_max_ps(0xFFFF, a.value, b.value);  // a > b ? a : b, for NaN too
   }
-  static ADAPTIVE_K_AVX512_INLINE f32 smaller(f32 a, f32 b) noexcept {
+  static ADAPTIVE_K_AVX512_INLINE f32 minimum(f32 a, f32 b) noexcept {
     return _mm512_maskz_min_ps(0xFFFF, a.value, b.value);
   }
-  static ADAPTIVE_K_AVX512_INLINE f32 magnitude(f32 a) noexcept {
+  static ADAPTIVE_K_AVX512_INLINE f32 abs(f32 a) noexcept {
     return from_bits(to_bits(a) & 0x7FFFFFFFu);
   }
   static ADAPTIVE_K_AVX512_INLINE u32 to_bits(f32 a) noexcept {
@@ -192,7 +192,7 @@ struct avx512_f32 {
   static ADAPTIVE_K_AVX512_INLINE f32 select(mask m, f32 a, f32 b) noexcept {
     return _mm512_mask_blend_ps(m.bits, b.value, a.value);
   }
-  static ADAPTIVE_K_AVX512_INLINE f32 look_up(const float* table, u32 index) noexcept {
+  static ADAPTIVE_K_AVX512_INLINE f32 gather(const float* table, u32 index) noexcept {
     return _mm512_mask_i32gather_ps(_mm512_setzero_ps(), 0xFFFF, index.value, table, 4);
   }
   /// Unsigned integers in the order of finite floats; -0 comes before +0.

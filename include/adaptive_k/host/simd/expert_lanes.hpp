@@ -42,7 +42,7 @@ ADAPTIVE_K_INLINE F32 sum_of_lanes(const F32& a) noexcept {
 template <int Distance = 1, class F32>
 ADAPTIVE_K_INLINE F32 largest_of_lanes(const F32& a) noexcept {
   if constexpr (Distance < F32::lanes)
-    return largest_of_lanes<Distance * 2>(F32::larger(a, F32::template shuffle_xor<Distance>(a)));
+    return largest_of_lanes<Distance * 2>(F32::maximum(a, F32::template shuffle_xor<Distance>(a)));
   else
     return a;
 }
@@ -103,9 +103,9 @@ ADAPTIVE_K_INLINE F32 largest_of_row(const vector_row<F32, Short>& row) noexcept
     F32 values[chains];
     row.load(first, values);
     unrolled_for<chains>(
-        [&](auto i) ADAPTIVE_K_INLINE_LAMBDA { largest[i] = F32::larger(values[i], largest[i]); });
+        [&](auto i) ADAPTIVE_K_INLINE_LAMBDA { largest[i] = F32::maximum(values[i], largest[i]); });
   }
-  for (int i = 1; i < chains; ++i) largest[0] = F32::larger(largest[i], largest[0]);
+  for (int i = 1; i < chains; ++i) largest[0] = F32::maximum(largest[i], largest[0]);
   return largest_of_lanes(largest[0]);
 }
 
@@ -167,8 +167,8 @@ inline void keep_best_groups(const gating& model, float* values) noexcept {
     float second = -math::infinity;
     for (int i = 0; i < size; ++i) {
       const float value = values[group * size + i];
-      second = math::larger(second, math::smaller(first, value));
-      first = math::larger(first, value);
+      second = math::maximum(second, math::minimum(first, value));
+      first = math::maximum(first, value);
     }
     const bool sums = model.group_rank == group_score::top2_sum && size > 1;
     group_value[group] = sums ? first + second : first;
@@ -244,7 +244,7 @@ struct choose_row {
       for (int first = 0; first < N; first += lanes) {
         u32 experts = 0;
         for (int j = first; j < N && j < first + lanes; ++j) {
-          const u32 expert = u32::smaller(keys.maker.expert_of(best[j]), last);
+          const u32 expert = u32::minimum(keys.maker.expert_of(best[j]), last);
           experts = u32::select(u32::lane() == u32(j - first), expert, experts);
         }
         u32::store(choice->expert + first, experts);

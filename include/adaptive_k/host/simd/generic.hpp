@@ -70,8 +70,8 @@ struct generic_u32 {
   friend ADAPTIVE_K_INLINE generic_mask operator>(u32 a, u32 b) noexcept {
     return {a.value > b.value};
   }
-  static ADAPTIVE_K_INLINE u32 larger(u32 a, u32 b) noexcept { return select(a > b, a, b); }
-  static ADAPTIVE_K_INLINE u32 smaller(u32 a, u32 b) noexcept { return select(a < b, a, b); }
+  static ADAPTIVE_K_INLINE u32 maximum(u32 a, u32 b) noexcept { return select(a > b, a, b); }
+  static ADAPTIVE_K_INLINE u32 minimum(u32 a, u32 b) noexcept { return select(a < b, a, b); }
   static ADAPTIVE_K_INLINE u32 select(generic_mask m, u32 a, u32 b) noexcept {
     const auto chosen = reinterpret_cast<four_words>(m.bits);
     return (a.value & chosen) | (b.value & ~chosen);
@@ -124,16 +124,14 @@ struct generic_f32 {
                        math::fma(x[2], y[2], z[2]), math::fma(x[3], y[3], z[3])};
   }
   static ADAPTIVE_K_INLINE f32 divide(f32 a, f32 b) noexcept { return a.value / b.value; }
-  static ADAPTIVE_K_INLINE f32 square_root(f32 a) noexcept {
+  static ADAPTIVE_K_INLINE f32 sqrt(f32 a) noexcept {
     const four_floats v = a.value;
     return four_floats{__builtin_sqrtf(v[0]), __builtin_sqrtf(v[1]), __builtin_sqrtf(v[2]),
                        __builtin_sqrtf(v[3])};
   }
-  static ADAPTIVE_K_INLINE f32 larger(f32 a, f32 b) noexcept { return select(a > b, a, b); }
-  static ADAPTIVE_K_INLINE f32 smaller(f32 a, f32 b) noexcept { return select(a < b, a, b); }
-  static ADAPTIVE_K_INLINE f32 magnitude(f32 a) noexcept {
-    return from_bits(to_bits(a) & 0x7FFFFFFFu);
-  }
+  static ADAPTIVE_K_INLINE f32 maximum(f32 a, f32 b) noexcept { return select(a > b, a, b); }
+  static ADAPTIVE_K_INLINE f32 minimum(f32 a, f32 b) noexcept { return select(a < b, a, b); }
+  static ADAPTIVE_K_INLINE f32 abs(f32 a) noexcept { return from_bits(to_bits(a) & 0x7FFFFFFFu); }
   static ADAPTIVE_K_INLINE u32 to_bits(f32 a) noexcept {
     return reinterpret_cast<four_words>(a.value);
   }
@@ -146,7 +144,7 @@ struct generic_f32 {
   static ADAPTIVE_K_INLINE f32 select(mask m, f32 a, f32 b) noexcept {
     return from_bits(u32::select(m, to_bits(a), to_bits(b)));
   }
-  static ADAPTIVE_K_INLINE f32 look_up(const float* table, u32 index) noexcept {
+  static ADAPTIVE_K_INLINE f32 gather(const float* table, u32 index) noexcept {
     return four_floats{table[index.value[0]], table[index.value[1]], table[index.value[2]],
                        table[index.value[3]]};
   }

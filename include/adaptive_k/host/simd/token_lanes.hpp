@@ -61,7 +61,7 @@ ADAPTIVE_K_INLINE void load_columns(const float* rows, std::int64_t stride, int 
     F32::transpose_quarters(v);
     for (int i = 0; i < 4; ++i) {
       F32::store(columns.at[expert + i], v[i]);
-      largest = F32::larger(v[i], largest);
+      largest = F32::maximum(v[i], largest);
       not_finite = not_finite + v[i];  // NaN or infinite from there on
     }
   }
@@ -151,7 +151,7 @@ struct choose_columns {
       choice->ambiguous = keys.maker.ambiguous(best, best_rejected, top_k);
       const u32 last = num_experts - 1;  // keys of NaN may hold no expert
       for (int j = 0; j < N; ++j)
-        choice->expert[j] = u32::smaller(keys.maker.expert_of(best[j]), last);
+        choice->expert[j] = u32::minimum(keys.maker.expert_of(best[j]), last);
     }
   };
 };
@@ -216,7 +216,7 @@ struct decide_block {
       ranked_experts<most_ranks, f32> ranked;
       for (int j = 0; j < ranks; ++j) {
         const u32 expert = choice.expert[j];
-        const f32 logit = f32::look_up(logits.at[0], (expert << log2_of(f32::lanes)) + u32::lane());
+        const f32 logit = f32::gather(logits.at[0], (expert << log2_of(f32::lanes)) + u32::lane());
         const auto s = score_of<Score>(logit, largest);
         ranked.expert[j] = expert;
         ranked.score[j] = s.score;

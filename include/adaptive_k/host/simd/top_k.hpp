@@ -68,9 +68,9 @@ struct key_maker {
   ADAPTIVE_K_INLINE auto ambiguous(const u32 (&best)[N], const u32& best_rejected,
                                    int count) const noexcept {
     u32 least = ~0u;
-    for (int j = 1; j < count; ++j) least = u32::smaller(least, best[j - 1] ^ best[j]);
+    for (int j = 1; j < count; ++j) least = u32::minimum(least, best[j - 1] ^ best[j]);
     const u32& next = count < N ? best[count < N ? count : 0] : best_rejected;
-    least = u32::smaller(least, best[count - 1] ^ next);
+    least = u32::minimum(least, best[count - 1] ^ next);
     return (dropped > u32(0)) & ((least & low) == least);
   }
 };
@@ -82,8 +82,8 @@ ADAPTIVE_K_INLINE void merge_top_k(U32 (&best)[N], const U32 (&others)[N],
                                    U32& best_rejected) noexcept {
   unrolled_for<N>([&](auto i) ADAPTIVE_K_INLINE_LAMBDA {
     const U32& other = others[N - 1 - i];
-    best_rejected = U32::larger(best_rejected, U32::smaller(best[i], other));
-    best[i] = U32::larger(best[i], other);
+    best_rejected = U32::maximum(best_rejected, U32::minimum(best[i], other));
+    best[i] = U32::maximum(best[i], other);
   });
   merge_descending(best);
 }
@@ -126,7 +126,7 @@ ADAPTIVE_K_INLINE void merge_lanes(U32 (&list)[L], U32 (&best)[N], U32& best_rej
   } else {
     U32 others[L];
     for (int i = 0; i < L; ++i) others[i] = shuffle_xor<Distance>(list[i]);
-    best_rejected = U32::larger(best_rejected, shuffle_xor<Distance>(best_rejected));
+    best_rejected = U32::maximum(best_rejected, shuffle_xor<Distance>(best_rejected));
     merge_top_k(list, others, best_rejected);
     merge_lanes<N, Distance * 2>(list, best, best_rejected);
   }

@@ -1,6 +1,6 @@
-// Rows that lie whole in lanes (cuda/lane_kernel.cuh): that the kernel for them runs, every pair of
-// places for the best two, each thing that sends a warp another way, and each that sends the
-// launch.
+// Rows that lie whole in lanes (cuda/thread_per_token_kernel.cuh): that the kernel for them runs,
+// every pair of places for the best two, each thing that sends a warp another way, and each that
+// sends the launch.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -17,8 +17,8 @@ namespace {
 using namespace adaptive_k;  // NOLINT(google-build-using-namespace)
 
 constexpr int experts = 8;
-constexpr int warp_rows = 32 * cuda::rows_of_lane;
-constexpr std::int64_t enough = cuda::least_lane_tokens;
+constexpr int warp_rows = 32 * cuda::tokens_per_thread;
+constexpr std::int64_t enough = cuda::least_tokens_thread_per_token;
 
 gating small_model() {
   gating g;
@@ -51,7 +51,7 @@ void expect_lane_instructions(std::int64_t least, std::int64_t most, Launch laun
   launch();
   std::int64_t executed = 0;
   for (const auto& [kernel, counted] : ptx::kernel_counters())
-    if (kernel.find("lane_route_kernel<") != std::string::npos)
+    if (kernel.find("thread_per_token_route_kernel<") != std::string::npos)
       executed += static_cast<std::int64_t>(counted.warp_instructions);
   EXPECT_GE(executed, least);
   EXPECT_LE(executed, most);
@@ -122,16 +122,16 @@ class both_sides {
 
 using all_logits = ::testing::Types<float, float16, bfloat16>;
 template <class Logit>
-class lane_rows : public ::testing::Test {};
-TYPED_TEST_SUITE(lane_rows, all_logits);
+class thread_per_token : public ::testing::Test {};
+TYPED_TEST_SUITE(thread_per_token, all_logits);
 
-TYPED_TEST(lane_rows, any_number_of_tokens) {
+TYPED_TEST(thread_per_token, any_number_of_tokens) {
   for (const std::int64_t tokens : {enough, enough + 1, enough + 31, enough + 32, enough + 33,
                                     enough + warp_rows - 1, enough + 3 * warp_rows + 40})
     twin::expect_equal<std::int32_t, float>(long_batch<TypeParam>(41, tokens));
 }
 
-TYPED_TEST(lane_rows, every_place_of_the_best_two) {
+TYPED_TEST(thread_per_token, every_place_of_the_best_two) {
   // First, second, the rest: ordinary, equal, zeros of both signs, all negative, the smallest
   // steps.
   const float tiny = inputs::from_bits(1);
@@ -160,7 +160,7 @@ TYPED_TEST(lane_rows, every_place_of_the_best_two) {
 }
 
 // Equal and nearly equal logits all over, as routers in 16 bits have them.
-TYPED_TEST(lane_rows, ties) {
+TYPED_TEST(thread_per_token, ties) {
   for (std::uint64_t seed = 43; seed < 46; ++seed) {
     inputs::sequence from(seed);
     twin::batch<TypeParam> input = long_batch<TypeParam>(seed, enough + 5);
@@ -169,7 +169,7 @@ TYPED_TEST(lane_rows, ties) {
   }
 }
 
-TYPED_TEST(lane_rows, one_odd_row_sends_its_warp_another_way) {
+TYPED_TEST(thread_per_token, one_odd_row_sends_its_warp_another_way) {
   const float inf = math::infinity;
   const float nan = inputs::from_bits(0x7FC00000u);
   const float rows[][experts] = {
@@ -194,7 +194,7 @@ TYPED_TEST(lane_rows, one_odd_row_sends_its_warp_another_way) {
   twin::expect_equal<std::int32_t, float>(input);
 }
 
-TYPED_TEST(lane_rows, any_policy) {
+TYPED_TEST(thread_per_token, any_policy) {
   k_policy both_at_least = k_policy::entropy({1, 2}, {1.5f});
   both_at_least.k_min = 2;
   k_policy one_at_most = k_policy::entropy({1, 2}, {1.5f});
@@ -214,7 +214,7 @@ TYPED_TEST(lane_rows, any_policy) {
 }
 
 // One condition of the kernel fails at a time.
-TYPED_TEST(lane_rows, almost_such_rows) {
+TYPED_TEST(thread_per_token, almost_such_rows) {
   const twin::batch<TypeParam> such = long_batch<TypeParam>(50, enough);
   expect_another_kernel(long_batch<TypeParam>(49, enough - 1));
   expect_another_kernel(long_batch<TypeParam>(49, enough, 1));
@@ -255,14 +255,14 @@ TYPED_TEST(lane_rows, almost_such_rows) {
   }
 }
 
-TYPED_TEST(lane_rows, run_in_the_kernel_for_them) {
+TYPED_TEST(thread_per_token, run_in_the_kernel_for_them) {
   const twin::batch<TypeParam> input = long_batch<TypeParam>(53, enough);
   both_sides<TypeParam> sides(input);
   expect_all_in_lanes(enough, [&] { sides.expect_equal(input.policy, enough); });
 }
 
 // Counts, signal and metrics are optional, and logits may begin between two loads of 16 bytes.
-TYPED_TEST(lane_rows, ids_and_weights_alone_from_any_address) {
+TYPED_TEST(thread_per_token, ids_and_weights_alone_from_any_address) {
   const twin::batch<TypeParam> input = long_batch<TypeParam>(54, enough + 1);
   both_sides<TypeParam> sides(input);
   for (const std::int64_t skipped : {0, 1, 2, 4, 8})
@@ -270,7 +270,7 @@ TYPED_TEST(lane_rows, ids_and_weights_alone_from_any_address) {
 }
 
 // Scores end at -exp_floor: rows that span as much lie in lanes, and none that spans more.
-TYPED_TEST(lane_rows, rows_as_far_apart_as_may_be) {
+TYPED_TEST(thread_per_token, rows_as_far_apart_as_may_be) {
   constexpr float most = -math::exp_floor;
   const auto fill = [](twin::batch<TypeParam>& input, std::int64_t token, float span) {
     // As largest and least, or from 0 on; the second is the largest, the least or in between.
@@ -311,7 +311,7 @@ TYPED_TEST(lane_rows, rows_as_far_apart_as_may_be) {
 }
 
 // What the host cannot see of a plan when it chooses the kernel.
-TYPED_TEST(lane_rows, plans_that_change_between_launches) {
+TYPED_TEST(thread_per_token, plans_that_change_between_launches) {
   const twin::batch<TypeParam> input = long_batch<TypeParam>(57, enough + 40);
   both_sides<TypeParam> sides(input);
   const detail::k_plan first = sides.plan();

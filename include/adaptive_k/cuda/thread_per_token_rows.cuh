@@ -32,11 +32,11 @@ __device__ ADAPTIVE_K_INLINE row_extremes extremes_of(const float (&logit)[Exper
   ADAPTIVE_K_UNROLL
   for (int i = 0; i < Experts / 2; ++i) {
     high[i] = fmaxf(logit[2 * i], logit[2 * i + 1]);
-    low[i] = range::smaller(logit[2 * i], logit[2 * i + 1]);
+    low[i] = range::minimum(logit[2 * i], logit[2 * i + 1]);
   }
   float least = low[0];
   ADAPTIVE_K_UNROLL
-  for (int i = 1; i < Experts / 2; ++i) least = range::smaller(low[i], least);
+  for (int i = 1; i < Experts / 2; ++i) least = range::minimum(low[i], least);
   ADAPTIVE_K_UNROLL
   for (int count = Experts / 4; count > 0; count /= 2) {
     ADAPTIVE_K_UNROLL
@@ -104,7 +104,7 @@ __device__ ADAPTIVE_K_INLINE detail::score_sums<> rank_two(
 /// shared memory where a row takes two. By halves, so that its size bounds no multiprocessor's
 /// blocks.
 template <class Logit, int Experts, int Rows>
-class lane_row_loader {
+class token_loader {
   using word = logit_word<Logit>;
   static constexpr int loads = Experts * static_cast<int>(sizeof(Logit)) / 16;  ///< of a row
   static_assert(loads == 1 || loads == 2, "rows of 16 or 32 bytes");

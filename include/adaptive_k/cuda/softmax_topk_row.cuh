@@ -1,5 +1,6 @@
 // One row under softmax ranked by logit alone: what most models do, and so worth its own path. A
-// tile reduces a row to its sums and its best experts; one lane then decides (plain_kernel.cuh).
+// tile reduces a row to its sums and its best experts; one lane then decides
+// (softmax_topk_kernel.cuh).
 #pragma once
 
 #include <cstdint>
@@ -18,7 +19,7 @@ namespace cuda {
 /// Selection keys of a row, larger first: the order of the logit above, the inverted id below.
 /// 16-bit logits: 32 bits in all.
 template <class Logit>
-struct plain_key {
+struct topk_key {
   /// Larger is better.
   using type = std::uint32_t;
   /// How logits come.
@@ -54,7 +55,7 @@ struct plain_key {
     const std::uint32_t bits = half == 0 ? word & 0xFFFFu : word >> 16;
     const std::uint32_t upper = bits | 0x8000u;  // -0 joins the positive side
     const std::uint32_t key = bits > 0x8000u ? ~bits & 0xFFFFu : upper;
-    return (bits & 0x7FFFu) > plain_key::word::infinity_bits ? nan_order : key;
+    return (bits & 0x7FFFu) > topk_key::word::infinity_bits ? nan_order : key;
   }
   /// Of an order and an expert: equal orders go by the lower expert.
   __device__ static ADAPTIVE_K_INLINE type join(std::uint32_t order, int expert) noexcept {
@@ -78,7 +79,7 @@ struct plain_key {
 
 /// fp32 logits: 64 bits.
 template <>
-struct plain_key<float> {
+struct topk_key<float> {
   /// Larger is better.
   using type = unsigned long long;
   static constexpr bool has_pair_orders = false;            ///< a word holds one
@@ -115,11 +116,11 @@ struct plain_key<float> {
 template <class Logit, int MaxTopK>
 struct row_summary {
   /// What winners are ranked by.
-  using key = plain_key<Logit>;
-  float largest;                                     ///< logit of the row
-  detail::score_sums<> sums;                         ///< over the row's scores
-  sorted_list<typename key::type, MaxTopK> winners;  ///< the top K0, best first
-  bool has_nonfinite;                                ///< whether a logit is NaN or infinite
+  using key = topk_key<Logit>;
+  float largest;
+  detail::score_sums<> sums;
+  sorted_list<typename key::type, MaxTopK> winners;
+  bool has_nonfinite;
 
   /// The ranks as core/ takes them.
   __device__ ADAPTIVE_K_INLINE void rank(int top_k,
@@ -138,7 +139,7 @@ struct row_summary {
   }
 };
 
-namespace plain_detail {
+namespace softmax_topk_detail {
 
 template <detail::logits_are Logits, class Tile, int MaxRows, class Counts>
 __device__ ADAPTIVE_K_INLINE detail::score_sums<> sum_row(const Tile& tile,
@@ -153,13 +154,13 @@ __device__ ADAPTIVE_K_INLINE detail::score_sums<> sum_row(const Tile& tile,
   return {1.0f, 0.0f};
 }
 
-/// A warp of rows that are all finite; where their logits are close, E is `Usual`.
-template <detail::logits_are Logits, int Usual, int MaxTopK, class Tile, int MaxRows>
+/// A warp of rows that are all finite; where their logits are close, E is `FullRow`.
+template <detail::logits_are Logits, int FullRow, int MaxTopK, class Tile, int MaxRows>
 __device__ ADAPTIVE_K_INLINE void summarise_finite(
     const Tile& tile, const loaded_row<Tile, MaxRows>& row, int num_experts, float largest,
     detail::sums_needed needed, row_summary<typename Tile::logit_type, MaxTopK>& summary) noexcept {
   using logit = typename Tile::logit_type;
-  using key = plain_key<logit>;
+  using key = topk_key<logit>;
   using word = logit_word<logit>;
   token_state<Tile, MaxRows> token;
   unpack(row, num_experts, token);
@@ -169,8 +170,8 @@ __device__ ADAPTIVE_K_INLINE void summarise_finite(
   const int lane_offset = Tile::expert_at(Tile::lane(), 0, 0);
   const auto exists = [=](int r, int slot) {
     return Logits != detail::logits_are::close ||
-           Tile::expert_at(Tile::lanes - 1, r, slot) < Usual ||
-           Tile::expert_at(0, r, slot) + lane_offset < Usual;
+           Tile::expert_at(Tile::lanes - 1, r, slot) < FullRow ||
+           Tile::expert_at(0, r, slot) + lane_offset < FullRow;
   };
   if constexpr (Logits == detail::logits_are::close) {
     ADAPTIVE_K_UNROLL
@@ -217,7 +218,7 @@ __device__ ADAPTIVE_K_INLINE void summarise_any(
     const Tile& tile, const loaded_row<Tile, MaxRows>& row, int num_experts,
     detail::sums_needed needed, row_summary<typename Tile::logit_type, MaxTopK>& summary) noexcept {
   using logit = typename Tile::logit_type;
-  using key = plain_key<logit>;
+  using key = topk_key<logit>;
   using word = logit_word<logit>;
   token_state<Tile, MaxRows> token;
   unpack(row, num_experts, token);
@@ -238,29 +239,29 @@ __device__ ADAPTIVE_K_INLINE void summarise_any(
       [=](typename key::type k) { return key::add_lane(k, lane_offset); });
 }
 
-}  // namespace plain_detail
+}  // namespace softmax_topk_detail
 
-/// Every lane of the warp takes part; every lane of a tile gets the summary of its row. `Usual` as
-/// in fetch_row.
-template <int Usual, int MaxTopK, class Tile, int MaxRows>
+/// Every lane of the warp takes part; every lane of a tile gets the summary of its row. `FullRow`
+/// as in fetch_row.
+template <int FullRow, int MaxTopK, class Tile, int MaxRows>
 __device__ ADAPTIVE_K_INLINE void summarise(
     const Tile& tile, const loaded_row<Tile, MaxRows>& row, int num_experts,
     detail::sums_needed needed, row_summary<typename Tile::logit_type, MaxTopK>& summary) noexcept {
   using range = logit_range<typename Tile::logit_type, false>;
   using detail::logits_are;
-  const float largest = tile.reduce(row.largest, range::larger);
-  const float least = tile.reduce(row.least, range::smaller);
+  const float largest = tile.reduce(row.largest, range::maximum);
+  const float least = tile.reduce(row.least, range::minimum);
   const float spread = largest - least;  // not finite, or NaN, where a logit is not
-  const bool usual = num_experts == Usual;
-  if (__all_sync(Tile::whole_warp, usual && spread <= -math::exp_floor))
-    plain_detail::summarise_finite<logits_are::close, Usual>(tile, row, num_experts, largest,
-                                                             needed, summary);
+  const bool full_row = num_experts == FullRow;
+  if (__all_sync(Tile::whole_warp, full_row && spread <= -math::exp_floor))
+    softmax_topk_detail::summarise_finite<logits_are::close, FullRow>(tile, row, num_experts,
+                                                                      largest, needed, summary);
   else if (__all_sync(Tile::whole_warp,
-                      spread < math::infinity && math::magnitude(largest) < math::infinity))
-    plain_detail::summarise_finite<logits_are::ordinary, Usual>(tile, row, num_experts, largest,
-                                                                needed, summary);
+                      spread < math::infinity && math::abs(largest) < math::infinity))
+    softmax_topk_detail::summarise_finite<logits_are::ordinary, FullRow>(tile, row, num_experts,
+                                                                         largest, needed, summary);
   else
-    plain_detail::summarise_any(tile, row, num_experts, needed, summary);
+    softmax_topk_detail::summarise_any(tile, row, num_experts, needed, summary);
 }
 
 }  // namespace cuda

@@ -3,7 +3,7 @@
 ADAPTIVE_K_NAMESPACE_BEGIN
 namespace cuda {
 
-template status launch_general<float, detail::k_plan, gating>(const route_params&,
+template status launch_softmax_topk<bfloat16, detail::k_plan>(const route_params&,
                                                               cudaStream_t) noexcept;
 
 }  // namespace cuda

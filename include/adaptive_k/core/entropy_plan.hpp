@@ -1,6 +1,6 @@
-// The call that most engines make, compiled apart: softmax gating with renormalised weights, K0
-// known to the compiler, and a policy that compares the softmax entropy or nothing. Its decision
-// has no branches left. The arithmetic is core/'s.
+// What most engines route by, compiled apart: softmax gating with renormalised weights, K0 known to
+// the compiler, and a policy that compares the softmax entropy or nothing. Its decision has no
+// branches left. The arithmetic is that of the rest of core/.
 #pragma once
 
 #include <cstdint>
@@ -16,7 +16,7 @@ namespace detail {
 
 /// A gating as core/ reads it, all but two members known to the compiler.
 template <int TopK>
-struct usual_gating {
+struct renormalized_softmax {
   static constexpr gating_kind kind = gating_kind::softmax;
   static constexpr bool renormalize = true;
   static constexpr int top_k = TopK;
@@ -24,11 +24,11 @@ struct usual_gating {
   float routed_scaling_factor;
 };
 template <int TopK>
-struct ranks_by_logit<usual_gating<TopK>> : std::true_type {};
+struct ranks_by_logit<renormalized_softmax<TopK>> : std::true_type {};
 
 /// A plan as core/ reads it.
 template <int TopK>
-struct usual_plan {
+struct entropy_plan {
   static constexpr signal_kind signal = signal_kind::softmax_entropy;
   static constexpr float log_experts = 0.0f;  // not read
   static constexpr float inverse_log_experts = 0.0f;
@@ -46,16 +46,16 @@ struct usual_plan {
   }
 };
 template <int TopK>
-struct keeps_limits<usual_plan<TopK>> : std::true_type {};
+struct keeps_limits<entropy_plan<TopK>> : std::true_type {};
 
 /// A plan made ready for many tokens: every k lies within its limits, so that it has none any more,
 /// and a rank without a threshold has one that no entropy is below.
 template <int TopK>
-struct settled_plan : usual_plan<TopK> {
+struct limited_plan : entropy_plan<TopK> {
   int k_at[TopK];  ///< by the rank whose threshold is met; the last where none is
 
-  ADAPTIVE_K_HD ADAPTIVE_K_INLINE explicit settled_plan(const usual_plan<TopK>& plan) noexcept
-      : usual_plan<TopK>(plan) {
+  ADAPTIVE_K_HD ADAPTIVE_K_INLINE explicit limited_plan(const entropy_plan<TopK>& plan) noexcept
+      : entropy_plan<TopK>(plan) {
     ADAPTIVE_K_UNROLL
     for (int j = 0; j < TopK; ++j) {
       k_at[j] = within(j + 1 < TopK ? j + 1 : plan.last_k, plan.limits);
@@ -77,17 +77,17 @@ struct settled_plan : usual_plan<TopK> {
   }
 };
 template <int TopK>
-struct keeps_limits<settled_plan<TopK>> : std::true_type {};
+struct keeps_limits<limited_plan<TopK>> : std::true_type {};
 
 /// The same where all of the mass is restored, known to the compiler.
 template <int TopK>
-struct whole_mass_plan : settled_plan<TopK> {
+struct whole_mass_plan : limited_plan<TopK> {
   static constexpr float mass_exponent = 1.0f;
 };
 template <int TopK>
 struct keeps_limits<whole_mass_plan<TopK>> : std::true_type {};
 
-ADAPTIVE_K_HD ADAPTIVE_K_INLINE bool is_usual_plan(const k_plan_head& head) noexcept {
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE bool compares_entropy(const k_plan_head& head) noexcept {
   return head.signal == signal_kind::softmax_entropy && head.choice == k_choice::thresholds;
 }
 

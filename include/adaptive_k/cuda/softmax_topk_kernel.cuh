@@ -11,11 +11,11 @@
 #include "adaptive_k/cuda/device_load.cuh"
 #include "adaptive_k/cuda/device_metrics.cuh"
 #include "adaptive_k/cuda/device_tile.cuh"
-#include "adaptive_k/cuda/plain_row.cuh"
+#include "adaptive_k/cuda/entropy_plan.cuh"
 #include "adaptive_k/cuda/route_params.cuh"
+#include "adaptive_k/cuda/softmax_topk_row.cuh"
 #include "adaptive_k/cuda/staged_stores.cuh"
 #include "adaptive_k/cuda/tuning.cuh"
-#include "adaptive_k/cuda/usual_call.cuh"
 
 ADAPTIVE_K_NAMESPACE_BEGIN
 
@@ -84,22 +84,22 @@ __device__ ADAPTIVE_K_INLINE void decide_any(const route_params& params,
                params.weights);
 }
 
-/// The same for a usual call under a usual plan.
+/// The same for a call of fixed shape under a plan that compares the entropy.
 template <int MaxTopK, class Logit>
-__device__ ADAPTIVE_K_INLINE void decide_usual(const route_params& params,
-                                               const detail::k_plan_head& head,
-                                               const row_summary<Logit, MaxTopK>& own,
-                                               const warp_tokens& tokens,
-                                               staged_slots<MaxTopK>& staged,
-                                               block_metrics& metrics) noexcept {
+__device__ ADAPTIVE_K_INLINE void decide_by_entropy(const route_params& params,
+                                                    const detail::k_plan_head& head,
+                                                    const row_summary<Logit, MaxTopK>& own,
+                                                    const warp_tokens& tokens,
+                                                    staged_slots<MaxTopK>& staged,
+                                                    block_metrics& metrics) noexcept {
   std::uint32_t ids[MaxTopK];
   std::uint32_t weights[MaxTopK];
   if (tokens.decides) {
     detail::ranked_experts<MaxTopK> ranked;
     own.rank(MaxTopK, ranked);
-    const detail::usual_gating<MaxTopK> model = {params.model.num_experts,
-                                                 params.model.routed_scaling_factor};
-    const detail::usual_plan<MaxTopK> plan = load_usual_plan<MaxTopK>(params.plan, head);
+    const detail::renormalized_softmax<MaxTopK> model = {params.model.num_experts,
+                                                         params.model.routed_scaling_factor};
+    const detail::entropy_plan<MaxTopK> plan = load_entropy_plan<MaxTopK>(params.plan, head);
     detail::token_route<MaxTopK> route;
     route.has_nonfinite = own.has_nonfinite;
     detail::finish_route<detail::softmax_score>(
@@ -145,7 +145,7 @@ __device__ ADAPTIVE_K_INLINE auto load_head(const void* plan) noexcept {
 /// Routes up to 32 / lanes * `rounds` rows by tiles, from `first` on; rounds is at most the lanes.
 template <class Tier, class Logit, class Plan, class Head>
 __device__ ADAPTIVE_K_INLINE void route_tiles(const route_params& params, const Head& plan,
-                                              bool usual, std::int64_t first, int rounds,
+                                              bool by_entropy, std::int64_t first, int rounds,
                                               tile_memory<Tier, Logit>& memory,
                                               block_metrics& metrics) noexcept {
   using tile_type = device_tile<Tier::lanes, Tier::row_width, Logit>;
@@ -158,8 +158,8 @@ __device__ ADAPTIVE_K_INLINE void route_tiles(const route_params& params, const 
   const int num_experts = params.model.num_experts;
   const std::int64_t left = params.num_tokens - first;
   const detail::sums_needed needed =
-      usual ? detail::sums_needed{true, true}
-            : detail::sums_for<detail::softmax_score>(params.model, plan, false);
+      by_entropy ? detail::sums_needed{true, true}
+                 : detail::sums_for<detail::softmax_score>(params.model, plan, false);
   const int tile_index = warp_lane / lanes;
   const int count = left < tiles * rounds ? static_cast<int>(left) : tiles * rounds;
   row_summary<Logit, max_top_k> own;
@@ -187,7 +187,7 @@ __device__ ADAPTIVE_K_INLINE void route_tiles(const route_params& params, const 
   const int own_index = lane * tiles + tile_index;
   const warp_tokens tokens = {first, count, own_index, lane < rounds && own_index < count};
   if constexpr (std::is_same_v<Plan, detail::k_plan>)
-    if (usual) return decide_usual(params, plan, own, tokens, memory.slots, metrics);
+    if (by_entropy) return decide_by_entropy(params, plan, own, tokens, memory.slots, metrics);
   decide_any<Plan>(params, own, tokens, memory.slots, metrics);
 }
 
@@ -199,17 +199,17 @@ __device__ ADAPTIVE_K_INLINE void route_warp(const route_params& params,
   const std::int64_t first = warp_of_launch() * (32 / Tier::lanes * rounds);  // its first token
   if (first >= params.num_tokens) return;
   const auto plan = load_head<Plan>(params.plan);
-  bool usual = false;
+  bool by_entropy = false;
   if constexpr (std::is_same_v<Plan, detail::k_plan>)
-    usual = params.usual && detail::is_usual_plan(plan);
+    by_entropy = params.fixed_shape && detail::compares_entropy(plan);
   __shared__ tile_memory<Tier, Logit> memory[threads_per_block / 32];
-  route_tiles<Tier, Logit, Plan>(params, plan, usual, first, rounds, memory[threadIdx.x / 32],
+  route_tiles<Tier, Logit, Plan>(params, plan, by_entropy, first, rounds, memory[threadIdx.x / 32],
                                  metrics);
 }
 
 template <class Tier, class Logit, class Plan>
 __global__ void __launch_bounds__(threads_per_block, Tier::blocks_per_sm)
-    plain_route_kernel(route_params params) {
+    softmax_topk_route_kernel(route_params params) {
   wait_for_previous_kernel();
   allow_next_kernel();
   block_metrics metrics(params.metrics, params.expert_counts, params.model.num_experts);

@@ -13,44 +13,44 @@ using twin::run_shapes;
 using twin::shape;
 
 template <class Logit>
-class route_general : public ::testing::Test {};
-TYPED_TEST_SUITE(route_general, twin::logit_types);
+class generic_gating : public ::testing::Test {};
+TYPED_TEST_SUITE(generic_gating, twin::logit_types);
 
-TYPED_TEST(route_general, softmax_of_shapes_beyond_the_plain_tiers_equals_host) {
+TYPED_TEST(generic_gating, softmax_of_shapes_beyond_the_softmax_topk_tiers_equals_host) {
   gating g;
   run_shapes<TypeParam>({{513, 8}, {40, 17}, {1024, 32}}, g, 11, true);
 }
 
-TYPED_TEST(route_general, softmax_with_bias_equals_host) {
+TYPED_TEST(generic_gating, softmax_with_bias_equals_host) {
   gating g;
   g.selection_bias = true;
-  run_shapes<TypeParam>(edges_of(cuda::general_tiers{}), g, 4, true);
+  run_shapes<TypeParam>(edges_of(cuda::generic_gating_tiers{}), g, 4, true);
 }
 
-TYPED_TEST(route_general, sigmoid_with_and_without_bias_equals_host) {
+TYPED_TEST(generic_gating, sigmoid_with_and_without_bias_equals_host) {
   gating g;
   g.kind = gating_kind::sigmoid;
-  run_shapes<TypeParam>(edges_of(cuda::general_tiers{}), g, 5, true);
+  run_shapes<TypeParam>(edges_of(cuda::generic_gating_tiers{}), g, 5, true);
   g.selection_bias = true;
   g.routed_scaling_factor = 2.5f;
-  run_shapes<TypeParam>(edges_of(cuda::general_tiers{}), g, 6, true);
+  run_shapes<TypeParam>(edges_of(cuda::generic_gating_tiers{}), g, 6, true);
 }
 
-TYPED_TEST(route_general, sqrt_softplus_equals_host) {
+TYPED_TEST(generic_gating, sqrt_softplus_equals_host) {
   gating g;
   g.kind = gating_kind::sqrt_softplus;
   g.selection_bias = true;
-  run_shapes<TypeParam>(edges_of(cuda::general_tiers{}), g, 7, true);
+  run_shapes<TypeParam>(edges_of(cuda::generic_gating_tiers{}), g, 7, true);
 }
 
-TYPED_TEST(route_general, sparsemixer_equals_host) {
+TYPED_TEST(generic_gating, sparsemixer_equals_host) {
   gating g;
   g.kind = gating_kind::sparsemixer;
   g.renormalize = false;
   run_shapes<TypeParam>(edges_of(cuda::sparsemixer_tiers{}), g, 8, true);
 }
 
-TYPED_TEST(route_general, groups_equal_host) {
+TYPED_TEST(generic_gating, groups_equal_host) {
   for (const group_score rank : {group_score::top2_sum, group_score::maximum}) {
     gating g;
     g.kind = gating_kind::sigmoid;

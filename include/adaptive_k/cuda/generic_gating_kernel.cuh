@@ -18,8 +18,8 @@ namespace cuda {
 
 /// Any call: a tile of the warp decides each token.
 template <class Tier, class Score, class Logit, class Plan>
-__global__ void __launch_bounds__(threads_per_block, general_blocks_per_sm)
-    route_kernel(route_params params) {
+__global__ void __launch_bounds__(threads_per_block, generic_gating_blocks_per_sm)
+    generic_gating_route_kernel(route_params params) {
   wait_for_previous_kernel();
   allow_next_kernel();
   using tile_type = device_tile<Tier::lanes, Tier::row_width, Logit>;

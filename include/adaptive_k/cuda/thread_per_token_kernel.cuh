@@ -1,33 +1,35 @@
-// The kernel for long launches of few experts: a lane decides whole rows (lane_rows.cuh). Tiles
-// take what it cannot: the last rows, all of them under a plan that is not usual (which only the
-// device sees), and all of a warp's, loaded again, where one is not finite or not close.
+// The kernel for long launches of few experts: a lane decides whole rows
+// (thread_per_token_rows.cuh). Tiles take what it cannot: the last rows, all of them under a plan
+// that compares something else than the entropy (which only the device sees), and all of a warp's,
+// loaded again, where one is not finite or not close.
 #pragma once
 
 #include <cstdint>
 
+#include "adaptive_k/core/entropy_plan.hpp"
 #include "adaptive_k/core/finish_route.hpp"
 #include "adaptive_k/core/math.hpp"
-#include "adaptive_k/core/usual_call.hpp"
 #include "adaptive_k/cuda/dependent_launch.cuh"
 #include "adaptive_k/cuda/device_metrics.cuh"
-#include "adaptive_k/cuda/lane_rows.cuh"
-#include "adaptive_k/cuda/plain_kernel.cuh"
+#include "adaptive_k/cuda/entropy_plan.cuh"
 #include "adaptive_k/cuda/route_params.cuh"
+#include "adaptive_k/cuda/softmax_topk_kernel.cuh"
+#include "adaptive_k/cuda/thread_per_token_rows.cuh"
 #include "adaptive_k/cuda/tuning.cuh"
-#include "adaptive_k/cuda/usual_call.cuh"
 
 ADAPTIVE_K_NAMESPACE_BEGIN
 
 namespace cuda {
 
-/// Routes rows that lie whole in the lanes, Rows of them a lane from `first` on, under a usual call
-/// and plan. False, and nothing done: not all of them are finite and close.
+/// Routes rows that lie whole in the lanes, Rows of them a lane from `first` on, under a call
+/// of fixed shape and a plan that compares the entropy. False, and nothing done: not all of them
+/// are finite and close.
 template <class Logit, int Experts, int Rows>
-__device__ ADAPTIVE_K_INLINE bool route_lane_rows(const route_params& params,
-                                                  const detail::k_plan_head& head,
-                                                  std::int64_t first,
-                                                  lane_row_loader<Logit, Experts, Rows>& loader,
-                                                  block_metrics& metrics) noexcept {
+__device__ ADAPTIVE_K_INLINE bool route_thread_per_token(const route_params& params,
+                                                         const detail::k_plan_head& head,
+                                                         std::int64_t first,
+                                                         token_loader<Logit, Experts, Rows>& loader,
+                                                         block_metrics& metrics) noexcept {
   const std::int64_t token = first + threadIdx.x % 32;  // and every 32nd from here
   float logit[Rows][Experts];
   row_extremes extremes[Rows];
@@ -40,8 +42,8 @@ __device__ ADAPTIVE_K_INLINE bool route_lane_rows(const route_params& params,
   }
   if (!__all_sync(0xFFFFFFFFu, close)) return false;
 
-  const detail::usual_gating<2> model = {Experts, params.model.routed_scaling_factor};
-  const detail::settled_plan<2> plan(load_usual_plan<2>(params.plan, head));
+  const detail::renormalized_softmax<2> model = {Experts, params.model.routed_scaling_factor};
+  const detail::limited_plan<2> plan(load_entropy_plan<2>(params.plan, head));
   const int filler = params.fill == fill_id::num_experts ? Experts : -1;
   detail::token_route<2> route[Rows];
   const auto decide = [&](const auto& by) {
@@ -90,31 +92,33 @@ __device__ ADAPTIVE_K_INLINE bool route_lane_rows(const route_params& params,
 /// Shared memory of a warp: its rows are long in registers when tiles need it.
 template <class Tier, class Logit>
 union lane_memory {
-  lane_row_loader<Logit, Tier::max_experts, rows_of_lane> loader;  ///< while rows are read
-  tile_memory<Tier, Logit> tiles;  ///< while a tile decides what a lane cannot
+  token_loader<Logit, Tier::max_experts, tokens_per_thread> loader;
+  tile_memory<Tier, Logit> tiles;
 };
 
-/// Takes usual calls of the tier's E and K0 whose rows follow one another from a 16-byte boundary.
+/// Takes calls of fixed shape of the tier's E and K0 whose rows follow one another from a 16-byte
+/// boundary.
 template <class Tier, class Logit>
 __global__ void __launch_bounds__(threads_per_block, Tier::blocks_per_sm)
-    lane_route_kernel(route_params params) {
-  static_assert(takes_lane_rows<Tier, Logit>, "rows of a size that the loader knows");
+    thread_per_token_route_kernel(route_params params) {
+  static_assert(takes_thread_per_token<Tier, Logit>, "rows of a size that the loader knows");
   wait_for_previous_kernel();
   allow_next_kernel();
   block_metrics metrics(params.metrics, params.expert_counts, params.model.num_experts);
   __shared__ lane_memory<Tier, Logit> memory_by_warp[threads_per_block / 32];
   lane_memory<Tier, Logit>& memory = memory_by_warp[threadIdx.x / 32];
-  constexpr int rows = 32 * rows_of_lane;
+  constexpr int rows = 32 * tokens_per_thread;
   const std::int64_t first = warp_of_launch() * rows;
   const std::int64_t left = params.num_tokens - first;
   if (left > 0) {
     const detail::k_plan_head plan = load_plan_head(params.plan);
-    const bool usual = detail::is_usual_plan(plan);
-    if (!usual || left < rows || !route_lane_rows(params, plan, first, memory.loader, metrics)) {
+    const bool by_entropy = detail::compares_entropy(plan);
+    if (!by_entropy || left < rows ||
+        !route_thread_per_token(params, plan, first, memory.loader, metrics)) {
       for (int done = 0; done < rows && done < left; done += 32) {
         __syncwarp();  // what was staged before may still be read
-        route_tiles<Tier, Logit, detail::k_plan>(params, plan, usual, first + done, 1, memory.tiles,
-                                                 metrics);
+        route_tiles<Tier, Logit, detail::k_plan>(params, plan, by_entropy, first + done, 1,
+                                                 memory.tiles, metrics);
       }
     }
   }

@@ -1,9 +1,0 @@
-#include "adaptive_k/cuda/launch.cuh"
-
-ADAPTIVE_K_NAMESPACE_BEGIN
-namespace cuda {
-
-template status launch_plain<bfloat16, detail::k_plan>(const route_params&, cudaStream_t) noexcept;
-
-}  // namespace cuda
-ADAPTIVE_K_NAMESPACE_END
