@@ -37,10 +37,10 @@ struct mass_or_gap_plan : adaptive_k::plan_base {
 inline adaptive_k::status validate(const mass_or_gap& policy, const adaptive_k::gating&) noexcept {
   const auto invalid = adaptive_k::status_code::invalid_argument;
   if (!(policy.mass > 0.0f && policy.mass <= 1.0f))
-    return adaptive_k::status::error(invalid, "mass is %g, expected above 0, at most 1",
+    return adaptive_k::status::error(invalid, "`mass` is %g, expected above 0, at most 1",
                                      static_cast<double>(policy.mass));
   if (!(policy.ratio >= 0.0f && policy.ratio < 1.0f))
-    return adaptive_k::status::error(invalid, "ratio is %g, expected 0 or more, below 1",
+    return adaptive_k::status::error(invalid, "`ratio` is %g, expected 0 or more, below 1",
                                      static_cast<double>(policy.ratio));
   return {};
 }

@@ -4,6 +4,8 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+
 #include "adaptive_k/core/entropy_plan.hpp"
 #include "adaptive_k/core/host_warp.hpp"
 
@@ -107,6 +109,24 @@ TEST(choose_k, a_tokens_limits_win_where_those_of_the_plan_lie_beside_them) {
   EXPECT_EQ(narrowed({3, 4}, 1, 2), 22);
   EXPECT_EQ(narrowed({1, 4}, 2, 3), 23);
   EXPECT_EQ(narrowed({2, 3}, 1, 4), 23);
+}
+
+/// A plan of a user's own, which says anything.
+struct any_plan : adaptive_k::plan_base {
+  int k;
+  template <class Token>
+  typename Token::integers choose_k(const Token&) const noexcept {
+    return k;
+  }
+};
+
+TEST(choose_k, what_a_plan_of_ones_own_says_is_brought_within_the_limits) {
+  any_plan plan;
+  for (plan.k = -2; plan.k <= top_k + 2; ++plan.k)
+    for_each_limits([&](const k_limits& limits) {
+      const int expected = std::min(std::max(plan.k, limits.k_min), limits.k_max);
+      EXPECT_EQ(chosen(plan, 0.0f, limits.k_min, limits.k_max), expected) << plan.k;
+    });
 }
 
 TEST(choose_k, of_equal_costs_the_larger_k_is_taken) {

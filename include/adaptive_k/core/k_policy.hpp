@@ -199,8 +199,8 @@ inline status validate_thresholds(const k_policy& policy, int top_k) noexcept {
       continue;
     }
     if (!(math::abs(t) < 1e30f))
-      return status::error(invalid, "`thresholds[%d]` is %g, expected more than -1e30, below 1e30", i,
-                           static_cast<double>(t));
+      return status::error(invalid, "`thresholds[%d]` is %g, expected more than -1e30, below 1e30",
+                           i, static_cast<double>(t));
     if (i > 0) {
       const bool down = high_is_sure(policy.signal);
       const float before = policy.thresholds[i - 1];

@@ -57,7 +57,8 @@ constexpr int tier_for(tier_list<Tiers...>, int num_experts, int top_k) noexcept
 //        1            2            4            8
 //    13.2/16.6     8.8/9.0      7.9/7.9      7.6/7.4
 
-/// Softmax ranked by logit alone: what most models do. Larger shapes go to the generic_gating kernels.
+/// Softmax ranked by logit alone: what most models do. Larger shapes go to the generic_gating
+/// kernels.
 using softmax_topk_tiers =
     tier_list<tier<8, 2, 1>, tier<16, 4, 1>, tier<60, 4, 2>, tier<64, 8, 2, 3>, tier<128, 8, 2, 2>,
               tier<256, 8, 4, 2>, tier<384, 8, 4, 2>, tier<512, 16, 16, 2>>;
@@ -86,8 +87,8 @@ inline constexpr bool takes_thread_per_token = Tier::lanes == 1 && Tier::max_top
 inline constexpr int tokens_per_thread = 4;
 inline constexpr long long least_tokens_thread_per_token = 4096;
 
-/// Rounds of a softmax_topk kernel's warp. More of them cost fewer instructions a token, but keep fewer
-/// warps busy and each one longer, so small launches take one.
+/// Rounds of a softmax_topk kernel's warp. More of them cost fewer instructions a token, but keep
+/// fewer warps busy and each one longer, so small launches take one.
 constexpr int rounds_for(int lanes, long long num_tokens) noexcept {
   int rounds = 1;
   while (rounds < lanes && num_tokens >= 64ll * rounds * rounds) rounds *= 2;
