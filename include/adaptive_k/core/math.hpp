@@ -86,6 +86,7 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE float sqrt(float a) noexcept {
 ADAPTIVE_K_HD ADAPTIVE_K_INLINE float maximum(float a, float b) noexcept {
   return a > b ? a : b;
 }
+/// The smaller; b where either is NaN.
 ADAPTIVE_K_HD ADAPTIVE_K_INLINE float minimum(float a, float b) noexcept {
   return a < b ? a : b;
 }
