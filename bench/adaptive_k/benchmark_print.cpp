@@ -1,13 +1,13 @@
 #include <fmt/format.h>
 
 #include <adaptive_k/calibration/printable.hpp>
+#include <adaptive_k/core/choose_k.hpp>
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <string>
 
 #include "bench/adaptive_k/benchmark_result.hpp"
-#include "bench/adaptive_k/controls.hpp"
 #include "bench/adaptive_k/figure_text.hpp"
 #include "bench/adaptive_k/text_table.hpp"
 #include "bench/adaptive_k/variant.hpp"
@@ -153,7 +153,7 @@ void print_facts(const model_facts& model, const data_facts& data, const policy_
         "         which is the model's own routing and saves nothing: another is `--policy "
         "top_p:0.9`,\n         or one that `adaptive-k calibrate` finds for a target\n");
   fmt::print("         mass_exponent {:g}; every control has the same\n",
-             static_cast<double>(resolved_mass_exponent(policy.layers.front(), g)));
+             static_cast<double>(adaptive_k::make_plan(g, policy.layers.front()).mass_exponent));
   if (std::count(policy.is_adaptive.begin(), policy.is_adaptive.end(), false) > 0) {
     std::string layers;
     for (std::size_t layer = 0; layer < policy.is_adaptive.size(); ++layer)

@@ -40,7 +40,7 @@ line_up make_line_up(const adaptive_k::gating& gating, const policy_facts& polic
   const auto router_of = [&](std::vector<adaptive_k::k_policy> layers) {
     return adaptive_k::router(gating, std::move(layers), {}, policy.choice.policy.tables);
   };
-  const adaptive_k::router full = router_of(full_like(policy.layers));
+  const adaptive_k::router full = router_of(adaptive_k::full_like(policy.layers));
   const adaptive_k::router adaptive = router_of(policy.layers);
   line_up routings;
   const auto add = [&](std::string name, const adaptive_k::router& router, k_assignment how) {

@@ -257,7 +257,7 @@ combine_result run_combine(const combine_options& options, file_roles& roles) {
   const auto router_of = [&](std::vector<adaptive_k::k_policy> layers) {
     return adaptive_k::router(config.gating, std::move(layers), {}, policy.choice.policy.tables);
   };
-  const adaptive_k::router full = router_of(full_like(policy.layers));
+  const adaptive_k::router full = router_of(adaptive_k::full_like(policy.layers));
   const adaptive_k::router adaptive = router_of(policy.layers);
   const int top_k = config.gating.top_k;
 

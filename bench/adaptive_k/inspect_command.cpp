@@ -130,7 +130,7 @@ void run(const inspect_options& options) {
   const auto length = static_cast<int>(tokens.size());
 
   variant routing("policy", adaptive_k::router(config.gating, policies, {}, choice.policy.tables),
-                  adaptive_k::router(config.gating, full_like(policies)));
+                  adaptive_k::router(config.gating, adaptive_k::full_like(policies)));
   routing.prepare(config.num_layers, length);
   adaptive_k::perfetto_trace timeline(model.name);
   if (!options.perfetto.empty()) {

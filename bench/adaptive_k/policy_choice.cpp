@@ -3,10 +3,10 @@
 #include <fmt/format.h>
 
 #include <adaptive_k/calibration/json_reader.hpp>
+#include <adaptive_k/core/choose_k.hpp>
 #include <algorithm>
 #include <cstddef>
 
-#include "bench/adaptive_k/controls.hpp"
 #include "bench/adaptive_k/failure.hpp"
 
 namespace bench {
@@ -30,7 +30,7 @@ nlohmann::ordered_json layer_json(const adaptive_k::k_policy& policy,
       {"signal", adaptive_k::to_string(policy.signal)},
       {"k_min", policy.k_min},
       {"k_max", std::min<int>(policy.k_max, model.top_k)},
-      {"mass_exponent", resolved_mass_exponent(policy, model)},
+      {"mass_exponent", adaptive_k::make_plan(model, policy).mass_exponent},
   };
   if (policy.rule == adaptive_k::k_rule::distortion) {
     const auto count =

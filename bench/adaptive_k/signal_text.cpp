@@ -7,8 +7,6 @@
 #include <cmath>
 #include <cstddef>
 
-#include "bench/adaptive_k/controls.hpp"
-
 namespace bench {
 namespace {
 
@@ -60,7 +58,8 @@ std::string describe_signal(signal_kind kind, const adaptive_k::gating& model) {
   const std::string unit = adaptive_k::unit_of(kind);
   return fmt::format("{} = {}: {}, 0..{:.3g}{}, {} is sure", symbol_of(kind),
                      adaptive_k::to_string(kind), meaning_of(kind), signal_range(kind, model),
-                     unit.empty() ? "" : " " + unit, high_is_sure(kind) ? "high" : "low");
+                     unit.empty() ? "" : " " + unit,
+                     adaptive_k::detail::high_is_sure(kind) ? "high" : "low");
 }
 
 std::string inspect_line(int layer, signal_kind kind, float signal, int k,

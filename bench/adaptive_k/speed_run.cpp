@@ -93,7 +93,7 @@ class stack_of_layers {
 };
 
 /// About normal, as the sum of four uniform integers, the same on every machine.
-std::vector<float> random_input(std::size_t size, integer_rng& rng) {
+std::vector<float> random_input(std::size_t size, adaptive_k::integer_rng& rng) {
   std::vector<float> x(size);
   for (float& value : x) {
     std::int64_t sum = 0;
@@ -124,7 +124,7 @@ std::vector<contender> make_contenders(const speed_options& options,
 /// One batch size: rounds in which every contender runs once, each on another input.
 batch_figures measure(stack_of_layers& layers, std::vector<contender>& contenders, int batch,
                       const speed_options& options) {
-  integer_rng rng(options.seed + static_cast<std::uint64_t>(batch) * 1000003u);
+  adaptive_k::integer_rng rng(options.seed + static_cast<std::uint64_t>(batch) * 1000003u);
   std::vector<std::vector<float>> inputs;
   const auto size = static_cast<std::size_t>(batch) * static_cast<std::size_t>(layers.hidden());
   for (int i = 0; i < num_inputs; ++i) inputs.push_back(random_input(size, rng));

@@ -84,7 +84,7 @@ trace_result run_trace_benchmark(const benchmark_options& options, live_view& li
   const auto router_of = [&](std::vector<adaptive_k::k_policy> layers) {
     return adaptive_k::router(info.gating, std::move(layers), {}, policy.choice.policy.tables);
   };
-  const adaptive_k::router full = router_of(full_like(policy.layers));
+  const adaptive_k::router full = router_of(adaptive_k::full_like(policy.layers));
   std::vector<variant> variants;
   variants.emplace_back("policy", router_of(policy.layers), full);
   for (int k = 1; k < info.gating.top_k; ++k)

@@ -51,11 +51,7 @@ adaptive_k::status variant::route(int layer, const adaptive_k::logits_view<float
     result = adaptive_.route(layer, logits, own, nullptr, extras);
     if (!result.ok()) return result;
     dealt_.assign(last.counts.begin(), last.counts.end());
-    if (assignment_ == k_assignment::shuffled) {
-      shuffle_counts(dealt_, rng_);
-    } else {
-      invert_counts(dealt_, last.signal, high_is_sure(adaptive_.policy(layer).signal));
-    }
+    assign_counts(assignment_, dealt_, last.signal, adaptive_.policy(layer).signal, rng_);
     adaptive_k::routing_extras limited = extras;
     limited.k_min = dealt_.data();
     limited.k_max = dealt_.data();

@@ -1,6 +1,7 @@
 // One way of routing a model, with what it chose kept for counting.
 #pragma once
 
+#include <adaptive_k/calibration/dealt_k.hpp>
 #include <adaptive_k/host/metrics.hpp>
 #include <adaptive_k/host/router.hpp>
 #include <cstddef>
@@ -10,17 +11,11 @@
 #include <utility>
 #include <vector>
 
-#include "bench/adaptive_k/controls.hpp"
 #include "bench/adaptive_k/distinct_experts.hpp"
 
 namespace bench {
 
-/// How the K's that a router chooses are given to the tokens of a call.
-enum class k_assignment {
-  chosen,    ///< each token its own
-  shuffled,  ///< at random
-  inverted,  ///< the surest token gets the most
-};
+using adaptive_k::k_assignment;
 
 inline constexpr int decode_batches[] = {1, 16, 64};
 
@@ -36,8 +31,8 @@ struct observed_call {
 
 class variant {
  public:
-  /// `adaptive` chooses; `full` (see full_like) routes again under the K's dealt out anew.
-  /// Throws failure when a router refuses its policies.
+  /// `adaptive` chooses; `full` (see adaptive_k::full_like) routes again under the K's dealt out
+  /// anew. Throws failure when a router refuses its policies.
   variant(std::string name, adaptive_k::router adaptive, adaptive_k::router full,
           k_assignment assignment = k_assignment::chosen, std::uint64_t seed = 0);
 
@@ -82,7 +77,7 @@ class variant {
   adaptive_k::router adaptive_;
   adaptive_k::router full_;
   k_assignment assignment_;
-  integer_rng rng_;
+  adaptive_k::integer_rng rng_;
   std::function<void(const observed_call&)> observer_;
   int length_ = 0;
   std::vector<adaptive_k::routing_metrics> metrics_;  // [layers]

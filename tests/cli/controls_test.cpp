@@ -28,7 +28,7 @@ adaptive_k::gating gating() {
 }
 
 std::vector<float> random_logits(std::uint64_t seed) {
-  bench::integer_rng rng(seed);
+  adaptive_k::integer_rng rng(seed);
   std::vector<float> logits(static_cast<std::size_t>(num_tokens * num_experts));
   for (float& logit : logits) logit = static_cast<float>(rng.below(6000)) / 1000.0f;
   return logits;
@@ -52,21 +52,22 @@ struct routed {
   }
 };
 
-routed route(bench::k_assignment assignment, const adaptive_k::k_policy& policy,
+routed route(adaptive_k::k_assignment assignment, const adaptive_k::k_policy& policy,
              std::uint64_t seed = 1) {
   const std::vector<adaptive_k::k_policy> policies = {policy};
   return routed(bench::variant("test", adaptive_k::router(gating(), policies),
-                               adaptive_k::router(gating(), bench::full_like(policies)), assignment,
-                               seed));
+                               adaptive_k::router(gating(), adaptive_k::full_like(policies)),
+                               assignment, seed));
 }
 
 TEST(Controls, DealtOutKsAreTheSameKs) {
   const adaptive_k::k_policy policy = adaptive_k::k_policy::top_p(0.8f, top_k);
-  const routed own = route(bench::k_assignment::chosen, policy);
+  const routed own = route(adaptive_k::k_assignment::chosen, policy);
   std::vector<std::int32_t> expected = own.counts;
   std::sort(expected.begin(), expected.end());
   ASSERT_NE(expected.front(), expected.back()) << "the policy must give different K's";
-  for (const auto assignment : {bench::k_assignment::shuffled, bench::k_assignment::inverted}) {
+  for (const auto assignment :
+       {adaptive_k::k_assignment::shuffled, adaptive_k::k_assignment::inverted}) {
     const routed control = route(assignment, policy);
     EXPECT_NE(control.counts, own.counts);
     std::vector<std::int32_t> counts = control.counts;
@@ -84,30 +85,33 @@ TEST(Controls, DealtOutKsAreTheSameKs) {
 
 TEST(Controls, TheSeedDecidesTheShuffle) {
   const adaptive_k::k_policy policy = adaptive_k::k_policy::top_p(0.8f, top_k);
-  const auto shuffled = bench::k_assignment::shuffled;
+  const auto shuffled = adaptive_k::k_assignment::shuffled;
   EXPECT_EQ(route(shuffled, policy, 5).counts, route(shuffled, policy, 5).counts);
   EXPECT_NE(route(shuffled, policy, 5).counts, route(shuffled, policy, 6).counts);
 }
 
 TEST(Controls, InversionGivesTheSurestTheMost) {
   std::vector<std::uint8_t> counts = {2, 8, 5, 2};
-  bench::invert_counts(counts, {0.3f, 0.9f, 0.5f, 0.1f}, false);
+  adaptive_k::invert_counts(counts, {0.3f, 0.9f, 0.5f, 0.1f},
+                            adaptive_k::signal_kind::softmax_entropy);
   // Surest first: tokens 3 (K 2, signal 0.1), 0, 2, 1.
   EXPECT_EQ(counts, (std::vector<std::uint8_t>{5, 2, 2, 8}));
   counts = {2, 8, 5, 2};
-  bench::invert_counts(counts, {0.3f, 0.9f, 0.5f, 0.1f}, true);  // now token 0 is the surest
+  // Where high is sure, token 0 is the surest of the two.
+  adaptive_k::invert_counts(counts, {0.3f, 0.9f, 0.5f, 0.1f}, adaptive_k::signal_kind::margin);
   EXPECT_EQ(counts, (std::vector<std::uint8_t>{8, 2, 2, 5}));
   counts = {1, 4, 1, 4};
-  bench::invert_counts(counts, {0.0f, 0.0f, 0.0f, 0.0f}, true);  // by index
+  adaptive_k::invert_counts(counts, {0.0f, 0.0f, 0.0f, 0.0f},
+                            adaptive_k::signal_kind::margin);  // by index
   EXPECT_EQ(counts, (std::vector<std::uint8_t>{4, 1, 4, 1}));
 }
 
 TEST(Controls, ShuffleReachesEveryPlace) {
   std::vector<int> seen(6, 0);
-  bench::integer_rng rng(3);
+  adaptive_k::integer_rng rng(3);
   for (int i = 0; i < 600; ++i) {
     std::vector<std::uint8_t> counts = {1, 0, 0, 0, 0, 0};
-    bench::shuffle_counts(counts, rng);
+    adaptive_k::shuffle_counts(counts, rng);
     ++seen[static_cast<std::size_t>(std::find(counts.begin(), counts.end(), 1) - counts.begin())];
   }
   for (const int times : seen) EXPECT_NEAR(times, 100, 45);
@@ -126,16 +130,6 @@ TEST(Controls, FixedKHasThePolicysMassExponentAndLayers) {
   EXPECT_EQ(restricted[1].rule, adaptive_k::k_rule::thresholds);
 }
 
-TEST(Controls, MassExponentOfTheModel) {
-  adaptive_k::gating g = gating();
-  EXPECT_EQ(bench::resolved_mass_exponent(adaptive_k::k_policy::full(), g), 1.0f);
-  g.renormalize = false;
-  EXPECT_EQ(bench::resolved_mass_exponent(adaptive_k::k_policy::full(), g), 0.0f);
-  adaptive_k::k_policy policy;
-  policy.mass_exponent = 0.25f;
-  EXPECT_EQ(bench::resolved_mass_exponent(policy, g), 0.25f);
-}
-
 TEST(Controls, ARouterThatRefusesIsNamed) {
   const adaptive_k::router bad(gating(), adaptive_k::k_policy::fixed(9));
   try {
@@ -150,7 +144,8 @@ TEST(Controls, ARouterThatRefusesIsNamed) {
 std::vector<bench::evaluated> fixed_runs() {
   std::vector<bench::evaluated> runs;
   for (int k = 1; k <= top_k; ++k) {
-    runs.emplace_back(route(bench::k_assignment::chosen, adaptive_k::k_policy::fixed(k)).routing);
+    runs.emplace_back(
+        route(adaptive_k::k_assignment::chosen, adaptive_k::k_policy::fixed(k)).routing);
     const double kl = k == top_k ? 0.0 : std::pow(0.5, k);
     runs.back().result.windows = {{10.0 + kl, kl, 1, 1}, {20.0 + kl, 2.0 * kl, 1, 1}};
   }
@@ -190,7 +185,7 @@ TEST(FixedAtEqualMeanK, WholeKIsThatRunExactly) {
 bench::comparison_with_fixed compare(double first_kl, double second_kl, bool is_adaptive = true) {
   const auto runs = fixed_runs();
   bench::evaluated policy(
-      route(bench::k_assignment::chosen, adaptive_k::k_policy::top_p(0.8f, top_k)).routing);
+      route(adaptive_k::k_assignment::chosen, adaptive_k::k_policy::top_p(0.8f, top_k)).routing);
   const double mean_k = policy.routing.total().mean_k();
   const auto fixed = bench::interpolate_fixed(pointers(runs), mean_k);
   policy.result.windows = {{1.0, fixed.kl_of_windows[0] + first_kl, 1, 1},

@@ -35,7 +35,7 @@ TEST(DistinctExperts, AgreesWithSets) {
   constexpr int windows = 11;
   for (const int batch : {1, 2, 5, 16}) {
     bench::distinct_experts steps(batch, layers, experts, length);
-    bench::integer_rng rng(1);
+    adaptive_k::integer_rng rng(1);
     std::vector<std::set<std::int32_t>> sets(layers * length);
     double distinct = 0.0;
     double finished = 0.0;

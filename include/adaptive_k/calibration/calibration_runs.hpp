@@ -122,9 +122,6 @@ struct policy_set {
   std::shared_ptr<const void> tables;  ///< what distortion policies point to, or null
 };
 
-/// How the K's that the policies choose reach the tokens.
-enum class k_dealing { chosen, shuffled, inverted };
-
 /// Where results of runs are kept, so that work cut short goes on. `recall` returns false for an
 /// unknown key; a result of another number of windows or layers is not used. Both may be null.
 /// `step` is told before every run, and may throw to stop.
@@ -160,12 +157,14 @@ class calibration_runner {
 
   /// Routes the windows of `range` by `policies`; `seed` deals the K's where they are not `chosen`.
   routing_outcome run(const policy_set& policies, window_range range,
-                      k_dealing dealing = k_dealing::chosen, std::uint64_t seed = 1) const {
-    return remembered(
-        key_of(policies, range, static_cast<int>(dealing), seed), range.count, "run", [&] {
-          return dealing == k_dealing::chosen ? run_chosen(policies, range)
-                                              : run_dealt(policies, range, dealing, seed);
-        });
+                      k_assignment assignment = k_assignment::chosen,
+                      std::uint64_t seed = 1) const {
+    return remembered(key_of(policies, range, static_cast<int>(assignment), seed), range.count,
+                      "run", [&] {
+                        return assignment == k_assignment::chosen
+                                   ? run_chosen(policies, range)
+                                   : run_assigned(policies, range, assignment, seed);
+                      });
   }
 
   /// The ceiling: K's from the true distortion of each token, layer after layer on what the layers
@@ -208,16 +207,10 @@ class calibration_runner {
     return outcome;
   }
 
-  routing_outcome run_dealt(const policy_set& policies, window_range range, k_dealing dealing,
-                            std::uint64_t seed) const {
+  routing_outcome run_assigned(const policy_set& policies, window_range range,
+                               k_assignment assignment, std::uint64_t seed) const {
     const router with = checked_router(policies);
-    std::vector<k_policy> full_layers = policies.layers;
-    for (k_policy& layer : full_layers) {
-      const float exponent = layer.mass_exponent;
-      layer = k_policy::full();
-      layer.mass_exponent = exponent;
-    }
-    const router full(source_.model, full_layers);
+    const router full(source_.model, full_like(policies.layers));
     integer_rng rng(seed);
     std::vector<std::int64_t> sums(policies.layers.size(), 0);
     std::vector<float> signal;
@@ -232,10 +225,7 @@ class calibration_runner {
           const status result = with.route(layer, logits, own);
           if (!result.ok()) return result;
           counts.assign(output.topk_counts, output.topk_counts + logits.num_tokens);
-          if (dealing == k_dealing::shuffled)
-            shuffle_counts(counts, rng);
-          else
-            invert_counts(counts, signal, detail::high_is_sure(with.policy(layer).signal));
+          assign_counts(assignment, counts, signal, with.policy(layer).signal, rng);
           for (const std::uint8_t k : counts) sums[static_cast<std::size_t>(layer)] += k;
           return route_with_counts(full, layer, logits, output, counts.data());
         },
@@ -335,7 +325,7 @@ class calibration_runner {
            std::to_string(range.count);
   }
 
-  std::string key_of(const policy_set& policies, window_range range, int dealing,
+  std::string key_of(const policy_set& policies, window_range range, int assignment,
                      std::uint64_t seed) const {
     std::uint64_t hash = 1469598103934665603u;  // FNV-1a over the policies' numbers
     const auto add = [&hash](std::uint64_t word) { hash = (hash ^ word) * 1099511628211u; };
@@ -362,8 +352,8 @@ class calibration_runner {
         if (d.next_expert != nullptr) add_float(d.next_expert[i]);
       }
     }
-    return bits(hash) + " " + std::to_string(dealing) + " " +
-           std::to_string(dealing == 0 ? 0 : seed) + range_key(range);
+    return bits(hash) + " " + std::to_string(assignment) + " " +
+           std::to_string(assignment == 0 ? 0 : seed) + range_key(range);
   }
 
   calibration_source source_;

@@ -140,10 +140,10 @@ class calibration_study {
     const bool dealt = rule == calibration_rule::random_mix || rule == calibration_rule::inverted;
     const policy_set set =
         settled_policies(dealt ? calibration_rule::distortion : rule, mean_k, mass_exponent);
-    const k_dealing dealing = rule == calibration_rule::random_mix ? k_dealing::shuffled
-                              : rule == calibration_rule::inverted ? k_dealing::inverted
-                                                                   : k_dealing::chosen;
-    return on.run(set, range, dealing, options_.seed);
+    const k_assignment assignment = rule == calibration_rule::random_mix ? k_assignment::shuffled
+                                    : rule == calibration_rule::inverted ? k_assignment::inverted
+                                                                         : k_assignment::chosen;
+    return on.run(set, range, assignment, options_.seed);
   }
 
   /// The exponent under which the rule has the least KL on the choice windows. One that needs no

@@ -9,8 +9,17 @@
 #include <vector>
 
 #include "adaptive_k/config.hpp"
+#include "adaptive_k/core/k_policy.hpp"
+#include "adaptive_k/core/signal.hpp"
 
 ADAPTIVE_K_NAMESPACE_BEGIN
+
+/// How the K's that a policy chooses are given to the tokens of a call.
+enum class k_assignment {
+  chosen,    ///< each token its own
+  shuffled,  ///< at random
+  inverted,  ///< the surest token gets the most
+};
 
 /// SplitMix64: the same numbers everywhere, which the standard distributions do not give.
 class integer_rng {
@@ -42,7 +51,8 @@ inline void shuffle_counts(std::vector<std::uint8_t>& counts, integer_rng& rng) 
 /// The same K's in the opposite order: the token with the least K (equal K's: the surest signal,
 /// then the lower index) gets the greatest, and so on.
 inline void invert_counts(std::vector<std::uint8_t>& counts, const std::vector<float>& signal,
-                          bool high_is_sure) {
+                          signal_kind kind) {
+  const bool high_is_sure = detail::high_is_sure(kind);
   std::vector<std::size_t> surest_first(counts.size());
   std::iota(surest_first.begin(), surest_first.end(), std::size_t{0});
   std::stable_sort(surest_first.begin(), surest_first.end(), [&](std::size_t a, std::size_t b) {
@@ -52,6 +62,26 @@ inline void invert_counts(std::vector<std::uint8_t>& counts, const std::vector<f
   const std::vector<std::uint8_t> own = counts;
   for (std::size_t rank = 0; rank < own.size(); ++rank)
     counts[surest_first[rank]] = own[surest_first[own.size() - 1 - rank]];
+}
+
+/// The K's of one call, anew; `signal` is that of their policy.
+inline void assign_counts(k_assignment how, std::vector<std::uint8_t>& counts,
+                          const std::vector<float>& signal, signal_kind kind, integer_rng& rng) {
+  if (how == k_assignment::shuffled) shuffle_counts(counts, rng);
+  if (how == k_assignment::inverted) invert_counts(counts, signal, kind);
+}
+
+/// Per layer: full K with the policy's own signal and mass_exponent, so that what routes under it
+/// and other K's differs from the policy in its K's alone.
+inline std::vector<k_policy> full_like(const std::vector<k_policy>& policies) {
+  std::vector<k_policy> result;
+  for (const k_policy& policy : policies) {
+    k_policy full = k_policy::full();
+    full.signal = policy.signal;
+    full.mass_exponent = policy.mass_exponent;
+    result.push_back(full);
+  }
+  return result;
 }
 
 ADAPTIVE_K_NAMESPACE_END
