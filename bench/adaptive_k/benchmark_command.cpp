@@ -5,6 +5,7 @@
 #include "bench/adaptive_k/commands.hpp"
 #include "bench/adaptive_k/failure.hpp"
 #include "bench/adaptive_k/option_checks.hpp"
+#include "bench/adaptive_k/shared_options.hpp"
 
 namespace bench {
 namespace {
@@ -20,10 +21,10 @@ void run(const benchmark_options& options) {
     throw failure("--json -, --log -: both cannot have stdout");
   file_roles roles;
   if (options.trace.empty())
-    roles.reads("model", options.model.empty() ? reference_folder().string() : options.model);
+    add_roles(roles, options);
+  else
+    roles.reads("policy", policy_file_of(options.policy));
   roles.reads("trace", options.trace);
-  roles.reads("data set", options.dataset);
-  roles.reads("policy", policy_file_of(options.policy));
   roles.writes("--json", options.json);
   roles.writes("--log", options.live.log, true);
   live_view live(options.live);
@@ -41,24 +42,13 @@ void add_benchmark_command(CLI::App& app) {
   auto options = std::make_shared<benchmark_options>();
   CLI::App* command = app.add_subcommand(
       "benchmark", "What a policy saves on a model and what it costs, next to its controls");
-  CLI::Option* model =
-      command->add_option("--model", options->model,
-                          "Folder with config.json and model.safetensors (default: the "
-                          "project's own reference model)");
-  CLI::Option* data = command->add_option("--dataset", options->dataset,
-                                          "Text to read (default: the model's heldout_test.txt)");
-  command->add_option("--policy", options->policy,
-                      "full, fixed:4, top_p:0.9, entropy:4,6,8@2.5,3.2, ..., a policy of the "
-                      "model's preset, or a .json file with a policy or a preset (default: that of "
-                      "the model's preset)");
-  CLI::Option* context = command
-                             ->add_option("--context", options->context,
-                                          "Tokens of a window (default: the model's own context)")
-                             ->check(one_or_more());
+  CLI::Option* model = add_model_option(*command, *options);
+  CLI::Option* data = add_dataset_option(*command, *options);
+  add_policy_option(*command, *options);
+  CLI::Option* context = add_context_option(*command, *options);
   command->add_option("--layers", options->layers,
                       "Layers with adaptive K, such as 0,2-3 (default: all); the others stay full");
-  command->add_option("--windows", options->windows, "Stop after this many windows (default: all)")
-      ->check(one_or_more());
+  add_windows_option(*command, *options);
   CLI::Option* seed =
       command->add_option("--seed", options->seed, "Of the random control (default: 1)");
   command->add_option("--json", options->json, "Write the report here ('-': stdout, and no table)");

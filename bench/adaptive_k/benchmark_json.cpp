@@ -2,13 +2,10 @@
 
 #include <cmath>
 #include <cstddef>
-#include <cstdio>
 #include <utility>
 
 #include "bench/adaptive_k/benchmark_result.hpp"
-#include "bench/adaptive_k/output.hpp"
 #include "bench/adaptive_k/variant.hpp"
-#include "bench/adaptive_k/version.hpp"
 
 namespace bench {
 
@@ -61,7 +58,7 @@ json figures_json(const routing_figures& figures, const model_facts& model) {
 }
 
 json policy_part(const policy_facts& policy, const model_facts& model) {
-  json result = policy_json(policy.choice, policy.layers, model.gating);
+  json result = policy_json(policy, model.gating);
   result["adaptive_layers"] = json::array();
   for (std::size_t layer = 0; layer < policy.is_adaptive.size(); ++layer)
     if (policy.is_adaptive[layer]) result["adaptive_layers"].push_back(layer);
@@ -91,52 +88,6 @@ json layers_json(const policy_facts& policy, const model_facts& model) {
 }
 
 }  // namespace
-
-json report_header(const char* kind) {
-  return {{"format", kind}, {"schema_version", 1}, {"version", version()}};
-}
-
-json model_json(const model_facts& model) {
-  json result = {
-      {"name", model.name},
-      {"path", model.path},
-      {"num_layers", model.num_layers},
-      {"num_experts", model.gating.num_experts},
-      {"top_k", model.gating.top_k},
-      {"gating", adaptive_k::to_string(model.gating.kind)},
-      {"renormalize", model.gating.renormalize},
-  };
-  if (model.sizes.hidden > 0) {
-    result["hidden_size"] = model.sizes.hidden;
-    result["intermediate_size"] = model.sizes.intermediate;
-    result["weight_dtype"] = model.weight_dtype;
-    result["expert_bytes"] = model.sizes.expert_bytes();
-  }
-  return result;
-}
-
-json dataset_json(const data_facts& data) {
-  return {
-      {"path", data.path},
-      {"sha256", data.sha256},
-      {"unit", data.unit},
-      {"tokens", data.windows.count * data.windows.length},
-      {"unused_tokens", data.windows.unused_tokens},
-      {"windows", data.windows.count},
-      {"window", data.windows.length},
-  };
-}
-
-void add_quality(json& target, const quality_summary& quality) {
-  target["perplexity"] = quality.perplexity;
-  target["perplexity_difference"] = quality.perplexity_difference.value;
-  target["perplexity_difference_se"] = quality.perplexity_difference.se;
-  target["perplexity_ratio"] = quality.perplexity_ratio.value;
-  target["perplexity_ratio_se"] = quality.perplexity_ratio.se;
-  target["mean_nll"] = quality.mean_nll;
-  target["mean_kl"] = quality.mean_kl.value;
-  target["mean_kl_se"] = quality.mean_kl.se;
-}
 
 nlohmann::ordered_json to_json(const benchmark_result& result) {
   const model_facts& model = result.model;
@@ -209,16 +160,6 @@ nlohmann::ordered_json to_json(const trace_result& result) {
       {"distinct_experts", distinct_json(result.distinct_fixed)}};
   report["quality"] = nullptr;  // a trace holds no outputs
   return report;
-}
-
-void write_json(const std::string& option, const std::string& file,
-                const nlohmann::ordered_json& report) {
-  const std::string text =
-      report.dump(2, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n";
-  if (file == "-")
-    std::fputs(text.c_str(), stdout);  // whether it got there is seen at the end
-  else
-    write_file(option, file, text);
 }
 
 adaptive_k::routing_metrics sum_of(const std::vector<adaptive_k::routing_metrics>& layers) {

@@ -1,8 +1,5 @@
 #include <fmt/format.h>
 
-#include <adaptive_k/calibration/printable.hpp>
-#include <adaptive_k/core/choose_k.hpp>
-#include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <string>
@@ -130,37 +127,6 @@ void print_times(const benchmark_result& r) {
 }
 
 }  // namespace
-
-void print_facts(const model_facts& model, const data_facts& data, const policy_facts& policy) {
-  const adaptive_k::gating& g = model.gating;
-  fmt::print("Model    {}: {} MoE layers, {} experts of which {}, {}{}\n",
-             adaptive_k::detail::printable(model.name, 200), model.num_layers, g.num_experts,
-             g.top_k, adaptive_k::to_string(g.kind), g.renormalize ? ", renormalised" : "");
-  if (model.sizes.hidden > 0)
-    fmt::print("         experts {} x {} in {}, {} each\n", model.sizes.hidden,
-               model.sizes.intermediate, model.weight_dtype,
-               bytes_text(model.sizes.expert_bytes()));
-  fmt::print("Data     {}\n         sha256 {}\n", data.path, data.sha256);
-  fmt::print("         {} windows of {} {}", data.windows.count, data.windows.length, data.unit);
-  if (data.windows.unused_tokens > 0)
-    fmt::print("; {} behind them not used", data.windows.unused_tokens);
-  fmt::print("\nPolicy   {} ({})\n", policy.choice.policy.name, policy.choice.origin);
-  if (!model.preset_note.empty()) fmt::print("         {}\n", model.preset_note);
-  if (std::all_of(
-          policy.layers.begin(), policy.layers.end(),
-          [](const adaptive_k::k_policy& layer) { return layer.rule == adaptive_k::k_rule::full; }))
-    fmt::print(
-        "         which is the model's own routing and saves nothing: another is `--policy "
-        "top_p:0.9`,\n         or one that `adaptive-k calibrate` finds for a target\n");
-  fmt::print("         mass_exponent {:g}; every control has the same\n",
-             static_cast<double>(adaptive_k::make_plan(g, policy.layers.front()).mass_exponent));
-  if (std::count(policy.is_adaptive.begin(), policy.is_adaptive.end(), false) > 0) {
-    std::string layers;
-    for (std::size_t layer = 0; layer < policy.is_adaptive.size(); ++layer)
-      if (policy.is_adaptive[layer]) layers += (layers.empty() ? "" : ", ") + std::to_string(layer);
-    fmt::print("         on layers {}; the others, also of the controls, at full K\n", layers);
-  }
-}
 
 void print(const benchmark_result& result) {
   fmt::print("adaptive-k {} benchmark\n\n", version());

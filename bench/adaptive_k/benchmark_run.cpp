@@ -3,14 +3,11 @@
 #include <fmt/format.h>
 
 #include <cstddef>
-#include <filesystem>
 #include <utility>
 #include <vector>
 
 #include "bench/adaptive_k/controls.hpp"
 #include "bench/adaptive_k/evaluation.hpp"
-#include "bench/adaptive_k/failure.hpp"
-#include "bench/adaptive_k/model.hpp"
 
 namespace bench {
 namespace {
@@ -58,49 +55,17 @@ line_up make_line_up(const adaptive_k::gating& gating, const policy_facts& polic
 
 }  // namespace
 
-model_facts facts_of(const loaded_model& model) {
-  model_facts facts;
-  facts.name = model.name;
-  facts.path = model.folder.string();
-  facts.num_layers = model.engine.config().num_layers;
-  facts.gating = model.engine.config().gating;
-  facts.sizes = model.sizes;
-  facts.weight_dtype = model.weight_dtype;
-  return facts;
-}
-
-dataset dataset_for(const std::string& asked, const std::string& model_folder, int vocab_size) {
-  if (!asked.empty()) return read_dataset(asked, vocab_size);
-  const std::filesystem::path own = std::filesystem::path(model_folder) / "heldout_test.txt";
-  if (!std::filesystem::exists(own))
-    throw failure(fmt::format("--dataset: missing, and the model has no {}", own.string()));
-  return read_dataset(own, vocab_size);
-}
-
-int window_length(int asked, int max_positions) {
-  const int length = asked == 0 ? max_positions : asked;
-  if (length < 2 || length > max_positions)
-    throw failure(fmt::format("--context: {}, expected 2..{}, the model's own context", length,
-                              max_positions));
-  return length;
-}
-
 benchmark_result run_benchmark(const benchmark_options& options, live_view& live,
                                file_roles& roles) {
-  loaded_model model = load_model(options.model);
-  if (model.preset) roles.reads("model's preset", model.preset->file);
-  const moe_engine::model_config& config = model.engine.config();
-  const dataset data = dataset_for(options.dataset, model.folder.string(), config.vocab_size);
+  model_inputs inputs = load_inputs(options, roles);
+  const moe_engine::model_config& config = inputs.model.engine.config();
 
   benchmark_result result;
-  result.model = facts_of(model);
-  result.data = {
-      data.path, data.sha256, data.unit,
-      plan_windows(data, window_length(options.context, config.max_positions), options.windows)};
+  result.model = facts_of(inputs.model, options.policy);
+  result.data = facts_of(inputs.data, inputs.windows);
   result.random_seed = options.seed;
   policy_facts& policy = result.policy;
-  policy.choice = choose_policy(options.policy, config.gating, config.num_layers, model.preset);
-  if (options.policy.empty() && !model.preset) result.model.preset_note = model.preset_note;
+  policy.choice = choose_policy(options.policy, inputs.model);
   policy.is_adaptive = parse_layers(options.layers, config.num_layers);
   policy.layers =
       restrict_to(layer_policies(policy.choice.policy, config.num_layers), policy.is_adaptive);
@@ -111,7 +76,7 @@ benchmark_result run_benchmark(const benchmark_options& options, live_view& live
     live.watch(routing, result.model.name,
                i == line_up::policy ? policy.choice.policy.name : routing.name());
   }
-  evaluate(model.engine, data, result.data.windows, routings.all);
+  evaluate(inputs.model.engine, inputs.data, inputs.windows, routings.all);
 
   const evaluated& full = routings.all[line_up::full];
   const evaluated& adaptive = routings.all[line_up::policy];

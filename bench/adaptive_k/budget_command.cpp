@@ -10,30 +10,26 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
-#include "bench/adaptive_k/benchmark_result.hpp"
-#include "bench/adaptive_k/benchmark_run.hpp"
 #include "bench/adaptive_k/calibration_model.hpp"
 #include "bench/adaptive_k/commands.hpp"
 #include "bench/adaptive_k/evaluation.hpp"
 #include "bench/adaptive_k/failure.hpp"
-#include "bench/adaptive_k/model.hpp"
+#include "bench/adaptive_k/inputs.hpp"
 #include "bench/adaptive_k/option_checks.hpp"
 #include "bench/adaptive_k/output.hpp"
-#include "bench/adaptive_k/policy_choice.hpp"
+#include "bench/adaptive_k/shared_options.hpp"
 #include "bench/adaptive_k/text_table.hpp"
 
 namespace bench {
 namespace {
 
-struct budget_options {
-  std::string model;
-  std::string dataset;
-  std::string policy;
+struct budget_options : input_options {
+  budget_options() { windows = 64; }
+
   std::string json;
-  int context = 0;
-  std::int64_t windows = 64;
   int k_min = 1;
   std::vector<int> batches;  ///< empty: those of 1, 16 and 64 that the windows fill
   std::vector<int> budgets;
@@ -147,21 +143,14 @@ std::vector<int> budgets_for(const budget_options& options, const adaptive_k::ga
 
 void run(const budget_options& options) {
   file_roles roles;
-  roles.reads("model", options.model.empty() ? reference_folder().string() : options.model);
-  roles.reads("data set", options.dataset);
-  roles.reads("policy", policy_file_of(options.policy));
+  add_roles(roles, options);
   roles.writes("--json", options.json);
-  loaded_model model = load_model(options.model);
-  if (model.preset) roles.reads("model's preset", model.preset->file);
+  model_inputs inputs = load_inputs(options, roles);
+  loaded_model& model = inputs.model;
   const moe_engine::model_config& config = model.engine.config();
-  calibration_text text;
-  text.data = dataset_for(options.dataset, model.folder.string(), config.vocab_size);
-  const window_plan plan = plan_windows(
-      text.data, window_length(options.context, config.max_positions), options.windows);
-  text.count = plan.count;
-  text.length = plan.length;
-  const policy_choice choice =
-      choose_policy(options.policy, config.gating, config.num_layers, model.preset);
+  const calibration_text text = {std::move(inputs.data), 0, inputs.windows.count,
+                                 inputs.windows.length};
+  const policy_choice choice = choose_policy(options.policy, model);
   const adaptive_k::router router =
       adaptive_k::make_router(config.gating, choice.policy, config.num_layers);
   const std::vector<int> batches = batches_for(options, text.count);
@@ -219,14 +208,11 @@ void add_budget_command(CLI::App& app) {
   auto options = std::make_shared<budget_options>();
   CLI::App* command = app.add_subcommand(
       "budget", "Decode batches held to a budget of distinct experts: bytes against quality");
-  command->add_option("--model", options->model, "Folder of the model (default: the reference)");
-  command->add_option("--dataset", options->dataset,
-                      "Text to read (default: the model's heldout_test.txt)");
-  command->add_option("--policy", options->policy, "K policy (default: the preset's)");
-  command->add_option("--context", options->context, "Tokens of a window (default: the model's)")
-      ->check(one_or_more());
-  command->add_option("--windows", options->windows, "Windows to run (default 64)")
-      ->check(one_or_more());
+  add_model_option(*command, *options);
+  add_dataset_option(*command, *options);
+  add_policy_option(*command, *options);
+  add_context_option(*command, *options);
+  add_windows_option(*command, *options);
   command->add_option("--k-min", options->k_min, "Experts of each token that always run")
       ->check(one_or_more());
   command

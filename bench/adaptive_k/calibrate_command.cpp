@@ -13,13 +13,13 @@
 #include <string>
 #include <vector>
 
-#include "bench/adaptive_k/benchmark_result.hpp"
 #include "bench/adaptive_k/calibration_preset.hpp"
 #include "bench/adaptive_k/calibration_setup.hpp"
 #include "bench/adaptive_k/commands.hpp"
 #include "bench/adaptive_k/failure.hpp"
 #include "bench/adaptive_k/figure_text.hpp"
 #include "bench/adaptive_k/output.hpp"
+#include "bench/adaptive_k/shared_options.hpp"
 #include "bench/adaptive_k/trace.hpp"
 
 namespace bench {
@@ -293,7 +293,7 @@ void add_calibrate_command(CLI::App& app) {
   auto options = std::make_shared<calibrate_options>();
   CLI::App* command =
       app.add_subcommand("calibrate", "Find a K policy for a target, with its controls");
-  const std::vector<CLI::Option*> of_a_model = add_options(*command, *options);
+  const std::vector<CLI::Option*> of_a_model = add_calibration_options(*command, *options);
   command->add_option("--target-savings", options->target_savings,
                       "Share of expert calls to save, against the model's own top-k");
   command->add_option("--max-kl", options->max_kl, "Greatest mean KL to full K, nats");

@@ -2,30 +2,18 @@
 
 #include <fmt/format.h>
 
-#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cstddef>
 #include <filesystem>
 #include <utility>
 
-#include "bench/adaptive_k/benchmark_run.hpp"
 #include "bench/adaptive_k/failure.hpp"
-#include "bench/adaptive_k/option_checks.hpp"
 #include "bench/adaptive_k/sha256.hpp"
 #include "bench/adaptive_k/text_table.hpp"
 #include "bench/adaptive_k/version.hpp"
 
 namespace bench {
 namespace {
-
-std::string calibration_file(const calibration_options& options,
-                             const std::filesystem::path& folder) {
-  if (!options.dataset.empty()) return options.dataset;
-  const std::filesystem::path own = folder / "heldout_calibration.txt";
-  if (!std::filesystem::exists(own))
-    throw failure(fmt::format("--dataset: missing, and the model has no {}", own.string()));
-  return own.string();
-}
 
 /// Everything that decides what a run gives: also the program itself, for its arithmetic.
 work_identity identity_of(const loaded_model& model, const calibration_options& options, int length,
@@ -62,38 +50,8 @@ std::string test_file(const calibration_options& options, const std::filesystem:
 
 }  // namespace
 
-std::vector<CLI::Option*> add_options(CLI::App& command, calibration_options& options) {
-  std::vector<CLI::Option*> added;
-  added.push_back(
-      command.add_option("--model", options.model, "Folder of the model (default: the reference)"));
-  added.push_back(
-      command.add_option("--dataset", options.dataset,
-                         "Text to calibrate on (default: the model's heldout_calibration.txt)"));
-  added.push_back(
-      command.add_option("--test", options.test,
-                         "Text to report on (default: the second half of --dataset, or the model's "
-                         "heldout_test.txt)"));
-  added.push_back(command.add_option("--other-domain", options.other_domain,
-                                     "Text of another kind, reported too"));
-  added.push_back(
-      command.add_option("--context", options.context, "Tokens of a window (default: the model's)")
-          ->check(one_or_more()));
-  command.add_option("--tokens", options.fit_tokens, "Tokens to fit on (default 16384)")
-      ->check(one_or_more());
-  added.push_back(command
-                      .add_option("--test-windows", options.test_windows,
-                                  "Windows of each reported text (default 128)")
-                      ->check(one_or_more()));
-  added.push_back(command.add_option("--seed", options.seed, "Of random K's (default 1)"));
-  added.push_back(
-      command.add_option("--journal", options.journal,
-                         "Where results are kept until the end, to go on after an interruption"));
-  return added;
-}
-
 void add_roles(file_roles& roles, const calibration_options& options) {
-  roles.reads("model", options.model.empty() ? reference_folder().string() : options.model);
-  roles.reads("data set", options.dataset);
+  add_roles(roles, static_cast<const input_options&>(options));
   roles.reads("test text", options.test);
   roles.reads("text of another domain", options.other_domain);
   roles.writes("--journal", options.journal, true);
@@ -101,11 +59,11 @@ void add_roles(file_roles& roles, const calibration_options& options) {
 
 calibration_setup::calibration_setup(const calibration_options& options, int expected_runs,
                                      file_roles& roles)
-    : options_(options), model_(load_model(options.model)), adapter_(model_.engine) {
-  if (model_.preset) roles.reads("model's preset", model_.preset->file, "-o");
+    : options_(options), model_(load_model(options.model, roles, "-o")), adapter_(model_.engine) {
   const moe_engine::model_config& config = model_.engine.config();
   const int length = window_length(options.context, config.max_positions);
-  dataset data = read_dataset(calibration_file(options, model_.folder), config.vocab_size);
+  dataset data =
+      dataset_for(options.dataset, model_.folder, config.vocab_size, "heldout_calibration.txt");
   const window_plan plan = plan_windows(data, length, 0);
   const std::string test = test_file(options, model_.folder);
   std::vector<calibration_text> texts;

@@ -9,31 +9,21 @@
 #include <vector>
 
 #include "bench/adaptive_k/calibration_model.hpp"
-#include "bench/adaptive_k/model.hpp"
+#include "bench/adaptive_k/inputs.hpp"
 #include "bench/adaptive_k/output.hpp"
 #include "bench/adaptive_k/run_journal.hpp"
 
-namespace CLI {
-class App;
-class Option;
-}  // namespace CLI
-
 namespace bench {
 
-struct calibration_options {
-  std::string model;
-  std::string dataset;
+/// The policy is what is looked for, and of the text to calibrate on all windows are taken.
+struct calibration_options : input_options {
   std::string test;
   std::string other_domain;
   std::string journal;
-  int context = 0;
   std::int64_t fit_tokens = 16384;
   std::int64_t test_windows = 128;
   std::uint64_t seed = 1;
 };
-
-/// Those of a model and its texts; returns them, for what goes without a model to exclude.
-std::vector<CLI::Option*> add_options(CLI::App& command, calibration_options& options);
 
 /// What the options name to be read, and the journal.
 void add_roles(file_roles& roles, const calibration_options& options);

@@ -3,17 +3,15 @@
 
 #include "bench/adaptive_k/combine_run.hpp"
 #include "bench/adaptive_k/commands.hpp"
-#include "bench/adaptive_k/model.hpp"
 #include "bench/adaptive_k/option_checks.hpp"
+#include "bench/adaptive_k/shared_options.hpp"
 
 namespace bench {
 namespace {
 
 void run(const combine_options& options) {
   file_roles roles;
-  roles.reads("model", options.model.empty() ? reference_folder().string() : options.model);
-  roles.reads("data set", options.dataset);
-  roles.reads("policy", policy_file_of(options.policy));
+  add_roles(roles, options);
   roles.writes("--json", options.json);
   const combine_result result = run_combine(options, roles);
   if (!options.json.empty()) write_json("--json", options.json, to_json(result));
@@ -26,10 +24,9 @@ void add_combine_command(CLI::App& app) {
   auto options = std::make_shared<combine_options>();
   CLI::App* command = app.add_subcommand(
       "combine", "Adaptive K with early exit and token merging: all eight combinations, measured");
-  command->add_option("--model", options->model, "Folder of the model (default: the reference)");
-  command->add_option("--dataset", options->dataset,
-                      "Text to read (default: the model's heldout_test.txt)");
-  command->add_option("--policy", options->policy, "How K is chosen, as in `benchmark`");
+  add_model_option(*command, *options);
+  add_dataset_option(*command, *options);
+  add_policy_option(*command, *options);
   command
       ->add_option("--exit", options->exit,
                    "When a token leaves: entropy:T (nats, below) or max_probability:P (above); one "
@@ -42,12 +39,8 @@ void add_combine_command(CLI::App& app) {
   command->add_option("--merge-window", options->merge_window, "Tokens that it looks back")
       ->capture_default_str()
       ->check(one_or_more());
-  command
-      ->add_option("--context", options->context,
-                   "Tokens of a window (default: the model's own context)")
-      ->check(one_or_more());
-  command->add_option("--windows", options->windows, "Stop after this many windows (default: all)")
-      ->check(one_or_more());
+  add_context_option(*command, *options);
+  add_windows_option(*command, *options);
   command->add_option("--seed", options->seed, "Of the random controls (default: 1)");
   command->add_option("--json", options->json, "Write the report here ('-': stdout, and no table)");
   command->callback([options] { run(*options); });

@@ -155,7 +155,7 @@ nlohmann::ordered_json to_json(const combine_result& r) {
   report["model"] = model_json(r.model);
   report["dataset"] = dataset_json(r.data);
   report["dataset"]["predictions"] = r.combinations.front().quality.predictions;
-  report["policy"] = policy_json(r.policy.choice, r.policy.layers, r.model.gating);
+  report["policy"] = policy_json(r.policy, r.model.gating);
   report["early_exit"] = {{"signal", signal_name(r.exit.signal)},
                           {"thresholds", thresholds_json(r.exit)}};
   report["token_merging"] = {{"min_similarity", r.merging.min_similarity},

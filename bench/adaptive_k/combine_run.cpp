@@ -11,11 +11,9 @@
 #include <moe_engine/engine.hpp>
 #include <utility>
 
-#include "bench/adaptive_k/benchmark_run.hpp"
 #include "bench/adaptive_k/controls.hpp"
 #include "bench/adaptive_k/evaluation.hpp"
 #include "bench/adaptive_k/failure.hpp"
-#include "bench/adaptive_k/model.hpp"
 #include "bench/adaptive_k/progress.hpp"
 
 namespace bench {
@@ -232,16 +230,12 @@ adaptive_k::early_exit_policy parse_exit(const std::string& text, int num_layers
 }
 
 combine_result run_combine(const combine_options& options, file_roles& roles) {
-  loaded_model model = load_model(options.model);
-  if (model.preset) roles.reads("model's preset", model.preset->file);
-  const moe_engine::model_config& config = model.engine.config();
-  const dataset data = dataset_for(options.dataset, model.folder.string(), config.vocab_size);
+  model_inputs inputs = load_inputs(options, roles);
+  const moe_engine::model_config& config = inputs.model.engine.config();
 
   combine_result result;
-  result.model = facts_of(model);
-  result.data = {
-      data.path, data.sha256, data.unit,
-      plan_windows(data, window_length(options.context, config.max_positions), options.windows)};
+  result.model = facts_of(inputs.model, options.policy);
+  result.data = facts_of(inputs.data, inputs.windows);
   result.random_seed = options.seed;
   result.exit = parse_exit(options.exit, config.num_layers);
   result.merging = {static_cast<float>(options.merge_similarity), options.merge_window};
@@ -249,8 +243,7 @@ combine_result run_combine(const combine_options& options, file_roles& roles) {
   if (!valid.ok())
     throw failure(fmt::format("--merge-similarity, --merge-window: {}", valid.message()));
   policy_facts& policy = result.policy;
-  policy.choice = choose_policy(options.policy, config.gating, config.num_layers, model.preset);
-  if (options.policy.empty() && !model.preset) result.model.preset_note = model.preset_note;
+  policy.choice = choose_policy(options.policy, inputs.model);
   policy.layers = layer_policies(policy.choice.policy, config.num_layers);
   policy.is_adaptive.assign(policy.layers.size(), true);
 
@@ -274,7 +267,7 @@ combine_result run_combine(const combine_options& options, file_roles& roles) {
       run.hooks.merge =
           counted_merge(run, moe_engine::merge_with(result.merging), config.num_layers);
   }
-  evaluate(model.engine, data, result.data.windows, runs);
+  evaluate(inputs.model.engine, inputs.data, inputs.windows, runs);
 
   // Their rates are known only now.
   std::vector<combined_run> controls;
@@ -286,7 +279,7 @@ combine_result run_combine(const combine_options& options, file_roles& roles) {
   controls[2].hooks.merge = counted_merge(
       controls[2], random_merge(result.merging, runs[merge].figures.merges_by_layer, options.seed),
       config.num_layers);
-  evaluate(model.engine, data, result.data.windows, controls);
+  evaluate(inputs.model.engine, inputs.data, inputs.windows, controls);
 
   std::vector<const combined_run*> by_k;
   for (std::size_t i = num_combinations; i < runs.size(); ++i) by_k.push_back(&runs[i]);

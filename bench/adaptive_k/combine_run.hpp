@@ -10,21 +10,17 @@
 #include <string>
 #include <vector>
 
-#include "bench/adaptive_k/benchmark_result.hpp"
+#include "bench/adaptive_k/facts.hpp"
+#include "bench/adaptive_k/inputs.hpp"
 #include "bench/adaptive_k/output.hpp"
 
 namespace bench {
 
-struct combine_options {
-  std::string model;
-  std::string dataset;
-  std::string policy;
+struct combine_options : input_options {
   std::string exit = "entropy:0.5";
   double merge_similarity = 0.9;
   int merge_window = 16;
-  int context = 0;           ///< 0: the model's own
-  std::int64_t windows = 0;  ///< 0: all
-  std::uint64_t seed = 1;    ///< of the random controls
+  std::uint64_t seed = 1;  ///< of the random controls
   std::string json;
 };
 

@@ -95,6 +95,15 @@ dataset read_dataset(const std::filesystem::path& file, int vocab_size) {
   return data;
 }
 
+dataset dataset_for(const std::string& asked, const std::filesystem::path& model_folder,
+                    int vocab_size, const char* own) {
+  if (!asked.empty()) return read_dataset(asked, vocab_size);
+  const std::filesystem::path file = model_folder / own;
+  if (!std::filesystem::exists(file))
+    throw failure(fmt::format("--dataset: missing, and the model has no {}", file.string()));
+  return read_dataset(file, vocab_size);
+}
+
 dataset dataset_of_text(const std::string& text, int vocab_size) {
   if (vocab_size != byte_vocabulary)
     throw failure(
@@ -107,6 +116,14 @@ dataset dataset_of_text(const std::string& text, int vocab_size) {
   data.unit = "bytes";
   data.tokens = tokens_of_bytes(text);
   return data;
+}
+
+int window_length(int asked, int max_positions) {
+  const int length = asked == 0 ? max_positions : asked;
+  if (length < 2 || length > max_positions)
+    throw failure(fmt::format("--context: {}, expected 2..{}, the model's own context", length,
+                              max_positions));
+  return length;
 }
 
 window_plan plan_windows(const dataset& data, int length, std::int64_t most) {

@@ -22,6 +22,10 @@ std::string read_file(const std::filesystem::path& file);
 /// integers, or `.bin`, little-endian int32. Ids outside 0..vocab_size-1 are refused.
 dataset read_dataset(const std::filesystem::path& file, int vocab_size);
 
+/// The data set asked for, else the model's own of the name `own`. Throws failure.
+dataset dataset_for(const std::string& asked, const std::filesystem::path& model_folder,
+                    int vocab_size, const char* own = "heldout_test.txt");
+
 /// The same of a text typed on the command line; its path is "--text".
 dataset dataset_of_text(const std::string& text, int vocab_size);
 
@@ -31,6 +35,9 @@ struct window_plan {
   std::int64_t count = 0;
   std::int64_t unused_tokens = 0;  ///< behind the last window
 };
+
+/// `asked` or, for 0, the model's own context. Throws failure unless in 2..max_positions.
+int window_length(int asked, int max_positions);
 
 /// `most` of 0 means all. Throws failure when there is not one whole window.
 window_plan plan_windows(const dataset& data, int length, std::int64_t most);

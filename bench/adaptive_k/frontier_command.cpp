@@ -9,12 +9,12 @@
 #include <string>
 #include <vector>
 
-#include "bench/adaptive_k/benchmark_result.hpp"
 #include "bench/adaptive_k/calibration_setup.hpp"
 #include "bench/adaptive_k/commands.hpp"
 #include "bench/adaptive_k/failure.hpp"
 #include "bench/adaptive_k/figure_text.hpp"
 #include "bench/adaptive_k/output.hpp"
+#include "bench/adaptive_k/shared_options.hpp"
 
 namespace bench {
 namespace {
@@ -125,7 +125,7 @@ void add_frontier_command(CLI::App& app) {
   auto options = std::make_shared<frontier_options>();
   CLI::App* command = app.add_subcommand(
       "frontier", "Quality against mean K: the calibrated rule, its controls and the oracle");
-  add_options(*command, *options);
+  add_calibration_options(*command, *options);
   command->add_option("--mean-k", options->mean_ks, "Mean K's, comma separated")->delimiter(',');
   command->add_option("--json", options->json, "Write the points as JSON ('-': stdout)");
   command->callback([options] { run(*options); });

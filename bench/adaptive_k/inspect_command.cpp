@@ -15,13 +15,13 @@
 #include <utility>
 #include <vector>
 
-#include "bench/adaptive_k/benchmark_run.hpp"
 #include "bench/adaptive_k/commands.hpp"
 #include "bench/adaptive_k/controls.hpp"
 #include "bench/adaptive_k/failure.hpp"
-#include "bench/adaptive_k/model.hpp"
+#include "bench/adaptive_k/inputs.hpp"
 #include "bench/adaptive_k/option_checks.hpp"
 #include "bench/adaptive_k/output.hpp"
+#include "bench/adaptive_k/shared_options.hpp"
 #include "bench/adaptive_k/signal_text.hpp"
 #include "bench/adaptive_k/text_table.hpp"
 #include "bench/adaptive_k/variant.hpp"
@@ -29,11 +29,8 @@
 namespace bench {
 namespace {
 
-struct inspect_options {
-  std::string model;
+struct inspect_options : input_options {
   std::string text;
-  std::string dataset;
-  std::string policy;
   std::int64_t offset = 0;
   std::int64_t tokens = 12;
   std::string perfetto;
@@ -50,9 +47,8 @@ std::string token_text(std::int32_t token, int vocab_size) {
 std::vector<std::int32_t> choose_tokens(const inspect_options& options, const loaded_model& model) {
   const moe_engine::model_config& config = model.engine.config();
   const bool is_text = !options.text.empty();
-  const dataset data = is_text
-                           ? dataset_of_text(options.text, config.vocab_size)
-                           : dataset_for(options.dataset, model.folder.string(), config.vocab_size);
+  const dataset data = is_text ? dataset_of_text(options.text, config.vocab_size)
+                               : dataset_for(options.dataset, model.folder, config.vocab_size);
   const auto total = static_cast<std::int64_t>(data.tokens.size());
   const std::int64_t count = is_text ? total : std::min(options.tokens, total - options.offset);
   if (count < 1)
@@ -115,15 +111,11 @@ void check_entropy(const std::vector<adaptive_k::k_policy>& policies) {
 void run(const inspect_options& options) {
   if (options.perfetto == "-") throw failure("--perfetto: '-', expected a file");
   file_roles roles;
-  roles.reads("model", options.model.empty() ? reference_folder().string() : options.model);
-  roles.reads("data set", options.dataset);
-  roles.reads("policy", policy_file_of(options.policy));
+  add_roles(roles, options);
   roles.writes("--perfetto", options.perfetto);
-  loaded_model model = load_model(options.model);
-  if (model.preset) roles.reads("model's preset", model.preset->file);
+  loaded_model model = load_model(options.model, roles);
   const moe_engine::model_config& config = model.engine.config();
-  const policy_choice choice =
-      choose_policy(options.policy, config.gating, config.num_layers, model.preset);
+  const policy_choice choice = choose_policy(options.policy, model);
   const std::vector<adaptive_k::k_policy> policies =
       layer_policies(choice.policy, config.num_layers);
   const std::vector<std::int32_t> tokens = choose_tokens(options, model);
@@ -166,16 +158,15 @@ void add_inspect_command(CLI::App& app) {
   auto options = std::make_shared<inspect_options>();
   CLI::App* command =
       app.add_subcommand("inspect", "Signal and K of single tokens, layer by layer, as bars");
-  command->add_option("--model", options->model, "Folder of the model (default: the reference)");
+  add_model_option(*command, *options);
   CLI::Option* text = command->add_option("--text", options->text, "Text to look at");
-  CLI::Option* data = command->add_option(
-      "--dataset", options->dataset, "Take it from here (default: the model's heldout_test.txt)");
+  CLI::Option* data = add_dataset_option(*command, *options);
   CLI::Option* offset = command->add_option("--offset", options->offset, "First token (default: 0)")
                             ->check(whole_number(0));
   CLI::Option* tokens = command->add_option("--tokens", options->tokens, "How many (default: 12)")
                             ->check(one_or_more());
   text->excludes(data)->excludes(offset)->excludes(tokens);
-  command->add_option("--policy", options->policy, "As in `benchmark`");
+  add_policy_option(*command, *options);
   command->add_option("--perfetto", options->perfetto,
                       "Also write the calls as a timeline that ui.perfetto.dev opens");
   command->callback([options] { run(*options); });

@@ -10,7 +10,6 @@
 #include <vector>
 
 #include "bench/adaptive_k/failure.hpp"
-#include "bench/adaptive_k/policy_choice.hpp"
 
 namespace bench {
 namespace {
@@ -130,6 +129,11 @@ loaded_model load_model(const std::string& name_or_folder) {
   model.sizes.bytes_per_weight = bytes_of(model.weight_dtype);
   model.preset = find_preset(names, config.gating, model.preset_note);
   return model;
+}
+
+policy_choice choose_policy(const std::string& spec, const loaded_model& model) {
+  const moe_engine::model_config& config = model.engine.config();
+  return choose_policy(spec, config.gating, config.num_layers, model.preset);
 }
 
 }  // namespace bench

@@ -7,6 +7,8 @@
 #include <optional>
 #include <string>
 
+#include "bench/adaptive_k/policy_choice.hpp"
+
 namespace bench {
 
 struct loaded_model {
@@ -22,6 +24,9 @@ struct loaded_model {
 /// "" or "reference" is the project's own model; else a folder with config.json and safetensors.
 /// Throws failure, or std::runtime_error from the engine, naming file and key.
 loaded_model load_model(const std::string& name_or_folder);
+
+/// `spec`, of this model; without one the default of its preset.
+policy_choice choose_policy(const std::string& spec, const loaded_model& model);
 
 /// The folder of the project's own model.
 std::filesystem::path reference_folder();

@@ -186,6 +186,16 @@ void write_file(const std::string& option, const fs::path& file, std::string_vie
   output.commit();
 }
 
+void write_json(const std::string& option, const std::string& file,
+                const nlohmann::ordered_json& report) {
+  const std::string text =
+      report.dump(2, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n";
+  if (file == "-")
+    std::fputs(text.c_str(), stdout);  // whether it got there is seen at the end
+  else
+    write_file(option, file, text);
+}
+
 bool is_special(const fs::path& file) {
   struct stat found {};
   return stat(file.c_str(), &found) == 0 && !S_ISREG(found.st_mode);

@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <filesystem>
+#include <nlohmann/json.hpp>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -53,9 +54,13 @@ std::ptrdiff_t write_some(int descriptor, std::string_view bytes) noexcept;
 
 /// One line of JSON; text that is no UTF-8, as a path may be, with U+FFFD in its place.
 template <class Json>
-std::string text_of(const Json& json) {
-  return json.dump(-1, ' ', false, Json::error_handler_t::replace);
+std::string text_of(const Json& value) {
+  return value.dump(-1, ' ', false, Json::error_handler_t::replace);
 }
+
+/// `report` with a newline; "-" is stdout. Throws failure when the file cannot be written.
+void write_json(const std::string& option, const std::string& file,
+                const nlohmann::ordered_json& report);
 
 /// Whether `file` exists and is no regular file: a pipe, a device, a folder.
 bool is_special(const std::filesystem::path& file);

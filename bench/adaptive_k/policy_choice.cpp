@@ -3,7 +3,6 @@
 #include <fmt/format.h>
 
 #include <adaptive_k/calibration/json_reader.hpp>
-#include <adaptive_k/core/choose_k.hpp>
 #include <algorithm>
 #include <cstddef>
 
@@ -20,29 +19,6 @@ std::optional<adaptive_k::preset> preset_named(const std::string& name) {
     if (error.file() == "preset '" + name + "'") return std::nullopt;
     throw;
   }
-}
-
-nlohmann::ordered_json layer_json(const adaptive_k::k_policy& policy,
-                                  const adaptive_k::gating& model) {
-  nlohmann::ordered_json json = {
-      {"rule", adaptive_k::to_string(policy.rule)},
-      {"spec", adaptive_k::to_spec(policy)},
-      {"signal", adaptive_k::to_string(policy.signal)},
-      {"k_min", policy.k_min},
-      {"k_max", std::min<int>(policy.k_max, model.top_k)},
-      {"mass_exponent", adaptive_k::make_plan(model, policy).mass_exponent},
-  };
-  if (policy.rule == adaptive_k::k_rule::distortion) {
-    const auto count =
-        static_cast<std::ptrdiff_t>(model.top_k - 1) * adaptive_k::distortion_ref::num_features;
-    json["lambda"] = policy.distortion.lambda;
-    json["sensitivity"] = policy.distortion.sensitivity;
-    json["coefficients"] =
-        std::vector<float>(policy.distortion.coefficients, policy.distortion.coefficients + count);
-    json["first_expert_table"] = policy.distortion.first_expert != nullptr;
-    json["next_expert_table"] = policy.distortion.next_expert != nullptr;
-  }
-  return json;
 }
 
 }  // namespace
@@ -126,18 +102,6 @@ std::vector<bool> parse_layers(const std::string& text, int num_layers) {
     for (int layer = first; layer <= last; ++layer) mask[static_cast<std::size_t>(layer)] = true;
   }
   return mask;
-}
-
-nlohmann::ordered_json policy_json(const policy_choice& choice,
-                                   const std::vector<adaptive_k::k_policy>& layers,
-                                   const adaptive_k::gating& model) {
-  nlohmann::ordered_json json = {{"name", choice.policy.name},
-                                 {"origin", choice.origin},
-                                 {"provenance", choice.policy.provenance}};
-  if (!choice.policy.source.empty()) json["source"] = choice.policy.source;
-  for (const adaptive_k::k_policy& layer : layers)
-    json["layers"].push_back(layer_json(layer, model));
-  return json;
 }
 
 }  // namespace bench

@@ -3,7 +3,6 @@
 
 #include <adaptive_k/calibration/preset.hpp>
 #include <adaptive_k/host/router.hpp>
-#include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
 #include <vector>
@@ -36,10 +35,5 @@ std::vector<adaptive_k::k_policy> layer_policies(const adaptive_k::preset_policy
 
 /// Layers "0,2-3" as a mask; "" is all of them. Throws failure.
 std::vector<bool> parse_layers(const std::string& text, int num_layers);
-
-/// Everything that tells this policy from another, but for the tables of experts.
-nlohmann::ordered_json policy_json(const policy_choice& choice,
-                                   const std::vector<adaptive_k::k_policy>& layers,
-                                   const adaptive_k::gating& model);
 
 }  // namespace bench

@@ -11,26 +11,21 @@
 #include <utility>
 #include <vector>
 
-#include "bench/adaptive_k/benchmark_run.hpp"
 #include "bench/adaptive_k/commands.hpp"
 #include "bench/adaptive_k/evaluation.hpp"
 #include "bench/adaptive_k/failure.hpp"
-#include "bench/adaptive_k/model.hpp"
-#include "bench/adaptive_k/option_checks.hpp"
+#include "bench/adaptive_k/inputs.hpp"
 #include "bench/adaptive_k/output.hpp"
 #include "bench/adaptive_k/progress.hpp"
+#include "bench/adaptive_k/shared_options.hpp"
 #include "bench/adaptive_k/text_table.hpp"
 #include "bench/adaptive_k/trace.hpp"
 
 namespace bench {
 namespace {
 
-struct record_options {
-  std::string model;
-  std::string dataset;
+struct record_options : input_options {
   std::string output;
-  int context = 0;
-  std::int64_t windows = 0;
 };
 
 /// One [T, E] a layer.
@@ -69,24 +64,22 @@ std::vector<std::vector<float>> record_logits(moe_engine::engine& model, const d
 void run(const record_options& options) {
   if (options.output == "-") throw failure("--output: '-', expected a file");
   file_roles roles;
-  roles.reads("model", options.model.empty() ? reference_folder().string() : options.model);
-  roles.reads("data set", options.dataset);
+  add_roles(roles, options);
   roles.writes("--output", options.output);
-  loaded_model model = load_model(options.model);
-  const moe_engine::model_config& config = model.engine.config();
-  const dataset data = dataset_for(options.dataset, model.folder.string(), config.vocab_size);
-  const window_plan plan =
-      plan_windows(data, window_length(options.context, config.max_positions), options.windows);
+  model_inputs inputs = load_inputs(options, roles);
+  const moe_engine::model_config& config = inputs.model.engine.config();
+  const dataset& data = inputs.data;
+  const window_plan& plan = inputs.windows;
 
   trace_info info;
-  info.model = model.name;
+  info.model = inputs.model.name;
   info.num_layers = config.num_layers;
   info.gating = config.gating;
   info.num_tokens = plan.count * plan.length;
   info.window = plan.length;
   info.dataset = std::filesystem::path(data.path).filename().string();
   info.dataset_sha256 = data.sha256;
-  write_trace(options.output, info, record_logits(model.engine, data, plan));
+  write_trace(options.output, info, record_logits(inputs.model.engine, data, plan));
   fmt::print("{}: {} layers x {} tokens x {} experts, {}\n", options.output, info.num_layers,
              info.num_tokens, config.gating.num_experts,
              bytes_text(4.0 * info.num_layers * static_cast<double>(info.num_tokens) *
@@ -99,13 +92,10 @@ void add_record_command(CLI::App& app) {
   auto options = std::make_shared<record_options>();
   CLI::App* command =
       app.add_subcommand("record", "Record the router logits of a run, for `benchmark --trace`");
-  command->add_option("--model", options->model, "Folder of the model (default: the reference)");
-  command->add_option("--dataset", options->dataset,
-                      "Text to read (default: the model's heldout_test.txt)");
-  command->add_option("--context", options->context, "Tokens of a window (default: the model's)")
-      ->check(one_or_more());
-  command->add_option("--windows", options->windows, "Stop after this many windows (default: all)")
-      ->check(one_or_more());
+  add_model_option(*command, *options);
+  add_dataset_option(*command, *options);
+  add_context_option(*command, *options);
+  add_windows_option(*command, *options);
   command->add_option("-o,--output", options->output, "The safetensors file to write")->required();
   command->callback([options] { run(*options); });
 }

@@ -6,8 +6,8 @@
 #include <string>
 #include <utility>
 
-#include "bench/adaptive_k/benchmark_result.hpp"
 #include "bench/adaptive_k/commands.hpp"
+#include "bench/adaptive_k/facts.hpp"
 #include "bench/adaptive_k/figure_text.hpp"
 #include "bench/adaptive_k/option_checks.hpp"
 #include "bench/adaptive_k/output.hpp"
@@ -88,23 +88,18 @@ nlohmann::ordered_json figures_json(const speed_figures& f, bound_by bound) {
 
 nlohmann::ordered_json to_json(const speed_result& result) {
   const adaptive_k::preset& shape = result.shape;
-  nlohmann::ordered_json report = {
-      {"format", "adaptive_k.speed"},
-      {"schema_version", 1},
-      {"version", version()},
-      {"label", label},
-      {"shape",
-       {{"name", shape.name},
-        {"layers", result.layers},
-        {"num_experts", shape.model.num_experts},
-        {"top_k", shape.model.top_k},
-        {"hidden_size", shape.sizes.hidden},
-        {"intermediate_size", shape.sizes.intermediate},
-        {"expert_bytes", result.expert_bytes},
-        {"all_expert_bytes", result.all_bytes}}},
-      {"engine", {{"backend", result.backend}, {"threads", result.threads}}},
-      {"seed", result.seed},
-  };
+  nlohmann::ordered_json report = report_header("adaptive_k.speed");
+  report["label"] = label;
+  report["shape"] = {{"name", shape.name},
+                     {"layers", result.layers},
+                     {"num_experts", shape.model.num_experts},
+                     {"top_k", shape.model.top_k},
+                     {"hidden_size", shape.sizes.hidden},
+                     {"intermediate_size", shape.sizes.intermediate},
+                     {"expert_bytes", result.expert_bytes},
+                     {"all_expert_bytes", result.all_bytes}};
+  report["engine"] = {{"backend", result.backend}, {"threads", result.threads}};
+  report["seed"] = result.seed;
   report["batches"] = nlohmann::ordered_json::array();
   for (const batch_figures& batch : result.batches) {
     const bound_by bound = bound_at(batch.batch);
