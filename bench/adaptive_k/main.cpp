@@ -10,9 +10,9 @@
 #include <string>
 #include <system_error>
 
-#include "bench/adaptive_k/commands.hpp"
-#include "bench/adaptive_k/option_checks.hpp"
-#include "bench/adaptive_k/output.hpp"
+#include "bench/adaptive_k/commands/commands.hpp"
+#include "bench/adaptive_k/commands/option_checks.hpp"
+#include "bench/adaptive_k/output/files.hpp"
 #include "bench/adaptive_k/version.hpp"
 
 namespace {

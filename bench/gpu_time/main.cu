@@ -14,7 +14,7 @@
 
 #include "adaptive_k/adaptive_k.hpp"
 #include "adaptive_k/cuda/launch.cuh"
-#include "bench/adaptive_k/text_table.hpp"
+#include "bench/adaptive_k/output/text_table.hpp"
 #include "inputs.hpp"
 
 namespace {

@@ -10,7 +10,7 @@
 #include <system_error>
 #include <vector>
 
-#include "bench/adaptive_k/text_table.hpp"
+#include "bench/adaptive_k/output/text_table.hpp"
 #include "measure.hpp"
 #include "resources.hpp"
 

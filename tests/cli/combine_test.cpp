@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "bench/adaptive_k/combine_run.hpp"
+#include "bench/adaptive_k/combine/run.hpp"
 #include "bench/adaptive_k/failure.hpp"
 #include "cli/program.hpp"
 

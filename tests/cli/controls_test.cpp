@@ -1,5 +1,5 @@
 // The controls keep what they must keep, and fixed K meets the policy at equal mean K.
-#include "bench/adaptive_k/controls.hpp"
+#include "bench/adaptive_k/measure/controls.hpp"
 
 #include <gtest/gtest.h>
 
@@ -9,10 +9,10 @@
 #include <memory>
 #include <vector>
 
-#include "bench/adaptive_k/analysis.hpp"
+#include "bench/adaptive_k/benchmark/analysis.hpp"
 #include "bench/adaptive_k/failure.hpp"
-#include "bench/adaptive_k/policy_choice.hpp"
-#include "bench/adaptive_k/variant.hpp"
+#include "bench/adaptive_k/input/policy_choice.hpp"
+#include "bench/adaptive_k/measure/variant.hpp"
 
 namespace {
 

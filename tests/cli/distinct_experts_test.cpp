@@ -1,5 +1,5 @@
 // Distinct experts of decode steps, against sets.
-#include "bench/adaptive_k/distinct_experts.hpp"
+#include "bench/adaptive_k/measure/distinct_experts.hpp"
 
 #include <gtest/gtest.h>
 
@@ -7,7 +7,7 @@
 #include <set>
 #include <vector>
 
-#include "bench/adaptive_k/controls.hpp"
+#include "bench/adaptive_k/measure/controls.hpp"
 
 namespace {
 

@@ -10,10 +10,10 @@
 #include <string>
 #include <vector>
 
-#include "bench/adaptive_k/dataset.hpp"
-#include "bench/adaptive_k/safetensors.hpp"
-#include "bench/adaptive_k/sha256.hpp"
-#include "bench/adaptive_k/trace.hpp"
+#include "bench/adaptive_k/input/dataset.hpp"
+#include "bench/adaptive_k/input/sha256.hpp"
+#include "bench/adaptive_k/input/trace.hpp"
+#include "bench/adaptive_k/output/safetensors.hpp"
 #include "cli/scratch.hpp"
 
 namespace {

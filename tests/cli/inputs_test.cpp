@@ -12,7 +12,7 @@
 #include <thread>
 #include <vector>
 
-#include "bench/adaptive_k/model.hpp"
+#include "bench/adaptive_k/input/model.hpp"
 #include "cli/program.hpp"
 
 namespace {

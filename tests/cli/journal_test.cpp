@@ -6,8 +6,8 @@
 #include <string>
 #include <vector>
 
+#include "bench/adaptive_k/calibrate/run_journal.hpp"
 #include "bench/adaptive_k/failure.hpp"
-#include "bench/adaptive_k/run_journal.hpp"
 #include "cli/scratch.hpp"
 
 namespace {

@@ -1,5 +1,5 @@
 // Statistics and quality figures against sums written out.
-#include "bench/adaptive_k/quality.hpp"
+#include "bench/adaptive_k/measure/quality.hpp"
 
 #include <gtest/gtest.h>
 
@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "bench/adaptive_k/failure.hpp"
-#include "bench/adaptive_k/statistics.hpp"
+#include "bench/adaptive_k/measure/statistics.hpp"
 
 namespace {
 

@@ -2,7 +2,7 @@
 #include <adaptive_k/adaptive_k.hpp>
 
 #include "bench/adaptive_k/failure.hpp"
-#include "bench/adaptive_k/trace.hpp"
+#include "bench/adaptive_k/input/trace.hpp"
 #include "fuzz.hpp"
 #include "moe_engine/checkpoint.hpp"
 #include "moe_engine/engine.hpp"

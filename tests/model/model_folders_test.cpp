@@ -12,7 +12,7 @@
 #include <string>
 #include <vector>
 
-#include "bench/adaptive_k/sha256.hpp"
+#include "bench/adaptive_k/input/sha256.hpp"
 
 namespace {
 

@@ -1,0 +1,142 @@
+#include "bench/adaptive_k/input/dataset.hpp"
+
+#include <fmt/format.h>
+
+#include <adaptive_k/calibration/json_reader.hpp>
+#include <algorithm>
+#include <fstream>
+#include <iterator>
+
+#include "bench/adaptive_k/failure.hpp"
+#include "bench/adaptive_k/input/sha256.hpp"
+
+namespace bench {
+namespace {
+
+constexpr int byte_vocabulary = 256;
+
+std::vector<std::int32_t> tokens_of_bytes(const std::string& bytes) {
+  std::vector<std::int32_t> tokens(bytes.size());
+  std::transform(bytes.begin(), bytes.end(), tokens.begin(), [](char byte) {
+    return static_cast<std::int32_t>(static_cast<unsigned char>(byte));
+  });
+  return tokens;
+}
+
+std::vector<std::int32_t> tokens_of_json(const std::string& path, const std::string& bytes) {
+  // Beyond these, .bin takes a quarter of the file and a fraction of the memory.
+  constexpr adaptive_k::detail::json_limits limits{std::size_t{256} << 20, 2,
+                                                   std::size_t{16} << 20};
+  const auto root = adaptive_k::detail::parse_json(bytes, path, limits);
+  const std::size_t count = root.expect_array("an array of token ids");
+  std::vector<std::int32_t> tokens;
+  tokens.reserve(count);
+  for (const auto& value : root.value()) {
+    if (!value.is_number_integer()) root.at(tokens.size()).refuse("an integer");
+    const auto id = value.get<std::int64_t>();
+    // Out of the range of int32 is out of any vocabulary; -1 says so further down.
+    tokens.push_back(id < 0 || id > 0x7FFFFFFF ? -1 : static_cast<std::int32_t>(id));
+  }
+  return tokens;
+}
+
+std::vector<std::int32_t> tokens_of_binary(const std::string& path, const std::string& bytes) {
+  if (bytes.size() % 4 != 0)
+    throw failure(
+        fmt::format("{}: {} bytes are no whole number of int32 token ids", path, bytes.size()));
+  std::vector<std::int32_t> tokens(bytes.size() / 4);
+  for (std::size_t i = 0; i < tokens.size(); ++i) {
+    std::uint32_t value = 0;
+    for (std::size_t b = 4; b-- > 0;)
+      value = value << 8 | static_cast<unsigned char>(bytes[4 * i + b]);
+    tokens[i] = static_cast<std::int32_t>(value);
+  }
+  return tokens;
+}
+
+}  // namespace
+
+std::string read_file(const std::filesystem::path& file) {
+  std::error_code error;
+  std::ifstream stream;
+  if (std::filesystem::is_regular_file(file, error)) stream.open(file, std::ios::binary);
+  if (!stream.is_open())
+    throw failure(fmt::format("{}: {}", file.string(), adaptive_k::detail::unreadable(file)));
+  std::string bytes{std::istreambuf_iterator<char>(stream), std::istreambuf_iterator<char>()};
+  if (stream.bad()) throw failure(fmt::format("{}: reading failed", file.string()));
+  return bytes;
+}
+
+dataset read_dataset(const std::filesystem::path& file, int vocab_size) {
+  const std::string bytes = read_file(file);
+  dataset data;
+  data.path = file.string();
+  data.sha256 = sha256_hex(bytes);
+  if (vocab_size == byte_vocabulary) {
+    data.unit = "bytes";
+    data.tokens = tokens_of_bytes(bytes);
+    return data;
+  }
+  data.unit = "token ids";
+  if (file.extension() == ".json") {
+    data.tokens = tokens_of_json(data.path, bytes);
+  } else if (file.extension() == ".bin") {
+    data.tokens = tokens_of_binary(data.path, bytes);
+  } else {
+    throw failure(
+        fmt::format("{}: the model has a vocabulary of {}, so it does not read bytes: give its "
+                    "token ids, as a .json array or a .bin of little-endian int32",
+                    data.path, vocab_size));
+  }
+  for (std::size_t i = 0; i < data.tokens.size(); ++i)
+    if (data.tokens[i] < 0 || data.tokens[i] >= vocab_size)
+      throw failure(fmt::format("{}: the value at index {} is outside the vocabulary's ids 0..{}",
+                                data.path, i, vocab_size - 1));
+  return data;
+}
+
+dataset dataset_for(const std::string& asked, const std::filesystem::path& model_folder,
+                    int vocab_size, const char* own) {
+  if (!asked.empty()) return read_dataset(asked, vocab_size);
+  const std::filesystem::path file = model_folder / own;
+  if (!std::filesystem::exists(file))
+    throw failure(fmt::format("--dataset: missing, and the model has no {}", file.string()));
+  return read_dataset(file, vocab_size);
+}
+
+dataset dataset_of_text(const std::string& text, int vocab_size) {
+  if (vocab_size != byte_vocabulary)
+    throw failure(
+        fmt::format("--text: the model has a vocabulary of {} and no byte input; give "
+                    "token ids with --dataset",
+                    vocab_size));
+  dataset data;
+  data.path = "--text";
+  data.sha256 = sha256_hex(text);
+  data.unit = "bytes";
+  data.tokens = tokens_of_bytes(text);
+  return data;
+}
+
+int window_length(int asked, int max_positions) {
+  const int length = asked == 0 ? max_positions : asked;
+  if (length < 2 || length > max_positions)
+    throw failure(fmt::format("--context: {}, expected 2..{}, the model's own context", length,
+                              max_positions));
+  return length;
+}
+
+window_plan plan_windows(const dataset& data, int length, std::int64_t most) {
+  window_plan plan;
+  const auto total = static_cast<std::int64_t>(data.tokens.size());
+  plan.length = length;
+  plan.count = total / length;
+  if (plan.count == 0)
+    throw failure(
+        fmt::format("{}: {} {}, fewer than one window of {}", data.path, total, data.unit, length));
+  if (most > 0) plan.count = std::min(plan.count, most);
+  plan.unused_tokens = total - plan.count * length;
+  return plan;
+}
+
+}  // namespace bench

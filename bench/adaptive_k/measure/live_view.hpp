@@ -1,0 +1,38 @@
+// What a run shows of itself while it runs: metrics on a port, and log lines.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "bench/adaptive_k/measure/variant.hpp"
+
+namespace bench {
+
+struct live_options {
+  int metrics_port = -1;           ///< below 0: no endpoint; 0: any free port
+  std::string log;                 ///< file of the log lines; "-": stdout; empty: none
+  std::string log_fields = "ecs";  ///< or "datadog"
+};
+
+class live_view {
+ public:
+  /// Listens, or throws failure. Says on stderr where the metrics are. The log is opened by the
+  /// first `watch`, when all else is known to be right.
+  explicit live_view(const live_options& options);
+  ~live_view();
+  live_view(const live_view&) = delete;
+  live_view& operator=(const live_view&) = delete;
+
+  /// Shows each routing call of `routing`, under these names. This must outlive its routing.
+  void watch(variant& routing, const std::string& model, const std::string& policy);
+
+  /// Writes the lines that wait, for as long as their reader reads. Throws failure where the log
+  /// could not be written, and says on stderr how many lines were dropped, if any.
+  void finish();
+
+ private:
+  struct parts;
+  std::unique_ptr<parts> parts_;  // null: nothing to show
+};
+
+}  // namespace bench
