@@ -1,7 +1,7 @@
 // What a user can put right: a wrong argument or file. main() prints it and returns 2.
 #pragma once
 
-#include <adaptive_k/calibration/printable.hpp>
+#include <adaptive_k/calibration/format/printable.hpp>
 #include <stdexcept>
 #include <string>
 

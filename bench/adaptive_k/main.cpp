@@ -1,6 +1,6 @@
 // adaptive-k: what does adaptive K save on a model, what does it cost, against which controls.
 #include <CLI/CLI.hpp>
-#include <adaptive_k/calibration/printable.hpp>
+#include <adaptive_k/calibration/format/printable.hpp>
 #include <adaptive_k/config.hpp>
 #include <cstdio>
 #include <exception>

@@ -1,6 +1,6 @@
 #include "checkpoint.hpp"
 
-#include <adaptive_k/calibration/json_reader.hpp>
+#include <adaptive_k/calibration/format/json_reader.hpp>
 #include <cmath>
 
 namespace moe_engine {

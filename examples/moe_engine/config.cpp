@@ -1,6 +1,6 @@
 #include "config.hpp"
 
-#include <adaptive_k/calibration/json_reader.hpp>
+#include <adaptive_k/calibration/format/json_reader.hpp>
 #include <adaptive_k/status.hpp>
 #include <algorithm>
 #include <initializer_list>

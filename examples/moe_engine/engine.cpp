@@ -1,7 +1,7 @@
 #include "engine.hpp"
 
 #include <Eigen/Core>
-#include <adaptive_k/calibration/json_parse.hpp>
+#include <adaptive_k/calibration/format/json_parse.hpp>
 #include <cstdlib>
 #include <stdexcept>
 #include <string>

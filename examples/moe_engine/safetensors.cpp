@@ -1,6 +1,6 @@
 #include "safetensors.hpp"
 
-#include <adaptive_k/calibration/json_parse.hpp>
+#include <adaptive_k/calibration/format/json_parse.hpp>
 #include <adaptive_k/types.hpp>
 #include <algorithm>
 #include <cstring>

@@ -1,6 +1,6 @@
 // Refusals as a program's own code makes them, for the optimiser to see whole: few enough callers
 // that all of it is inlined.
-#include "adaptive_k/calibration/json_parse.hpp"
+#include "adaptive_k/calibration/format/json_parse.hpp"
 
 [[noreturn]] void refuse(const std::string& file, const std::string& key, const std::string& text);
 void refuse(const std::string& file, const std::string& key, const std::string& text) {

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <adaptive_k/calibration/search/k_assignment.hpp>
 #include <cstddef>
 #include <utility>
 #include <vector>

@@ -1,6 +1,7 @@
 // `adaptive-k benchmark --trace`: routes recorded logits; there is no model to ask for quality.
 #include <fmt/format.h>
 
+#include <adaptive_k/calibration/search/k_assignment.hpp>
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>

@@ -1,7 +1,7 @@
 #include "bench/adaptive_k/calibrate/preset.hpp"
 
 #include <fmt/format.h>
-#include <adaptive_k/calibration/names.hpp>
+#include <adaptive_k/calibration/format/names.hpp>
 #include <adaptive_k/calibration/preset.hpp>
 
 #include <algorithm>

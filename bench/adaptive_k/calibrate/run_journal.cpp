@@ -3,7 +3,7 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
-#include <adaptive_k/calibration/json_parse.hpp>
+#include <adaptive_k/calibration/format/json_parse.hpp>
 #include <algorithm>
 #include <cerrno>
 #include <cstdio>

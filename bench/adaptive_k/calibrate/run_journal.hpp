@@ -1,7 +1,7 @@
 // Results of calibration runs on disk, line by line: work that was cut short goes on where it was.
 #pragma once
 
-#include <adaptive_k/calibration/calibration_runs.hpp>
+#include <adaptive_k/calibration/search/calibration_runs.hpp>
 #include <chrono>
 #include <csignal>
 #include <filesystem>

@@ -2,7 +2,7 @@
 
 #include <fmt/format.h>
 
-#include <adaptive_k/calibration/dealt_k.hpp>
+#include <adaptive_k/calibration/search/k_assignment.hpp>
 #include <adaptive_k/host/router.hpp>
 #include <algorithm>
 #include <cmath>

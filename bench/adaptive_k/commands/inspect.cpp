@@ -3,7 +3,8 @@
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
-#include <adaptive_k/calibration/printable.hpp>
+#include <adaptive_k/calibration/format/printable.hpp>
+#include <adaptive_k/calibration/search/k_assignment.hpp>
 #include <adaptive_k/observability/trace_view.hpp>
 #include <algorithm>
 #include <chrono>

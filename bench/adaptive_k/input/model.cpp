@@ -2,7 +2,7 @@
 
 #include <fmt/format.h>
 
-#include <adaptive_k/calibration/json_parse.hpp>
+#include <adaptive_k/calibration/format/json_parse.hpp>
 #include <algorithm>
 #include <cstdio>
 #include <fstream>

@@ -2,7 +2,7 @@
 
 #include <fmt/format.h>
 
-#include <adaptive_k/calibration/json_reader.hpp>
+#include <adaptive_k/calibration/format/json_reader.hpp>
 #include <algorithm>
 #include <cstddef>
 

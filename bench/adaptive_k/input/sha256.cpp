@@ -8,7 +8,7 @@
 #include <picosha2.h>
 #endif
 
-#include <adaptive_k/calibration/json_parse.hpp>
+#include <adaptive_k/calibration/format/json_parse.hpp>
 #include <array>
 #include <cstddef>
 #include <fstream>

@@ -3,8 +3,8 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
-#include <adaptive_k/calibration/json_parse.hpp>
-#include <adaptive_k/calibration/names.hpp>
+#include <adaptive_k/calibration/format/json_parse.hpp>
+#include <adaptive_k/calibration/format/names.hpp>
 #include <algorithm>
 #include <charconv>
 #include <initializer_list>

@@ -1,5 +1,6 @@
 #include "bench/adaptive_k/measure/controls.hpp"
 
+#include <adaptive_k/calibration/search/k_assignment.hpp>
 #include <cstddef>
 #include <utility>
 

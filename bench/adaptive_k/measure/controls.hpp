@@ -2,7 +2,6 @@
 // random, and the same dealt out the wrong way round.
 #pragma once
 
-#include <adaptive_k/calibration/dealt_k.hpp>
 #include <adaptive_k/core/k_policy.hpp>
 #include <vector>
 

@@ -2,7 +2,7 @@
 
 #include <fmt/format.h>
 
-#include <adaptive_k/calibration/printable.hpp>
+#include <adaptive_k/calibration/format/printable.hpp>
 #include <adaptive_k/core/choose_k.hpp>
 #include <algorithm>
 #include <cstddef>

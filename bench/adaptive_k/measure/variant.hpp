@@ -1,7 +1,7 @@
 // One way of routing a model, with what it chose kept for counting.
 #pragma once
 
-#include <adaptive_k/calibration/dealt_k.hpp>
+#include <adaptive_k/calibration/search/k_assignment.hpp>
 #include <adaptive_k/host/metrics.hpp>
 #include <adaptive_k/host/router.hpp>
 #include <cstddef>

@@ -2,7 +2,7 @@
 
 #include <fmt/format.h>
 
-#include <adaptive_k/calibration/names.hpp>
+#include <adaptive_k/calibration/format/names.hpp>
 #include <algorithm>
 #include <cmath>
 #include <cstddef>

@@ -5,6 +5,7 @@
 #include <sched.h>
 #endif
 
+#include <adaptive_k/calibration/search/k_assignment.hpp>
 #include <algorithm>
 #include <chrono>
 #include <cmath>

@@ -23,9 +23,9 @@
 #include <utility>
 #include <vector>
 
-#include "adaptive_k/calibration/calibration_runs.hpp"
-#include "adaptive_k/calibration/calibration_study.hpp"
-#include "adaptive_k/calibration/rule_choice.hpp"
+#include "adaptive_k/calibration/search/calibration_runs.hpp"
+#include "adaptive_k/calibration/search/calibration_study.hpp"
+#include "adaptive_k/calibration/search/rule_choice.hpp"
 #include "adaptive_k/config.hpp"
 #include "adaptive_k/status.hpp"
 

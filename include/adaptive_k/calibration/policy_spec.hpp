@@ -23,7 +23,7 @@
 #include <utility>
 #include <vector>
 
-#include "adaptive_k/calibration/policy_file.hpp"
+#include "adaptive_k/calibration/format/policy_file.hpp"
 
 ADAPTIVE_K_NAMESPACE_BEGIN
 

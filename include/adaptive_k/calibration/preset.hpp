@@ -12,8 +12,8 @@
 #include <utility>
 #include <vector>
 
-#include "adaptive_k/calibration/json_reader.hpp"
-#include "adaptive_k/calibration/policy_file.hpp"
+#include "adaptive_k/calibration/format/json_reader.hpp"
+#include "adaptive_k/calibration/format/policy_file.hpp"
 #include "adaptive_k/calibration/policy_spec.hpp"
 #include "adaptive_k/config.hpp"
 #include "adaptive_k/core/gating.hpp"

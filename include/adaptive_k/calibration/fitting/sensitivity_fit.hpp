@@ -7,7 +7,7 @@
 #include <cstddef>
 #include <vector>
 
-#include "adaptive_k/calibration/distortion_fit.hpp"
+#include "adaptive_k/calibration/fitting/distortion_fit.hpp"
 #include "adaptive_k/config.hpp"
 
 ADAPTIVE_K_NAMESPACE_BEGIN

@@ -14,7 +14,7 @@
 #include <utility>
 #include <vector>
 
-#include "adaptive_k/calibration/printable.hpp"
+#include "adaptive_k/calibration/format/printable.hpp"
 #include "adaptive_k/config.hpp"
 
 ADAPTIVE_K_NAMESPACE_BEGIN

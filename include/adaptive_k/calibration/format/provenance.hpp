@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "adaptive_k/calibration/json_reader.hpp"
+#include "adaptive_k/calibration/format/json_reader.hpp"
 #include "adaptive_k/config.hpp"
 
 ADAPTIVE_K_NAMESPACE_BEGIN

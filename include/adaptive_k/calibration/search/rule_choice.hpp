@@ -9,9 +9,9 @@
 #include <utility>
 #include <vector>
 
-#include "adaptive_k/calibration/calibration_runs.hpp"
-#include "adaptive_k/calibration/distortion_fit.hpp"
-#include "adaptive_k/calibration/layer_record.hpp"
+#include "adaptive_k/calibration/fitting/distortion_fit.hpp"
+#include "adaptive_k/calibration/fitting/layer_record.hpp"
+#include "adaptive_k/calibration/search/calibration_runs.hpp"
 #include "adaptive_k/config.hpp"
 #include "adaptive_k/core/k_policy.hpp"
 

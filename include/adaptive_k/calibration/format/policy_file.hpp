@@ -10,8 +10,8 @@
 #include <utility>
 #include <vector>
 
-#include "adaptive_k/calibration/json_reader.hpp"
-#include "adaptive_k/calibration/provenance.hpp"
+#include "adaptive_k/calibration/format/json_reader.hpp"
+#include "adaptive_k/calibration/format/provenance.hpp"
 #include "adaptive_k/config.hpp"
 #include "adaptive_k/core/gating.hpp"
 #include "adaptive_k/core/k_policy.hpp"

@@ -13,9 +13,9 @@
 #include <utility>
 #include <vector>
 
-#include "adaptive_k/calibration/dealt_k.hpp"
-#include "adaptive_k/calibration/distortion_fit.hpp"
-#include "adaptive_k/calibration/layer_record.hpp"
+#include "adaptive_k/calibration/fitting/distortion_fit.hpp"
+#include "adaptive_k/calibration/fitting/layer_record.hpp"
+#include "adaptive_k/calibration/search/k_assignment.hpp"
 #include "adaptive_k/config.hpp"
 #include "adaptive_k/core/k_policy.hpp"
 #include "adaptive_k/host/router.hpp"

@@ -12,8 +12,8 @@
 #include <utility>
 #include <vector>
 
-#include "adaptive_k/calibration/json_parse.hpp"
-#include "adaptive_k/calibration/names.hpp"
+#include "adaptive_k/calibration/format/json_parse.hpp"
+#include "adaptive_k/calibration/format/names.hpp"
 #include "adaptive_k/config.hpp"
 
 ADAPTIVE_K_NAMESPACE_BEGIN

@@ -13,9 +13,9 @@
 #include <utility>
 #include <vector>
 
-#include "adaptive_k/calibration/calibration_runs.hpp"
-#include "adaptive_k/calibration/rule_choice.hpp"
-#include "adaptive_k/calibration/sensitivity_fit.hpp"
+#include "adaptive_k/calibration/fitting/sensitivity_fit.hpp"
+#include "adaptive_k/calibration/search/calibration_runs.hpp"
+#include "adaptive_k/calibration/search/rule_choice.hpp"
 #include "adaptive_k/config.hpp"
 
 ADAPTIVE_K_NAMESPACE_BEGIN

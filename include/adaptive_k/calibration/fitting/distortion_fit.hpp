@@ -8,7 +8,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "adaptive_k/calibration/layer_record.hpp"
+#include "adaptive_k/calibration/fitting/layer_record.hpp"
 #include "adaptive_k/config.hpp"
 #include "adaptive_k/core/k_policy.hpp"
 
