@@ -158,7 +158,9 @@ int main(int argc, char** argv) {
   std::string repetitions = "--benchmark_repetitions=5";
   std::string interleaving = "--benchmark_enable_random_interleaving=true";
   std::string time = "--benchmark_min_time=0.02";
-  std::vector<char*> arguments = {argv[0], repetitions.data(), interleaving.data(), time.data()};
+  std::string tabular = "--benchmark_counters_tabular=true";
+  std::vector<char*> arguments = {argv[0], repetitions.data(), interleaving.data(), time.data(),
+                                  tabular.data()};
   arguments.insert(arguments.end(), argv + 1, argv + argc);
   int count = static_cast<int>(arguments.size());
   arguments.push_back(nullptr);

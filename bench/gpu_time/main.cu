@@ -5,7 +5,6 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cstdio>
-#include <fstream>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <stdexcept>
@@ -14,6 +13,7 @@
 
 #include "adaptive_k/adaptive_k.hpp"
 #include "adaptive_k/cuda/launch.cuh"
+#include "bench/adaptive_k/output/files.hpp"
 #include "bench/adaptive_k/output/text_table.hpp"
 #include "inputs.hpp"
 
@@ -170,17 +170,19 @@ int run(int argc, char** argv) {
   int repeats = 50;
   app.add_option("--tokens", tokens, "rows of a launch")->check(CLI::Range(1, 1 << 20));
   app.add_option("--repeats", repeats, "replays of 64 calls each")->check(CLI::Range(1, 100000));
-  app.add_option("--json", json_file, "write the rows to this file too");
+  app.add_option("--json", json_file, "write the rows here ('-': stdout, and no table)");
   CLI11_PARSE(app, argc, argv);
+  bench::file_roles roles;
+  roles.writes("--json", json_file);
 
   cudaDeviceProp properties = {};
   if (const cudaError_t error = cudaGetDeviceProperties(&properties, 0); error != cudaSuccess) {
-    std::printf("gpu_time: no GPU to measure on (%s)\n", cudaGetErrorString(error));
+    std::fprintf(stderr, "gpu_time: no GPU to measure on (%s)\n", cudaGetErrorString(error));
     return 0;
   }
   bench::text_table table({"E/K0", "T", "<dtype", "route us", "ns/token", "route+permute us",
                            "copy of the logits us", "route / copy"});
-  nlohmann::json rows = nlohmann::json::array();
+  nlohmann::ordered_json rows = nlohmann::ordered_json::array();
   const auto number = [](double value, const char* format) {
     char text[32];
     std::snprintf(text, sizeof text, format, value);
@@ -207,13 +209,10 @@ int run(int argc, char** argv) {
                         {"route_permute_us", t.route_permute},
                         {"copy_us", t.copy}});
       }
+  bench::write_json("--json", json_file, rows);
+  if (roles.stdout_is_taken()) return 0;
   std::printf("%s; entropy thresholds; median of %d replays of 64 calls\n\n%s", properties.name,
               repeats, table.text().c_str());
-  if (!json_file.empty()) {
-    std::ofstream out(json_file);
-    out << rows.dump(2) << '\n';
-    if (!out) throw std::runtime_error(json_file + ": cannot be written");
-  }
   return 0;
 }
 

@@ -3,13 +3,13 @@
 
 #include <CLI/CLI.hpp>
 #include <filesystem>
-#include <fstream>
 #include <nlohmann/json.hpp>
 #include <stdexcept>
 #include <string>
 #include <system_error>
 #include <vector>
 
+#include "bench/adaptive_k/output/files.hpp"
 #include "bench/adaptive_k/output/text_table.hpp"
 #include "measure.hpp"
 #include "resources.hpp"
@@ -98,7 +98,7 @@ void add_options(CLI::App& app, options& o) {
       ->check(CLI::ExistingFile);
   app.add_option("--library", o.library_file, "the kernels, to report its size");
   app.add_option("--arch", o.architecture, "whose registers and memory to report");
-  app.add_option("--json", o.json_file, "write the rows to this file too");
+  app.add_option("--json", o.json_file, "write the rows here ('-': stdout, and no table)");
   app.add_flag("--metrics", o.with_metrics, "accumulate batch metrics in the launch");
   app.add_flag("--check", o.within_budget,
                "exit with 1 where instructions, sectors or launches are more than allowed");
@@ -121,13 +121,15 @@ int run(int argc, char** argv) {
   options o;
   add_options(app, o);
   CLI11_PARSE(app, argc, argv);
+  bench::file_roles roles;
+  roles.writes("--json", o.json_file);
 
   const auto used = kernel_cost::read_resources(o.resources_file);
   bench::text_table table({"<operation", "E/K0", "T", "<dtype", "<policy", "mean K", "warp instr",
                            "budget", "thread instr", "load sectors", "least", "store sectors",
                            "least", "launches", "registers", "spill", "stack", "shared",
                            "occupancy"});
-  nlohmann::json rows = nlohmann::json::array();
+  nlohmann::ordered_json rows = nlohmann::ordered_json::array();
   std::vector<std::string> breaches;
   for (const kernel_cost::routing_case& which : cases_of(o)) {
     const kernel_cost::cost c = kernel_cost::measure(which, o.with_metrics);
@@ -186,19 +188,17 @@ int run(int argc, char** argv) {
                     {"shared_bytes", r.shared_bytes + c.dynamic_shared_bytes},
                     {"theoretical_occupancy", occupancy}});
   }
+  bench::write_json("--json", o.json_file, rows);
+  for (const std::string& breach : breaches) fmt::print(stderr, "Missed: {}\n", breach);
+  const int status = !breaches.empty() && o.within_budget ? 1 : 0;
+  if (roles.stdout_is_taken()) return status;
   fmt::print("Per token; warp instructions are PTX's, not the machine's.\n\n{}", table.text());
   std::error_code no_file;
   const auto bytes = std::filesystem::file_size(o.library_file, no_file);
   if (!no_file)
     fmt::print("\n{} compiled kernels, all architectures together; their library: {}\n",
                used.size(), bench::bytes_text(static_cast<double>(bytes)));
-  if (!o.json_file.empty()) {
-    std::ofstream out(o.json_file);
-    out << rows.dump(2) << '\n';
-    if (!out) throw std::runtime_error(o.json_file + ": cannot be written");
-  }
-  for (const std::string& breach : breaches) fmt::print("Missed: {}\n", breach);
-  return !breaches.empty() && o.within_budget ? 1 : 0;
+  return status;
 }
 
 }  // namespace

@@ -4,13 +4,14 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstdio>
 
 #include "inputs.hpp"
 
 namespace routing_bench {
 
 void ratio_reporter::ReportRuns(const std::vector<Run>& runs) {
-  ConsoleReporter::ReportRuns(runs);
+  shown_->ReportRuns(runs);
   for (const Run& run : runs) {
     if (run.run_type != Run::RT_Iteration || run.iterations == 0) continue;
     const auto calls = static_cast<double>(run.iterations);
@@ -25,27 +26,31 @@ void ratio_reporter::print_ratios() const {
   static constexpr const char* rivals[] = {
       "scalar/f32",          "ggml_chain/f32",           "adaptive_k_scalar/f32",
       "adaptive_k_avx2/f32", "adaptive_k_2_threads/f32", "adaptive_k/bf16"};
-  fmt::print("\nns per token of route/adaptive_k/f32, and the time of the others over its time\n");
-  fmt::print("{:>6} {:>8} {:>8}", "T", "E/K", "ns");
-  for (const char* rival : rivals) fmt::print("  {:>24}", rival);
-  fmt::print("\n");
+  const bool for_people = dynamic_cast<benchmark::ConsoleReporter*>(shown_) != nullptr;
+  std::FILE* const to = for_people ? stdout : stderr;
+  fmt::print(to,
+             "\nns per token of route/adaptive_k/f32, and the time of the others over its time\n");
+  fmt::print(to, "{:>6} {:>8} {:>8}", "T", "E/K", "ns");
+  for (const char* rival : rivals) fmt::print(to, "  {:>24}", rival);
+  fmt::print(to, "\n");
   for (const std::int64_t tokens : token_counts)
     for (const shape s : shapes) {
       const std::string at = fmt::format("/T:{}/E:{}/K:{}", tokens, s.num_experts, s.top_k);
       const auto own = best_.find("route/adaptive_k/f32" + at);
       if (own == best_.end()) continue;
-      fmt::print("{:>6} {:>8} {:>8.1f}", tokens, fmt::format("{}/{}", s.num_experts, s.top_k),
+      fmt::print(to, "{:>6} {:>8} {:>8.1f}", tokens, fmt::format("{}/{}", s.num_experts, s.top_k),
                  own->second.processor * 1e9 / static_cast<double>(tokens));
       for (const char* rival : rivals) {
         const auto found = best_.find(std::string("route/") + rival + at);
         if (found == best_.end())
-          fmt::print("  {:>24}", "-");
+          fmt::print(to, "  {:>24}", "-");
         else
-          fmt::print("  {:>24.2f}", std::string(rival).find("threads") == std::string::npos
-                                        ? found->second.processor / own->second.processor
-                                        : found->second.real / own->second.real);
+          fmt::print(to, "  {:>24.2f}",
+                     std::string(rival).find("threads") == std::string::npos
+                         ? found->second.processor / own->second.processor
+                         : found->second.real / own->second.real);
       }
-      fmt::print("\n");
+      fmt::print(to, "\n");
     }
 }
 

@@ -9,14 +9,17 @@
 
 namespace routing_bench {
 
-/// As the console reporter, and remembers the least times of a call, by name.
-class ratio_reporter : public benchmark::ConsoleReporter {
+/// Shows runs as --benchmark_format asks, and remembers the least times of a call, by name.
+class ratio_reporter : public benchmark::BenchmarkReporter {
  public:
-  ratio_reporter() : ConsoleReporter(OO_Tabular) {}
+  /// After benchmark::Initialize, which reads the format.
+  ratio_reporter() : shown_(benchmark::CreateDefaultDisplayReporter()) {}
+  bool ReportContext(const Context& context) override { return shown_->ReportContext(context); }
   void ReportRuns(const std::vector<Run>& runs) override;
-  /// ns per token, and each rival's time over that of `route/adaptive_k` at the same shape:
-  /// processor time, which other programs disturb less, and real time where two threads are
-  /// measured.
+  void Finalize() override { shown_->Finalize(); }
+  /// On stdout, or on stderr where stdout is JSON or CSV: ns per token, and each rival's time over
+  /// that of `route/adaptive_k` at the same shape: processor time, which other programs disturb
+  /// less, and real time where two threads are measured.
   void print_ratios() const;
 
  private:
@@ -24,6 +27,7 @@ class ratio_reporter : public benchmark::ConsoleReporter {
     double processor;
     double real;
   };
+  benchmark::BenchmarkReporter* shown_;  // the library's own
   std::map<std::string, seconds> best_;
 };
 

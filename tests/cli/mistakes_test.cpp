@@ -33,6 +33,8 @@ TEST(Mistakes, CommandLine) {
   expect_refusal({"benchmark", "--trace", "t", "--model", "m"}, {"--trace", "--model"});
   expect_refusal({"benchmark", "--metrics-port", "65536"}, {"--metrics-port", "65536"});
   expect_refusal({"benchmark", "--json", "-", "--log", "-"}, {"--json", "--log", "stdout"});
+  expect_refusal({"benchmark", "--json", "-", "--log", "/dev/stdout"},
+                 {"--json", "--log", "stdout"});
   expect_refusal({"benchmark", "--log", "x", "--log-fields", "gelf"}, {"--log-fields", "gelf"});
   expect_refusal({"benchmark", "--log-fields", "ecs"}, {"--log-fields", "--log"});
   expect_refusal({"inspect", "--perfetto", "/no/such/folder/f"},

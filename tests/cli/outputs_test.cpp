@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 #include <sys/stat.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <filesystem>
 #include <string>
@@ -180,10 +181,32 @@ TEST_F(Outputs, AReplacedFileKeepsItsModeAndItsLink) {
 
 TEST_F(Outputs, DevicesAndStreamsAreWrittenInPlace) {
   EXPECT_EQ(run_program(benchmark + command_line{"--json", "/dev/null"}).status, 0);
-  const outcome both = run_program(benchmark + command_line{"--json", "/dev/stdout"});
-  ASSERT_EQ(both.status, 0) << both.err;
-  EXPECT_TRUE(contains(both.out, "\"format\"")) << "the report";
-  EXPECT_TRUE(contains(both.out, "Tokens by K")) << "and the table";
+  const outcome directed = run_program(benchmark + command_line{"--json", "/dev/stdout"});
+  ASSERT_EQ(directed.status, 0) << directed.err;
+  EXPECT_TRUE(nlohmann::json::accept(directed.out)) << directed.out;
+  const std::string file = path("named_twice.json");
+  ASSERT_EQ(run_program(benchmark + command_line{"--json", file}, "", file).status, 0);
+  EXPECT_TRUE(nlohmann::json::accept(content_of(file))) << content_of(file);
+}
+
+// Stdout is for a program or for people: whatever is written there stands alone.
+TEST_F(Outputs, NothingIsPrintedBesideWhatIsWrittenToStdout) {
+  for (output each : outputs()) {
+    std::string command = "export OMP_WAIT_POLICY=passive; (" + quoted(ADAPTIVE_K_PROGRAM);
+    for (const std::string& word : each.command + command_line{each.option, "/dev/stdout"})
+      command += " " + quoted(word);
+    command += " 2> " + quoted(path("err")) + " || echo failed) | cat > " + quoted(path("piped"));
+    ASSERT_EQ(std::system(command.c_str()), 0);
+    std::string piped = content_of(path("piped"));
+    if (each.option == "--log") {
+      std::replace(piped.begin(), piped.end(), '\n', ',');
+      piped = "[" + piped.substr(0, piped.size() - 1) + "]";
+    }
+    if (each.command == record)
+      EXPECT_EQ(piped, content_of(path("trace"))) << content_of(path("err"));
+    else
+      EXPECT_TRUE(nlohmann::json::accept(piped)) << command << piped << content_of(path("err"));
+  }
 }
 
 TEST_F(Outputs, AJournalThatCannotBeWrittenIsToldAndTheWorkGoesOn) {
@@ -209,7 +232,7 @@ TEST_F(Outputs, AJournalThatCannotBeWrittenIsToldAndTheWorkGoesOn) {
 // A pipe has names too, of which /proc has a link that leads nowhere.
 TEST_F(Outputs, APipeIsWrittenToByAnyName) {
   for (const char* name : {"/dev/stdout", "/dev/fd/3"}) {
-    std::string command = "(" + quoted(ADAPTIVE_K_PROGRAM);
+    std::string command = "export OMP_WAIT_POLICY=passive; (" + quoted(ADAPTIVE_K_PROGRAM);
     for (const std::string& word : benchmark + command_line{"--json", name})
       command += " " + quoted(word);
     command += " 3>&1 2>/dev/null; echo ended $?) | cat > " + quoted(path("piped"));

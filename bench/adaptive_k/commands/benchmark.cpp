@@ -5,20 +5,17 @@
 #include "bench/adaptive_k/commands/commands.hpp"
 #include "bench/adaptive_k/commands/option_checks.hpp"
 #include "bench/adaptive_k/commands/shared_options.hpp"
-#include "bench/adaptive_k/failure.hpp"
 
 namespace bench {
 namespace {
 
 template <class Result>
-void report(const Result& result, const benchmark_options& options) {
-  if (!options.json.empty()) write_json("--json", options.json, to_json(result));
-  if (options.json != "-" && options.live.log != "-") print(result);
+void report(const Result& result, const benchmark_options& options, const file_roles& roles) {
+  write_json("--json", options.json, to_json(result));
+  if (!roles.stdout_is_taken()) print(result);
 }
 
 void run(const benchmark_options& options) {
-  if (options.json == "-" && options.live.log == "-")
-    throw failure("--json -, --log -: both cannot have stdout");
   file_roles roles;
   if (options.trace.empty())
     add_roles(roles, options);
@@ -29,9 +26,9 @@ void run(const benchmark_options& options) {
   roles.writes("--log", options.live.log, true);
   live_view live(options.live);
   if (options.trace.empty()) {
-    report(run_benchmark(options, live, roles), options);
+    report(run_benchmark(options, live, roles), options, roles);
   } else {
-    report(run_trace_benchmark(options, live, roles), options);
+    report(run_trace_benchmark(options, live, roles), options, roles);
   }
   live.finish();  // a log that could not be written does not cost the report
 }

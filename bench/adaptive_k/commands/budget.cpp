@@ -194,8 +194,8 @@ void run(const budget_options& options) {
       measure(budget, adaptive_k::admission::index, "index (control)");
     }
   }
-  if (!options.json.empty()) write_json("--json", options.json, rows);
-  if (options.json == "-") return;
+  write_json("--json", options.json, rows);
+  if (roles.stdout_is_taken()) return;
   fmt::print(
       "{}, policy {}: windows of {} tokens; a step is one position of a batch of windows\n\n",
       adaptive_k::detail::printable(model.name, 200), choice.policy.name, text.length);

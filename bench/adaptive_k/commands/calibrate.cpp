@@ -224,6 +224,7 @@ void run_on_trace(const calibrate_options& options) {
       static_cast<double>(result.mass_exponent));
   const std::string name = std::filesystem::path(options.trace).filename().string();
   write_file("-o", options.output, preset_text(trace_policy_json(result, name, weights)));
+  if (roles.stdout_is_taken()) return;
   fmt::print("{}: {} for a mean K of {:.3f} of {} (saves {:.1f}%)\n{}\n{}\n", options.output,
              adaptive_k::to_spec(result.policies.layers.front(), info.gating.top_k), result.mean_k,
              info.gating.top_k, 100.0 * result.expert_savings, result.sentence, weights);
@@ -268,9 +269,8 @@ void run(calibrate_options& options) {
   const auto preset = preset_json(setup, result, points, command_of(options),
                                   options.date.empty() ? today() : options.date);
   write_file("-o", options.output, preset_text(preset));
-  if (!options.json.empty())
-    write_json("--json", options.json, frontier_json(points, setup.model().name, top_k));
-  if (options.json != "-") {
+  write_json("--json", options.json, frontier_json(points, setup.model().name, top_k));
+  if (!roles.stdout_is_taken()) {
     fmt::print("{}: rule {}, mass_exponent {:.1f}, mean K {:.3f} of {} (saves {:.1f}%)\n",
                options.output, adaptive_k::to_string(result.rule), result.mass_exponent,
                result.mean_k, top_k, 100.0 * result.expert_savings);

@@ -14,8 +14,8 @@ void run(const combine_options& options) {
   add_roles(roles, options);
   roles.writes("--json", options.json);
   const combine_result result = run_combine(options, roles);
-  if (!options.json.empty()) write_json("--json", options.json, to_json(result));
-  if (options.json != "-") print(result);
+  write_json("--json", options.json, to_json(result));
+  if (!roles.stdout_is_taken()) print(result);
 }
 
 }  // namespace

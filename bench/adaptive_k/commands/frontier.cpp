@@ -105,9 +105,8 @@ void run(frontier_options& options) {
   const std::vector<calibration_rule> rules(std::begin(adaptive_k::all_calibration_rules),
                                             std::end(adaptive_k::all_calibration_rules));
   const auto points = study.frontier(rules, mean_ks, setup.report_texts());
-  if (!options.json.empty())
-    write_json("--json", options.json, frontier_json(points, setup.model().name, top_k));
-  if (options.json != "-") {
+  write_json("--json", options.json, frontier_json(points, setup.model().name, top_k));
+  if (!roles.stdout_is_taken()) {
     fmt::print("{}: {} experts of which {}; calibrated on {} tokens of {}\n", setup.model().name,
                setup.runner().source().model.num_experts, top_k, study.tokens_analyzed(),
                setup.calibration_data().data.path);

@@ -139,6 +139,7 @@ void run(const inspect_options& options) {
       },
       logits.data());
   if (!options.perfetto.empty()) write_file("--perfetto", options.perfetto, timeline.json());
+  if (roles.stdout_is_taken()) return;
 
   fmt::print("Model    {}: {} layers, {} experts of which {}\nPolicy   {} ({})\nSignal   {}\n",
              adaptive_k::detail::printable(model.name, 200), config.num_layers,

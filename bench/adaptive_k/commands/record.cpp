@@ -80,6 +80,7 @@ void run(const record_options& options) {
   info.dataset = std::filesystem::path(data.path).filename().string();
   info.dataset_sha256 = data.sha256;
   write_trace(options.output, info, record_logits(inputs.model.engine, data, plan));
+  if (roles.stdout_is_taken()) return;
   fmt::print("{}: {} layers x {} tokens x {} experts, {}\n", options.output, info.num_layers,
              info.num_tokens, config.gating.num_experts,
              bytes_text(4.0 * info.num_layers * static_cast<double>(info.num_tokens) *

@@ -119,8 +119,8 @@ void run(const speed_options& options) {
   roles.reads("shape", shape.file);
   roles.writes("--json", options.json);
   const speed_result result = run_speed(options, shape);
-  if (!options.json.empty()) write_json("--json", options.json, to_json(result));
-  if (options.json != "-") print(result);
+  write_json("--json", options.json, to_json(result));
+  if (!roles.stdout_is_taken()) print(result);
 }
 
 }  // namespace

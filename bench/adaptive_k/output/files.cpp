@@ -188,6 +188,7 @@ void write_file(const std::string& option, const fs::path& file, std::string_vie
 
 void write_json(const std::string& option, const std::string& file,
                 const nlohmann::ordered_json& report) {
+  if (file.empty()) return;
   const std::string text =
       report.dump(2, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n";
   if (file == "-")
@@ -230,6 +231,17 @@ bool is_one_file(const fs::path& a, const fs::path& b) {
   // Absolute first: of a relative path that is not there, all that is made canonical is nothing.
   const fs::path whole = fs::weakly_canonical(fs::absolute(a, error), error);
   return !whole.empty() && whole == fs::weakly_canonical(fs::absolute(b, error), error);
+}
+
+/// "-", or a name of the file, pipe or terminal that stdout is: /dev/stdout, or what the shell
+/// directed it to. /dev/null takes all that it is given.
+bool is_stdout(const std::string& file) {
+  if (file == "-") return true;
+  struct stat named {
+  }, opened{}, null{};
+  if (stat(file.c_str(), &named) != 0 || fstat(STDOUT_FILENO, &opened) != 0) return false;
+  if (!is_same(named, opened)) return false;
+  return stat("/dev/null", &null) != 0 || !is_same(named, null);
 }
 
 /// Whether a model is read from a file of this name.
@@ -275,7 +287,14 @@ void file_roles::reads(const std::string& what, const fs::path& file,
 }
 
 void file_roles::writes(const std::string& option, const std::string& file, bool is_appended) {
-  if (file.empty() || file == "-") return;
+  if (file.empty()) return;
+  if (is_stdout(file)) {
+    const std::string taker = option + " " + file;
+    if (stdout_is_taken())
+      throw failure(fmt::format("{}, {}: both cannot have stdout", stdout_taken_by_, taker));
+    stdout_taken_by_ = taker;
+  }
+  if (file == "-") return;
   for (const role& input : inputs_)
     if (input.updated_by != option) refuse_overlap(option, file, input.name, input.file);
   for (const role& other : outputs_)

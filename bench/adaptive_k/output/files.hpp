@@ -58,7 +58,8 @@ std::string text_of(const Json& value) {
   return value.dump(-1, ' ', false, Json::error_handler_t::replace);
 }
 
-/// `report` with a newline; "-" is stdout. Throws failure when the file cannot be written.
+/// `report` with a newline; "" is no file, "-" stdout. Throws failure when the file cannot be
+/// written.
 void write_json(const std::string& option, const std::string& file,
                 const nlohmann::ordered_json& report);
 
@@ -66,15 +67,18 @@ void write_json(const std::string& option, const std::string& file,
 bool is_special(const std::filesystem::path& file);
 
 /// The files that one command reads and writes. Throws failure, naming both, as soon as one that
-/// it writes is one that it reads, or is written twice.
+/// it writes, stdout too, is one that it reads, or is written twice.
 class file_roles {
  public:
   /// Also of a folder: then a model's files in it are read. `updated_by`: an option that may write
   /// it.
   void reads(const std::string& what, const std::filesystem::path& file,
              const std::string& updated_by = {});
-  /// "" and "-" are no files. Also checks that it can be written.
+  /// "" is no file, "-" stdout. Also checks that it can be written.
   void writes(const std::string& option, const std::string& file, bool is_appended = false);
+  /// Whether one that it writes is stdout, by whatever name: a program reads that, so nothing else
+  /// is printed.
+  bool stdout_is_taken() const noexcept { return !stdout_taken_by_.empty(); }
 
  private:
   struct role {
@@ -85,6 +89,7 @@ class file_roles {
 
   std::vector<role> inputs_;
   std::vector<role> outputs_;
+  std::string stdout_taken_by_;
 };
 
 /// Opens whichever of stdin, stdout and stderr the caller closed, so that no file takes its place;
