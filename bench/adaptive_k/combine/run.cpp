@@ -2,12 +2,13 @@
 
 #include <fmt/format.h>
 
+#include <adaptive_k/calibration/policy_spec.hpp>
 #include <adaptive_k/calibration/search/k_assignment.hpp>
 #include <adaptive_k/host/router.hpp>
 #include <algorithm>
+#include <charconv>
 #include <cmath>
 #include <cstddef>
-#include <cstdlib>
 #include <moe_engine/engine.hpp>
 #include <utility>
 
@@ -187,17 +188,13 @@ void predict(std::vector<combined_figures>& combinations) {
   }
 }
 
-/// Reads the numbers between the commas; all of the text must be used.
 std::vector<float> parse_thresholds(const std::string& text, const std::string& list) {
   std::vector<float> thresholds;
-  for (std::size_t begin = 0; begin <= list.size();) {
-    const std::size_t end = std::min(list.find(',', begin), list.size());
-    const std::string word = list.substr(begin, end - begin);
-    char* rest = nullptr;
-    thresholds.push_back(std::strtof(word.c_str(), &rest));
-    if (word.empty() || *rest != '\0')
+  for (const std::string& word : adaptive_k::detail::split(list, ',')) {
+    const char* end = word.data() + word.size();
+    const auto read = std::from_chars(word.data(), end, thresholds.emplace_back());
+    if (read.ec != std::errc() || read.ptr != end)
       throw failure(fmt::format("--exit: '{}' in '{}', expected a number", word, text));
-    begin = end + 1;
   }
   return thresholds;
 }
