@@ -90,33 +90,6 @@ TEST(Controls, TheSeedDecidesTheShuffle) {
   EXPECT_NE(route(shuffled, policy, 5).counts, route(shuffled, policy, 6).counts);
 }
 
-TEST(Controls, InversionGivesTheSurestTheMost) {
-  std::vector<std::uint8_t> counts = {2, 8, 5, 2};
-  adaptive_k::invert_counts(counts, {0.3f, 0.9f, 0.5f, 0.1f},
-                            adaptive_k::signal_kind::softmax_entropy);
-  // Surest first: tokens 3 (K 2, signal 0.1), 0, 2, 1.
-  EXPECT_EQ(counts, (std::vector<std::uint8_t>{5, 2, 2, 8}));
-  counts = {2, 8, 5, 2};
-  // Where high is sure, token 0 is the surest of the two.
-  adaptive_k::invert_counts(counts, {0.3f, 0.9f, 0.5f, 0.1f}, adaptive_k::signal_kind::margin);
-  EXPECT_EQ(counts, (std::vector<std::uint8_t>{8, 2, 2, 5}));
-  counts = {1, 4, 1, 4};
-  adaptive_k::invert_counts(counts, {0.0f, 0.0f, 0.0f, 0.0f},
-                            adaptive_k::signal_kind::margin);  // by index
-  EXPECT_EQ(counts, (std::vector<std::uint8_t>{4, 1, 4, 1}));
-}
-
-TEST(Controls, ShuffleReachesEveryPlace) {
-  std::vector<int> seen(6, 0);
-  adaptive_k::integer_rng rng(3);
-  for (int i = 0; i < 600; ++i) {
-    std::vector<std::uint8_t> counts = {1, 0, 0, 0, 0, 0};
-    adaptive_k::shuffle_counts(counts, rng);
-    ++seen[static_cast<std::size_t>(std::find(counts.begin(), counts.end(), 1) - counts.begin())];
-  }
-  for (const int times : seen) EXPECT_NEAR(times, 100, 45);
-}
-
 TEST(Controls, FixedKHasThePolicysMassExponentAndLayers) {
   adaptive_k::k_policy policy = adaptive_k::k_policy::top_p(0.8f, top_k);
   policy.mass_exponent = 0.5f;
