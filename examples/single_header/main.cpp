@@ -30,7 +30,7 @@ void multiply(const float* w, int rows, const float* x, float* y) {
 }
 
 void check(const adaptive_k::status& result) {
-  if (result) return;
+  if (result.ok()) return;
   std::fprintf(stderr, "%s\n", result.message());
   std::exit(1);
 }
