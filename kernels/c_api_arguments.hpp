@@ -194,17 +194,21 @@ inline status check_fields(const adaptive_k_route_params& params) noexcept {
   if (result.ok()) result = check_choice("reserved", params.reserved, 0);
   if (!result.ok()) return result;
   const std::size_t id = id_bytes(params.ids_type);
-  return check_aligned({{"logits", params.logits, float_bytes(params.logits_type)},
-                        {"topk_ids", params.topk_ids, id},
-                        {"topk_weights", params.topk_weights, float_bytes(params.weights_type)},
-                        {"topk_counts", params.topk_counts, alignof(std::int32_t)},
-                        {"signal", params.signal, alignof(float)},
-                        {"chosen_counts", params.chosen_counts, alignof(std::int32_t)},
-                        {"routing_bias", params.routing_bias, alignof(float)},
-                        {"replay_ids", params.replay_ids, id},
-                        {"replay_counts", params.replay_counts, alignof(std::int32_t)},
-                        {"metrics", params.metrics, alignof(adaptive_k_metrics)},
-                        {"expert_counts", params.expert_counts, alignof(std::uint64_t)}});
+  result = check_aligned({{"logits", params.logits, float_bytes(params.logits_type)},
+                          {"topk_ids", params.topk_ids, id},
+                          {"topk_weights", params.topk_weights, float_bytes(params.weights_type)},
+                          {"topk_counts", params.topk_counts, alignof(std::int32_t)},
+                          {"signal", params.signal, alignof(float)},
+                          {"chosen_counts", params.chosen_counts, alignof(std::int32_t)},
+                          {"routing_bias", params.routing_bias, alignof(float)},
+                          {"replay_ids", params.replay_ids, id},
+                          {"replay_counts", params.replay_counts, alignof(std::int32_t)},
+                          {"metrics", params.metrics, alignof(adaptive_k_metrics)},
+                          {"expert_counts", params.expert_counts, alignof(std::uint64_t)}});
+  if (result.ok() && params.replay_ids == nullptr && params.replay_counts != nullptr)
+    result = status::error(status_code::invalid_argument,
+                           "`replay_counts` is given, but replay_ids is null");
+  return result;
 }
 
 /// The arrays of a permutation, without those that it reads from a routing call.

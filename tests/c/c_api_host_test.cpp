@@ -156,6 +156,13 @@ void expect_equal(std::int32_t logits_type, std::int32_t ids_type, std::int32_t 
   std::fill(c_weights.begin(), c_weights.end(), Weight{});
   ASSERT_EQ(adaptive_k_route_host(c_router.get(), &call), ADAPTIVE_K_OK);
   EXPECT_EQ(std::memcmp(c_weights.data(), weights.data(), weights.size() * sizeof(Weight)), 0);
+
+  call.replay_ids = nullptr;  // counts of nothing
+  char why[224] = {};
+  call.message = why;
+  call.message_bytes = sizeof why;
+  EXPECT_EQ(adaptive_k_route_host(c_router.get(), &call), ADAPTIVE_K_INVALID_ARGUMENT);
+  EXPECT_STREQ(why, "replay_counts is given, but replay_ids is null");
 }
 
 TEST(c_api_host, gives_the_numbers_of_the_cpp_interface) {
