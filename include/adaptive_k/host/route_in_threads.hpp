@@ -62,7 +62,7 @@ class thread_team {
 
 }  // namespace detail
 
-/// `router.route(layer, logits, output, metrics, extras)` by up to `num_threads` threads (and
+/// `routes.route(layer, logits, output, metrics, extras)` by up to `num_threads` threads (and
 /// 1024), the caller's included; outputs and metrics are the same for every number. Starting a
 /// thread takes tens of microseconds and allocates: an engine with a pool calls `route_range` from
 /// it. Where a thread cannot be started, or there is no memory, those that run do its part too.
@@ -70,7 +70,7 @@ class thread_team {
 /// nothing is counted, and what a bad k_min or k_max did not stop has been written.
 template <class Logit = float, class Id = std::int32_t, class Weight = float, class Policy,
           class Gating>
-status route_in_threads(const basic_router<Policy, Gating>& router, int num_threads, int layer,
+status route_in_threads(const basic_router<Policy, Gating>& routes, int num_threads, int layer,
                         const logits_view<Logit>& logits, const routing_output<Id, Weight>& output,
                         routing_metrics* metrics = nullptr,
                         const routing_extras& extras = {}) noexcept {
@@ -80,12 +80,12 @@ status route_in_threads(const basic_router<Policy, Gating>& router, int num_thre
   const std::int64_t blocks = refused ? 0 : (logits.num_tokens + block - 1) / block;
   const std::int64_t wanted = num_threads < most_threads ? num_threads : most_threads;
   const std::int64_t parts = wanted < blocks ? wanted : blocks;
-  if (parts <= 1) return router.route(layer, logits, output, metrics, extras);
+  if (parts <= 1) return routes.route(layer, logits, output, metrics, extras);
   const auto number = static_cast<std::size_t>(parts);
-  const auto num_experts = static_cast<std::size_t>(router.model().num_experts);
+  const auto num_experts = static_cast<std::size_t>(routes.model().num_experts);
   detail::thread_team team(number, metrics != nullptr,
                            output.expert_counts != nullptr ? num_experts : 0);
-  if (team.results.empty()) return router.route(layer, logits, output, metrics, extras);
+  if (team.results.empty()) return routes.route(layer, logits, output, metrics, extras);
   const auto route_part = [&](std::size_t part) noexcept {
     const auto i = static_cast<std::int64_t>(part);
     const std::int64_t end = blocks * (i + 1) / parts * block;
@@ -93,7 +93,7 @@ status route_in_threads(const basic_router<Policy, Gating>& router, int num_thre
     if (own.expert_counts != nullptr)
       own.expert_counts = team.expert_counts.data() + part * num_experts;
     team.results[part] =
-        router.route_range(layer, logits, own, blocks * i / parts * block,
+        routes.route_range(layer, logits, own, blocks * i / parts * block,
                            end < logits.num_tokens ? end : logits.num_tokens,
                            metrics != nullptr ? &team.counts[part] : nullptr, extras);
   };
