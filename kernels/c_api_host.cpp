@@ -14,27 +14,14 @@ namespace {
 using namespace adaptive_k;    // NOLINT(google-build-using-namespace): the C interface is its shell
 using namespace adaptive_k_c;  // NOLINT(google-build-using-namespace)
 
-// The enumerations of C are those of C++, by value.
-static_assert(ADAPTIVE_K_CUDA_ERROR == static_cast<int>(status_code::cuda_error), "");
-static_assert(ADAPTIVE_K_SPARSEMIXER == static_cast<int>(gating_kind::sparsemixer), "");
-static_assert(ADAPTIVE_K_TOP_K_SOFTMAX == static_cast<int>(gating_kind::top_k_softmax), "");
-static_assert(ADAPTIVE_K_SIGMOID == static_cast<int>(gating_kind::sigmoid), "");
-static_assert(ADAPTIVE_K_GROUP_MAXIMUM == static_cast<int>(group_score::maximum), "");
-static_assert(ADAPTIVE_K_SOFTMAX_ENTROPY == static_cast<int>(signal_kind::softmax_entropy), "");
-static_assert(ADAPTIVE_K_TOPK_ENTROPY == static_cast<int>(signal_kind::topk_entropy), "");
-static_assert(ADAPTIVE_K_SCORE_RATIO == static_cast<int>(signal_kind::score_ratio), "");
-static_assert(ADAPTIVE_K_MARGIN == static_cast<int>(signal_kind::margin), "");
-static_assert(ADAPTIVE_K_FIXED == static_cast<int>(k_rule::fixed), "");
-static_assert(ADAPTIVE_K_DISTORTION == static_cast<int>(k_rule::distortion), "");
-static_assert(ADAPTIVE_K_FILL_FIRST_EXPERT == static_cast<int>(fill_id::first_expert), "");
-
 status read_gating(const adaptive_k_gating* given, gating* made) noexcept {
   adaptive_k_gating from;
   status result = read_struct("gating", given, &from);
-  if (result.ok()) result = check_choice("kind", from.kind, ADAPTIVE_K_SPARSEMIXER);
+  if (result.ok()) result = check_choice("kind", from.kind, num_values(gating_kind{}) - 1);
   if (result.ok()) result = check_choice("renormalize", from.renormalize, 1);
   if (result.ok()) result = check_choice("selection_bias", from.selection_bias, 1);
-  if (result.ok()) result = check_choice("group_rank", from.group_rank, ADAPTIVE_K_GROUP_MAXIMUM);
+  if (result.ok())
+    result = check_choice("group_rank", from.group_rank, num_values(group_score{}) - 1);
   if (!result.ok()) return result;
   made->kind = static_cast<gating_kind>(from.kind);
   made->num_experts = from.num_experts;
@@ -52,8 +39,8 @@ status read_gating(const adaptive_k_gating* given, gating* made) noexcept {
 status read_policy(const adaptive_k_policy* given, int top_k, k_policy* made) noexcept {
   adaptive_k_policy from;
   status result = read_struct("policy", given, &from);
-  if (result.ok()) result = check_choice("rule", from.rule, ADAPTIVE_K_DISTORTION);
-  if (result.ok()) result = check_choice("signal", from.signal, ADAPTIVE_K_MARGIN);
+  if (result.ok()) result = check_choice("rule", from.rule, num_values(k_rule{}) - 1);
+  if (result.ok()) result = check_choice("signal", from.signal, num_values(signal_kind{}) - 1);
   if (result.ok()) result = check_choice("num_k_values", from.num_k_values, max_top_k);
   if (result.ok()) result = check_choice("k_min", from.k_min, 255);
   if (result.ok()) result = check_choice("k_max", from.k_max, 255);

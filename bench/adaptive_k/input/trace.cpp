@@ -76,12 +76,10 @@ class metadata_reader {
 adaptive_k::gating read_gating(const metadata_reader& metadata,
                                const moe_engine::safetensors_file& file) {
   adaptive_k::gating gating;
-  const auto* kind =
-      adaptive_k::detail::find_name(adaptive_k::detail::gating_kind_names, metadata.text("gating"));
-  if (kind == nullptr)
-    metadata.refuse(
-        "gating", "one of " + adaptive_k::detail::all_names(adaptive_k::detail::gating_kind_names));
-  gating.kind = kind->value;
+  const auto kind = adaptive_k::detail::find_name<adaptive_k::gating_kind>(metadata.text("gating"));
+  if (!kind)
+    metadata.refuse("gating", "one of " + adaptive_k::detail::all_names<adaptive_k::gating_kind>());
+  gating.kind = *kind;
   gating.num_experts =
       static_cast<int>(metadata.integer("num_experts", 1, adaptive_k::max_experts));
   gating.top_k = static_cast<int>(metadata.integer("top_k", 1, adaptive_k::max_top_k));

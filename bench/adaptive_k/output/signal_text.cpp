@@ -21,9 +21,13 @@ const char* symbol_of(signal_kind kind) {
       return "ratio";
     case signal_kind::margin:
       return "margin";
-    default:
-      return "H";
+    case signal_kind::none:
+    case signal_kind::softmax_entropy:
+    case signal_kind::normalized_entropy:
+    case signal_kind::topk_entropy:
+      break;
   }
+  return "H";
 }
 
 const char* meaning_of(signal_kind kind) {

@@ -157,14 +157,14 @@ inline std::optional<k_policy> read_shorthand(const std::string& body, const std
   if (name == "fixed") return k_policy::fixed(spec_k(spec, rest));
   if (name == "entropy") name = to_string(signal_kind::softmax_entropy);
   if (name == "top_p") name = to_string(signal_kind::topk_mass);
-  const auto* signal = find_name(signal_kind_names, name);
-  if (signal == nullptr || signal->value == signal_kind::none) return std::nullopt;
+  const std::optional<signal_kind> signal = find_name<signal_kind>(name);
+  if (!signal || *signal == signal_kind::none) return std::nullopt;
 
   const std::size_t at = rest.find('@');
   if (at == std::string::npos) {
-    if (signal->value == signal_kind::topk_mass)
+    if (*signal == signal_kind::topk_mass)
       return k_policy::top_p(spec_number(spec, rest), model.top_k);
-    if (signal->value == signal_kind::score_ratio)
+    if (*signal == signal_kind::score_ratio)
       return k_policy::score_ratio(spec_number(spec, rest), model.top_k);
     throw preset_error("policy '" + spec + "'", "",
                        "no '@', expected " + name + ":K,...@THRESHOLD,...");
@@ -181,8 +181,8 @@ inline std::optional<k_policy> read_shorthand(const std::string& body, const std
                            std::to_string(values.size()) +
                            " values of K, expected one fewer than values");
   k_policy policy;
-  policy.set_thresholds(signal->value, values.data(), static_cast<int>(values.size()),
-                        limits.data(), static_cast<int>(limits.size()));
+  policy.set_thresholds(*signal, values.data(), static_cast<int>(values.size()), limits.data(),
+                        static_cast<int>(limits.size()));
   return policy;
 }
 
@@ -198,6 +198,21 @@ inline std::string shortest(float value) {
   return std::string(text, end);
 }
 
+inline std::string thresholds_spec(const k_policy& policy, int top_k) {
+  const int count = policy.num_k_values;
+  bool is_alike = is_per_rank(policy.signal) && count == top_k && count > 1;
+  std::string values, limits;
+  for (int i = 0; i < count; ++i)
+    values += (i == 0 ? "" : ",") + std::to_string(policy.k_values[i]);
+  for (int i = 0; i + 1 < count; ++i) {
+    limits += (i == 0 ? "" : ",") + shortest(policy.thresholds[i]);
+    is_alike = is_alike && policy.thresholds[i] == policy.thresholds[0];
+  }
+  if (!is_alike) return std::string(to_string(policy.signal)) + ":" + values + "@" + limits;
+  return (policy.signal == signal_kind::topk_mass ? "top_p:" : "score_ratio:") +
+         shortest(policy.thresholds[0]);
+}
+
 }  // namespace detail
 
 /// The policy in the form that `parse_policy` reads; distortion policies, which need their tables,
@@ -205,25 +220,19 @@ inline std::string shortest(float value) {
 /// short, as top_p:0.9 and score_ratio:0.2.
 inline std::string to_spec(const k_policy& policy, int top_k = 0) {
   std::string spec = to_string(policy.rule);
-  if (policy.rule == k_rule::fixed) spec += ":" + std::to_string(policy.k_values[0]);
-  if (policy.rule == k_rule::thresholds) {
-    const int count = policy.num_k_values;
-    bool is_alike = detail::is_per_rank(policy.signal) && count == top_k && count > 1;
-    std::string values, limits;
-    for (int i = 0; i < count; ++i)
-      values += (i == 0 ? "" : ",") + std::to_string(policy.k_values[i]);
-    for (int i = 0; i + 1 < count; ++i) {
-      limits += (i == 0 ? "" : ",") + detail::shortest(policy.thresholds[i]);
-      is_alike = is_alike && policy.thresholds[i] == policy.thresholds[0];
-    }
-    if (is_alike)
-      spec = (policy.signal == signal_kind::topk_mass ? "top_p:" : "score_ratio:") +
-             detail::shortest(policy.thresholds[0]);
-    else
-      spec = std::string(to_string(policy.signal)) + ":" + values + "@" + limits;
+  switch (policy.rule) {
+    case k_rule::full:
+      break;
+    case k_rule::fixed:
+      spec += ":" + std::to_string(policy.k_values[0]);
+      break;
+    case k_rule::thresholds:
+      spec = detail::thresholds_spec(policy, top_k);
+      break;
+    case k_rule::distortion:
+      spec += ",lambda=" + detail::shortest(policy.distortion.lambda);
+      break;
   }
-  if (policy.rule == k_rule::distortion)
-    spec += ",lambda=" + detail::shortest(policy.distortion.lambda);
   if (policy.mass_exponent != k_policy::mass_exponent_of_model)
     spec += ",a=" + detail::shortest(policy.mass_exponent);
   if (policy.k_min != 1) spec += ",k_min=" + std::to_string(policy.k_min);

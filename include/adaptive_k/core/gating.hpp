@@ -21,11 +21,47 @@ enum class gating_kind : std::uint8_t {
   sparsemixer,    ///< two masked softmaxes, top_k <= 2, never renormalised (Phi-3.5-MoE)
 };
 
+/// How many values there are: 0 to one less.
+constexpr int num_values(gating_kind) noexcept {
+  return static_cast<int>(gating_kind::sparsemixer) + 1;
+}
+/// The word of calibration files and the command line; "?" for no such value. Static text.
+inline const char* to_string(gating_kind kind) noexcept {
+  switch (kind) {
+    case gating_kind::softmax:
+      return "softmax";
+    case gating_kind::sigmoid:
+      return "sigmoid";
+    case gating_kind::top_k_softmax:
+      return "top_k_softmax";
+    case gating_kind::sqrt_softplus:
+      return "sqrt_softplus";
+    case gating_kind::sparsemixer:
+      return "sparsemixer";
+  }
+  return "?";
+}
+
 /// What ranks the groups of group-limited selection.
 enum class group_score : std::uint8_t {
   top2_sum,  ///< sum of the two best selection values of the group (DeepSeek-V3)
   maximum,   ///< the best one (DeepSeek-V2)
 };
+
+/// How many values there are: 0 to one less.
+constexpr int num_values(group_score) noexcept {
+  return static_cast<int>(group_score::maximum) + 1;
+}
+/// The word of calibration files; "?" for no such value. Static text.
+inline const char* to_string(group_score score) noexcept {
+  switch (score) {
+    case group_score::top2_sum:
+      return "top2_sum";
+    case group_score::maximum:
+      return "maximum";
+  }
+  return "?";
+}
 
 /// A model's own routing, apart from how many experts a token gets. Plain data.
 struct gating {
@@ -44,12 +80,12 @@ struct gating {
 /// Refuses values outside the ranges above; the message names the field, its value and the range.
 inline status validate(const gating& g) noexcept {
   const auto invalid = status_code::invalid_argument;
-  if (g.kind > gating_kind::sparsemixer)
+  if (static_cast<int>(g.kind) >= num_values(g.kind))
     return status::error(invalid, "`kind` is %d, expected a gating_kind, 0..%d",
-                         static_cast<int>(g.kind), static_cast<int>(gating_kind::sparsemixer));
-  if (g.group_rank > group_score::maximum)
+                         static_cast<int>(g.kind), num_values(g.kind) - 1);
+  if (static_cast<int>(g.group_rank) >= num_values(g.group_rank))
     return status::error(invalid, "`group_rank` is %d, expected a group_score, 0..%d",
-                         static_cast<int>(g.group_rank), static_cast<int>(group_score::maximum));
+                         static_cast<int>(g.group_rank), num_values(g.group_rank) - 1);
   if (g.num_experts < 1 || g.num_experts > max_experts)
     return status::error(invalid, "`num_experts` is %d, expected 1..%d", g.num_experts,
                          max_experts);

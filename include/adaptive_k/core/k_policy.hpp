@@ -19,6 +19,25 @@ enum class k_rule : std::uint8_t {
   distortion,  ///< k = argmin g * d(k) + lambda * k, d the predicted distortion of the output
 };
 
+/// How many values there are: 0 to one less.
+constexpr int num_values(k_rule) noexcept {
+  return static_cast<int>(k_rule::distortion) + 1;
+}
+/// The word of calibration files and the command line; "?" for no such value. Static text.
+inline const char* to_string(k_rule rule) noexcept {
+  switch (rule) {
+    case k_rule::full:
+      return "full";
+    case k_rule::fixed:
+      return "fixed";
+    case k_rule::thresholds:
+      return "thresholds";
+    case k_rule::distortion:
+      return "distortion";
+  }
+  return "?";
+}
+
 /// Predicted distortion of one layer. Non-owning; k runs over 1..K0-1 and d(K0) = 0.
 ///   ln d(k) = c_k . (1, ln(1 - r_k), ln psi_k, ln w_1, ln S_K0) + first_k[e_1] + next_k[e_(k+1)]
 /// with w the renormalised top-K0 weights, r_k = w_1 + ... + w_k, a the mass_exponent,
@@ -227,9 +246,9 @@ inline status validate(const k_policy& policy, const gating& g) noexcept {
   if (a != k_policy::mass_exponent_of_model && !(a >= 0.0f && a <= 1.0f))
     return status::error(invalid, "`mass_exponent` is %g, expected 0..1, or -1 for the model's own",
                          static_cast<double>(a));
-  if (policy.signal > signal_kind::margin)
+  if (static_cast<int>(policy.signal) >= num_values(policy.signal))
     return status::error(invalid, "`signal` is %d, expected a signal_kind, 0..%d",
-                         static_cast<int>(policy.signal), static_cast<int>(signal_kind::margin));
+                         static_cast<int>(policy.signal), num_values(policy.signal) - 1);
   switch (policy.rule) {
     case k_rule::full:
       return {};
@@ -258,7 +277,7 @@ inline status validate(const k_policy& policy, const gating& g) noexcept {
       return {};
   }
   return status::error(invalid, "`rule` is %d, expected a k_rule, 0..%d",
-                       static_cast<int>(policy.rule), static_cast<int>(k_rule::distortion));
+                       static_cast<int>(policy.rule), num_values(policy.rule) - 1);
 }
 
 ADAPTIVE_K_NAMESPACE_END

@@ -20,6 +20,31 @@ enum class signal_kind : std::uint8_t {
   margin,              ///< w_1 - w_2 in [-1, 1]; high is sure
 };
 
+/// How many values there are: 0 to one less.
+constexpr int num_values(signal_kind) noexcept {
+  return static_cast<int>(signal_kind::margin) + 1;
+}
+/// The word of calibration files and the command line; "?" for no such value. Static text.
+inline const char* to_string(signal_kind kind) noexcept {
+  switch (kind) {
+    case signal_kind::none:
+      return "none";
+    case signal_kind::softmax_entropy:
+      return "softmax_entropy";
+    case signal_kind::normalized_entropy:
+      return "normalized_entropy";
+    case signal_kind::topk_entropy:
+      return "topk_entropy";
+    case signal_kind::topk_mass:
+      return "topk_mass";
+    case signal_kind::score_ratio:
+      return "score_ratio";
+    case signal_kind::margin:
+      return "margin";
+  }
+  return "?";
+}
+
 namespace detail {
 
 ADAPTIVE_K_HD constexpr bool high_is_sure(signal_kind kind) {

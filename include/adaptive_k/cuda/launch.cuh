@@ -36,16 +36,19 @@ bool is_softmax_topk(const gating& g) noexcept {
          tier_for(softmax_topk_tiers{}, g.num_experts, g.top_k) >= 0;
 }
 
+/// The tiers of the generic_gating kernels for a score.
+template <class Score>
+using tiers_of = std::conditional_t<Score::is_masked, sparsemixer_tiers, generic_gating_tiers>;
+
 /// Ok where a kernel serves the gating, else why not.
 template <class Gating>
 status supported(const Gating& g) noexcept {
   const status fits = validate(g);
   if (!fits.ok()) return fits;
-  int tier = tier_for(generic_gating_tiers{}, g.num_experts, g.top_k);
-  if (is_softmax_topk<Gating>(g)) tier = 0;
-  if (!detail::names_score<Gating>::value && g.kind == gating_kind::sparsemixer)
-    tier = tier_for(sparsemixer_tiers{}, g.num_experts, g.top_k);
-  if (tier >= 0) return {};
+  const int tier = detail::with_score<Gating>(g.kind, [&](auto score) {
+    return tier_for(tiers_of<decltype(score)>{}, g.num_experts, g.top_k);
+  });
+  if (tier >= 0 || is_softmax_topk<Gating>(g)) return {};
   return status::error(status_code::unsupported, "no kernel for num_experts = %d, top_k = %d",
                        g.num_experts, g.top_k);
 }
@@ -175,10 +178,9 @@ template <class Logit, class Plan, class Gating>
 status launch_generic_gating(const route_params& params, cudaStream_t stream) noexcept {
   return detail::with_score<Gating>(params.model.kind, [&](auto score) {
     using score_type = decltype(score);
-    using tiers =
-        std::conditional_t<score_type::is_masked, sparsemixer_tiers, generic_gating_tiers>;
     return launch_detail::launch_first_fit<
-        launch_detail::generic_gating_family<score_type, Logit, Plan>>(tiers{}, params, stream);
+        launch_detail::generic_gating_family<score_type, Logit, Plan>>(tiers_of<score_type>{},
+                                                                       params, stream);
   });
 }
 

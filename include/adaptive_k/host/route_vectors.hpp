@@ -220,6 +220,12 @@ void route_vectors(const vector_call<Logit, Plan, Gating>& call, host_path path,
                    call_metrics& counts) noexcept {
   using loop = vector_loop<Logit, Plan, Gating>;
   loop routes(call, path, counts);
+#if ADAPTIVE_K_HAS_AVX512 && ADAPTIVE_K_HAS_AVX2
+  // Rows that fit the narrower vectors, too few for a block of the wider.
+  if (set == instruction_set::avx512 && call.model->num_experts <= avx2::f32::lanes &&
+      last - first < avx512::f32::lanes)
+    set = instruction_set::avx2;
+#endif
 #if ADAPTIVE_K_HAS_AVX512
   if (set == instruction_set::avx512) return avx512::run<loop::template body>(&routes, first, last);
 #endif

@@ -100,9 +100,16 @@ class savings_controller {
     double by = scale_ * layer_scale;
     if (!(by > 0.0 && by <= (std::numeric_limits<double>::max)()))
       by = std::numeric_limits<double>::quiet_NaN();
-    if (policy.rule == k_rule::distortion)
-      policy.distortion.lambda = to_float(static_cast<double>(policy.distortion.lambda) * by);
-    if (policy.rule != k_rule::thresholds) return policy;
+    switch (policy.rule) {
+      case k_rule::full:
+      case k_rule::fixed:
+        return policy;
+      case k_rule::distortion:
+        policy.distortion.lambda = to_float(static_cast<double>(policy.distortion.lambda) * by);
+        return policy;
+      case k_rule::thresholds:
+        break;
+    }
     const bool per_rank = detail::is_per_rank(policy.signal);
     const bool down = detail::high_is_sure(policy.signal);
     float t_before = 0.0f;

@@ -116,12 +116,12 @@ class json_node {
 
   int as_int(int least, int most) const { return static_cast<int>(as_integer(least, most)); }
 
-  template <class Enum, std::size_t N>
-  Enum as_name(const named<Enum> (&names)[N]) const {
-    const named<Enum>* entry =
-        value_->is_string() ? find_name(names, value_->get_ref<const std::string&>()) : nullptr;
-    if (entry == nullptr) refuse("one of " + all_names(names));
-    return entry->value;
+  template <class Enum>
+  Enum as_name() const {
+    std::optional<Enum> value;
+    if (value_->is_string()) value = find_name<Enum>(value_->get_ref<const std::string&>());
+    if (!value) refuse("one of " + all_names<Enum>());
+    return *value;
   }
 
   std::vector<std::string> as_strings() const {

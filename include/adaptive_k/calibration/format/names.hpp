@@ -1,6 +1,7 @@
-// The words that calibration files and the command line use for the library's enumerations.
+// The words for the library's enumerations, read: to_string of core/ writes them.
 #pragma once
 
+#include <optional>
 #include <string>
 #include <string_view>
 
@@ -13,82 +14,32 @@ ADAPTIVE_K_NAMESPACE_BEGIN
 
 namespace detail {
 
+/// f(value) for each value of an enumeration, in order.
+template <class Enum, class F>
+void for_each_value(F f) {
+  for (int i = 0; i < num_values(Enum{}); ++i) f(static_cast<Enum>(i));
+}
+
+/// The value of that name, or none.
 template <class Enum>
-struct named {
-  Enum value;
-  const char* name;
-};
-
-inline constexpr named<gating_kind> gating_kind_names[] = {
-    {gating_kind::softmax, "softmax"},
-    {gating_kind::sigmoid, "sigmoid"},
-    {gating_kind::top_k_softmax, "top_k_softmax"},
-    {gating_kind::sqrt_softplus, "sqrt_softplus"},
-    {gating_kind::sparsemixer, "sparsemixer"},
-};
-
-inline constexpr named<group_score> group_score_names[] = {
-    {group_score::top2_sum, "top2_sum"},
-    {group_score::maximum, "maximum"},
-};
-
-inline constexpr named<signal_kind> signal_kind_names[] = {
-    {signal_kind::none, "none"},
-    {signal_kind::softmax_entropy, "softmax_entropy"},
-    {signal_kind::normalized_entropy, "normalized_entropy"},
-    {signal_kind::topk_entropy, "topk_entropy"},
-    {signal_kind::topk_mass, "topk_mass"},
-    {signal_kind::score_ratio, "score_ratio"},
-    {signal_kind::margin, "margin"},
-};
-
-inline constexpr named<k_rule> k_rule_names[] = {
-    {k_rule::full, "full"},
-    {k_rule::fixed, "fixed"},
-    {k_rule::thresholds, "thresholds"},
-    {k_rule::distortion, "distortion"},
-};
-
-template <class Enum, std::size_t N>
-const char* name_in(const named<Enum> (&names)[N], Enum value) noexcept {
-  for (const auto& entry : names)
-    if (entry.value == value) return entry.name;
-  return "?";
+std::optional<Enum> find_name(std::string_view name) {
+  std::optional<Enum> found;
+  for_each_value<Enum>([&](Enum value) {
+    if (name == to_string(value)) found = value;
+  });
+  return found;
 }
 
-/// Null when no entry has that name.
-template <class Enum, std::size_t N>
-const named<Enum>* find_name(const named<Enum> (&names)[N], std::string_view name) noexcept {
-  for (const auto& entry : names)
-    if (name == entry.name) return &entry;
-  return nullptr;
-}
-
-template <class Enum, std::size_t N>
-std::string all_names(const named<Enum> (&names)[N]) {
+/// "softmax, sigmoid, ...".
+template <class Enum>
+std::string all_names() {
   std::string list;
-  for (const auto& entry : names) list += (list.empty() ? "" : ", ") + std::string(entry.name);
+  for_each_value<Enum>(
+      [&](Enum value) { list += (list.empty() ? "" : ", ") + std::string(to_string(value)); });
   return list;
 }
 
 }  // namespace detail
-
-/// As calibration files spell it. Static text.
-inline const char* to_string(gating_kind kind) noexcept {
-  return detail::name_in(detail::gating_kind_names, kind);
-}
-/// As calibration files spell it. Static text.
-inline const char* to_string(group_score score) noexcept {
-  return detail::name_in(detail::group_score_names, score);
-}
-/// As calibration files spell it. Static text.
-inline const char* to_string(signal_kind kind) noexcept {
-  return detail::name_in(detail::signal_kind_names, kind);
-}
-/// As calibration files spell it. Static text.
-inline const char* to_string(k_rule rule) noexcept {
-  return detail::name_in(detail::k_rule_names, rule);
-}
 
 /// "nats", or "" for signals that are plain ratios.
 inline const char* unit_of(signal_kind kind) noexcept {

@@ -123,7 +123,7 @@ class policy_tables {
 };
 
 inline void read_thresholds(const layered_node& node, k_policy& policy) {
-  policy.signal = node.at("signal", "the name of a signal").as_name(signal_kind_names);
+  policy.signal = node.at("signal", "the name of a signal").as_name<signal_kind>();
   const bool in_nats = unit_of(policy.signal)[0] != '\0';
   const char* key = in_nats ? "thresholds_nats" : "thresholds";
   if (const auto wrong = node.find(in_nats ? "thresholds" : "thresholds_nats"))
@@ -161,13 +161,13 @@ inline void read_distortion(const layered_node& node, const gating& model, polic
   if (const auto g = keys.find("sensitivity")) ref.sensitivity = g->as_float();
   ref.lambda = keys.at("lambda", "a number, 0 or more").as_float();
   policy = k_policy::min_distortion(ref);
-  if (const auto signal = node.find("signal")) policy.signal = signal->as_name(signal_kind_names);
+  if (const auto signal = node.find("signal")) policy.signal = signal->as_name<signal_kind>();
 }
 
 inline k_policy read_k_policy(const layered_node& node, const gating& model,
                               policy_tables& tables) {
   k_policy policy;
-  const k_rule rule = node.at("rule", "the name of a rule").as_name(k_rule_names);
+  const k_rule rule = node.at("rule", "the name of a rule").as_name<k_rule>();
   switch (rule) {
     case k_rule::full:
       break;
@@ -262,7 +262,7 @@ inline gating read_gating(const json_node& node) {
                     "routed_scaling_factor", "n_group", "topk_group", "group_rank",
                     "jitter_epsilon"});
   gating model;
-  model.kind = node.at("kind", "the name of a gating").as_name(gating_kind_names);
+  model.kind = node.at("kind", "the name of a gating").as_name<gating_kind>();
   model.num_experts = node.at("num_experts", "an integer").as_int(1, max_experts);
   model.top_k = node.at("top_k", "an integer").as_int(1, max_top_k);
   model.renormalize = node.at("renormalize", "true or false").as_bool();
@@ -271,7 +271,7 @@ inline gating read_gating(const json_node& node) {
     model.routed_scaling_factor = v->as_float();
   if (const auto v = node.find("n_group")) model.n_group = v->as_int(1, max_experts);
   if (const auto v = node.find("topk_group")) model.topk_group = v->as_int(1, max_experts);
-  if (const auto v = node.find("group_rank")) model.group_rank = v->as_name(group_score_names);
+  if (const auto v = node.find("group_rank")) model.group_rank = v->as_name<group_score>();
   if (const auto v = node.find("jitter_epsilon")) model.jitter_epsilon = v->as_float();
   refuse_unless(validate(model), {node, std::nullopt});
   return model;

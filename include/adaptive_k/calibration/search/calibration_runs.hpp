@@ -334,15 +334,7 @@ class calibration_runner {
       std::memcpy(&word, &value, sizeof value);
       add(word);
     };
-    for (const k_policy& layer : policies.layers) {
-      add(static_cast<std::uint64_t>(layer.rule));
-      add(static_cast<std::uint64_t>(layer.signal));
-      for (int i = 0; i < layer.num_k_values; ++i) add(layer.k_values[i]);
-      if (layer.rule == k_rule::thresholds)
-        for (int i = 0; i + 1 < layer.num_k_values; ++i) add_float(layer.thresholds[i]);
-      add_float(layer.mass_exponent);
-      if (layer.rule != k_rule::distortion) continue;
-      const distortion_ref& d = layer.distortion;
+    const auto add_tables = [&](const distortion_ref& d) {
       add_float(d.lambda);
       add_float(d.sensitivity);
       const int rows = source_.model.top_k - 1;
@@ -350,6 +342,23 @@ class calibration_runner {
       for (int i = 0; i < rows * source_.model.num_experts; ++i) {
         if (d.first_expert != nullptr) add_float(d.first_expert[i]);
         if (d.next_expert != nullptr) add_float(d.next_expert[i]);
+      }
+    };
+    for (const k_policy& layer : policies.layers) {
+      add(static_cast<std::uint64_t>(layer.rule));
+      add(static_cast<std::uint64_t>(layer.signal));
+      for (int i = 0; i < layer.num_k_values; ++i) add(layer.k_values[i]);
+      add_float(layer.mass_exponent);
+      switch (layer.rule) {
+        case k_rule::full:
+        case k_rule::fixed:
+          break;
+        case k_rule::thresholds:
+          for (int i = 0; i + 1 < layer.num_k_values; ++i) add_float(layer.thresholds[i]);
+          break;
+        case k_rule::distortion:
+          add_tables(layer.distortion);
+          break;
       }
     }
     return bits(hash) + " " + std::to_string(assignment) + " " +

@@ -96,11 +96,14 @@ class calibration_study {
         return score_ratio_policies(records_, mass_exponent, mean_k);
       case calibration_rule::top_p:
         return top_p_policies(records_, mass_exponent, mean_k);
-      default:
-        return distortion_policies(
-            fit(mass_exponent), sensitivities_,
-            price_for(fit(mass_exponent)->predicted, sensitivities_, mean_k, top_k()));
+      case calibration_rule::distortion:
+      case calibration_rule::random_mix:
+      case calibration_rule::inverted:
+        break;
     }
+    return distortion_policies(
+        fit(mass_exponent), sensitivities_,
+        price_for(fit(mass_exponent)->predicted, sensitivities_, mean_k, top_k()));
   }
 
   /// The same, set so that the choice windows, with K really applied, get this mean K: skipped
