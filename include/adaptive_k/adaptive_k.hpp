@@ -3,15 +3,17 @@
 //   adaptive_k::gating gating;
 //   gating.num_experts = 8;
 //   gating.top_k = 2;
-//   auto policy = adaptive_k::k_policy::entropy({1, 2}, {1.275f});
+//   auto policy = adaptive_k::k_policy::top_p(0.9f, gating.top_k);
 //   adaptive_k::router router{gating, policy};
 //   adaptive_k::routing_metrics metrics;
-//   router.route(layer, logits, {ids, weights, counts}, &metrics);
+//   const adaptive_k::status routed =
+//       router.route(layer, logits, {ids, weights, counts}, &metrics);
+//   if (!routed.ok()) std::fprintf(stderr, "%s\n", routed.message());
 //   std::printf("saved %.1f%%\n", 100 * metrics.expert_savings());
 //
 // Presets of known models are in adaptive_k/calibration/preset.hpp.
-// The decision itself: core/route_token.hpp ranks the experts, core/choose_k.hpp says how many, and
-// core/finish_route.hpp sets their weights.
+// The decision itself: host/host_paths.hpp says what ranks the experts (core/route_token.hpp is the
+// scalar reference), core/choose_k.hpp how many run, and core/finish_route.hpp sets their weights.
 #pragma once
 
 #include "adaptive_k/config.hpp"

@@ -7,10 +7,10 @@
 // `model` is any type with
 //   const gating& router_gating() const;
 //   int num_layers() const;
-//   int window_length(const Dataset&) const;            tokens
+//   int window_length(const Dataset&) const;  // tokens
 //   std::int64_t num_windows(const Dataset&) const;
 //   std::vector<window_outcome> run(const Dataset&, window_range, const layer_route&,
-//                                   const block_observer&);   see calibration_source
+//                                   const block_observer&);  // see calibration_source
 #pragma once
 
 #include <cmath>

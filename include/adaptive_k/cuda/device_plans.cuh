@@ -73,12 +73,9 @@ class basic_plans_ref {
   bool renormalizes_ = false;
 };
 
-/// Owns a router's policies on the device that was current at the first upload:
-///   cuda::device_plans plans;
-///   status result = plans.upload(router, stream);
-///   cuda::device_router on_device(router.model(), plans.ref());
-/// Later uploads rewrite the same memory: launches behind them on the stream, also those of a graph
-/// captured before, follow the new policies. One thread at a time.
+/// Owns a router's policies on the device that was current at the first upload; `ref` is what a
+/// `device_router` takes. Later uploads rewrite the same memory: launches behind them on the
+/// stream, also those of a graph captured before, follow the new policies. One thread at a time.
 template <class Plan>
 class basic_device_plans {
  public:

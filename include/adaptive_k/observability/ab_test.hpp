@@ -1,9 +1,10 @@
 // A/B tests of K policies: latency, savings and quality of the variants, and what may be concluded.
 //
-//   ab_test test({{"full"}, {"adaptive"}}, {});
+//   ab_test test({{"full"}, {"adaptive"}});
 //   const std::size_t arm = test.assign_variant(request_id);
-//   ...                                      route the request by policy `arm`
-//   test.record(arm, {seconds, metrics.expert_savings(), log_likelihood});
+//   // ... route the request by the policy of `arm`, then
+//   const status recorded = test.record(arm, {seconds, metrics.expert_savings(), log_likelihood});
+//   if (!recorded.ok()) std::fprintf(stderr, "%s\n", recorded.message());
 //   std::puts(test.compute_results().sentence.c_str());
 #pragma once
 
