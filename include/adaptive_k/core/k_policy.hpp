@@ -1,8 +1,10 @@
 // K policies: how many of its top K0 experts a token gets, and what that does to their weights.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <initializer_list>
+#include <limits>
 
 #include "adaptive_k/config.hpp"
 #include "adaptive_k/core/gating.hpp"
@@ -278,6 +280,62 @@ inline status validate(const k_policy& policy, const gating& g) noexcept {
   }
   return status::error(invalid, "`rule` is %d, expected a k_rule, 0..%d",
                        static_cast<int>(policy.rule), num_values(policy.rule) - 1);
+}
+
+namespace detail {
+
+/// Within what `validate` takes of lambda and thresholds.
+inline float to_policy_float(double value) noexcept {
+  constexpr double most = 9e29;
+  return static_cast<float>(value > most ? most : (value < -most ? -most : value));
+}
+
+inline float scaled_threshold(signal_kind signal, float threshold, double by) noexcept {
+  const auto t = static_cast<double>(threshold);
+  if (high_is_sure(signal))
+    return t > 0.0 && t < 1.0 ? static_cast<float>(t / std::fma(by, 1.0 - t, t))
+           : by == by         ? threshold
+                              : static_cast<float>(by);
+  if (!is_per_rank(signal)) return to_policy_float(t * std::sqrt(std::sqrt(by)));
+  return static_cast<float>(t * by > 1.0 ? 1.0 : t * by);
+}
+
+}  // namespace detail
+
+/// The policy moved by a factor above 0 and finite; larger ones save more. Lambda and score ratios
+/// are multiplied (ratios kept within 1), entropy thresholds by its fourth root, for a little moves
+/// them far; a mass p and a margin become p / (p + by (1 - p)). Of a policy that `validate` accepts
+/// comes one that it accepts: thresholds that would meet stay a float's last bit apart. With a
+/// factor out of range what moves becomes NaN, which `validate` refuses.
+inline k_policy scaled(k_policy policy, double by) noexcept {
+  if (!(by > 0.0 && by <= (std::numeric_limits<double>::max)()))
+    by = std::numeric_limits<double>::quiet_NaN();
+  switch (policy.rule) {
+    case k_rule::full:
+    case k_rule::fixed:
+      return policy;
+    case k_rule::distortion:
+      policy.distortion.lambda =
+          detail::to_policy_float(static_cast<double>(policy.distortion.lambda) * by);
+      return policy;
+    case k_rule::thresholds:
+      break;
+  }
+  const bool per_rank = detail::is_per_rank(policy.signal);
+  const bool down = detail::high_is_sure(policy.signal);
+  float t_before = 0.0f;
+  for (int i = 0; i + 1 < policy.num_k_values && i < max_top_k; ++i) {
+    const float t = policy.thresholds[i];
+    float& moved = policy.thresholds[i];
+    moved = detail::scaled_threshold(policy.signal, t, by);
+    if (i > 0 && !per_rank) {
+      const float last = policy.thresholds[i - 1];
+      if (down && t < t_before && moved >= last) moved = std::nextafter(last, -math::infinity);
+      if (!down && t > t_before && moved <= last) moved = std::nextafter(last, math::infinity);
+    }
+    t_before = t;
+  }
+  return policy;
 }
 
 ADAPTIVE_K_NAMESPACE_END

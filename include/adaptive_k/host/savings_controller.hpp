@@ -90,41 +90,11 @@ class savings_controller {
     return {};
   }
 
-  /// The policy at the present scale; `layer_scale`, above 0 and finite, is the layer's own share
-  /// of the movement, 1 for all by default. Larger scales save more: lambda and score ratios are
-  /// multiplied (ratios kept within 1), entropy thresholds by the fourth root, for a little moves
-  /// them far; a mass p and a margin become p / (p + scale (1 - p)). Of a policy that `validate`
-  /// accepts comes one that it accepts: thresholds that would meet stay a float's last bit apart.
-  /// With a layer_scale out of range what moves becomes NaN, which `validate` refuses.
-  k_policy apply(k_policy policy, double layer_scale = 1.0) const noexcept {
-    double by = scale_ * layer_scale;
-    if (!(by > 0.0 && by <= (std::numeric_limits<double>::max)()))
-      by = std::numeric_limits<double>::quiet_NaN();
-    switch (policy.rule) {
-      case k_rule::full:
-      case k_rule::fixed:
-        return policy;
-      case k_rule::distortion:
-        policy.distortion.lambda = to_float(static_cast<double>(policy.distortion.lambda) * by);
-        return policy;
-      case k_rule::thresholds:
-        break;
-    }
-    const bool per_rank = detail::is_per_rank(policy.signal);
-    const bool down = detail::high_is_sure(policy.signal);
-    float t_before = 0.0f;
-    for (int i = 0; i + 1 < policy.num_k_values && i < max_top_k; ++i) {
-      const float t = policy.thresholds[i];
-      float& moved = policy.thresholds[i];
-      moved = moved_threshold(policy.signal, t, by);
-      if (i > 0 && !per_rank) {
-        const float last = policy.thresholds[i - 1];
-        if (down && t < t_before && moved >= last) moved = std::nextafter(last, -math::infinity);
-        if (!down && t > t_before && moved <= last) moved = std::nextafter(last, math::infinity);
-      }
-      t_before = t;
-    }
-    return policy;
+  /// The policy at the present scale, as `scaled` moves it; `layer_scale`, above 0 and finite, is
+  /// the layer's own share of the movement, 1 for all by default. With one out of range what moves
+  /// becomes NaN, which `validate` refuses.
+  k_policy apply(const k_policy& policy, double layer_scale = 1.0) const noexcept {
+    return scaled(policy, scale_ * layer_scale);
   }
 
  private:
@@ -215,22 +185,6 @@ class savings_controller {
     scale_ = scale < target_.lowest_scale
                  ? target_.lowest_scale
                  : (scale > target_.highest_scale ? target_.highest_scale : scale);
-  }
-
-  /// Within what `validate` takes of lambda and thresholds.
-  static float to_float(double value) noexcept {
-    constexpr double most = 9e29;
-    return static_cast<float>(value > most ? most : (value < -most ? -most : value));
-  }
-
-  static float moved_threshold(signal_kind signal, float threshold, double by) noexcept {
-    const auto t = static_cast<double>(threshold);
-    if (detail::high_is_sure(signal))
-      return t > 0.0 && t < 1.0 ? static_cast<float>(t / std::fma(by, 1.0 - t, t))
-             : by == by         ? threshold
-                                : static_cast<float>(by);
-    if (!detail::is_per_rank(signal)) return to_float(t * std::sqrt(std::sqrt(by)));
-    return static_cast<float>(t * by > 1.0 ? 1.0 : t * by);
   }
 
   savings_target target_;

@@ -348,18 +348,9 @@ class calibration_runner {
       add(static_cast<std::uint64_t>(layer.rule));
       add(static_cast<std::uint64_t>(layer.signal));
       for (int i = 0; i < layer.num_k_values; ++i) add(layer.k_values[i]);
+      for (int i = 0; i + 1 < layer.num_k_values; ++i) add_float(layer.thresholds[i]);
       add_float(layer.mass_exponent);
-      switch (layer.rule) {
-        case k_rule::full:
-        case k_rule::fixed:
-          break;
-        case k_rule::thresholds:
-          for (int i = 0; i + 1 < layer.num_k_values; ++i) add_float(layer.thresholds[i]);
-          break;
-        case k_rule::distortion:
-          add_tables(layer.distortion);
-          break;
-      }
+      if (layer.distortion.coefficients != nullptr) add_tables(layer.distortion);
     }
     return bits(hash) + " " + std::to_string(assignment) + " " +
            std::to_string(assignment == 0 ? 0 : seed) + range_key(range);
