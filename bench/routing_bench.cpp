@@ -10,9 +10,9 @@
 #include <type_traits>
 #include <vector>
 
+#include "routing/baselines.hpp"
 #include "routing/inputs.hpp"
 #include "routing/ratios.hpp"
-#include "routing/rivals.hpp"
 #include "routing/two_threads.hpp"
 
 namespace {
@@ -106,12 +106,12 @@ void route_by_two_threads(benchmark::State& state, std::int64_t tokens, shape s)
   count_tokens(state, tokens);
 }
 
-template <class Rival>
-void route_rival(benchmark::State& state, Rival rival, std::int64_t tokens, shape s) {
+template <class Baseline>
+void route_baseline(benchmark::State& state, Baseline baseline, std::int64_t tokens, shape s) {
   batch b(tokens, s);
   std::size_t turn = 0;
   for (auto _ : state) {
-    rival.route(b.logits[turn++ % b.logits.size()].data(), tokens, b);
+    baseline.route(b.logits[turn++ % b.logits.size()].data(), tokens, b);
     benchmark::DoNotOptimize(b.ids.data());
     benchmark::ClobberMemory();
   }
@@ -142,10 +142,10 @@ void add_all(std::int64_t tokens, shape s) {
         [=](benchmark::State& state) { route_by_two_threads(state, tokens, s); })
         ->UseRealTime();
   benchmark::RegisterBenchmark(("route/scalar/f32" + at).c_str(), [=](benchmark::State& state) {
-    route_rival(state, scalar_rival(s), tokens, s);
+    route_baseline(state, scalar_baseline(s), tokens, s);
   })->UseRealTime();
   benchmark::RegisterBenchmark(("route/ggml_chain/f32" + at).c_str(), [=](benchmark::State& state) {
-    route_rival(state, pass_chain_rival(s, tokens), tokens, s);
+    route_baseline(state, pass_chain_baseline(s, tokens), tokens, s);
   })->UseRealTime();
 }
 

@@ -1,4 +1,4 @@
-// Shapes and inputs that all rivals share.
+// Shapes and inputs that all baselines share.
 #pragma once
 
 #include <cstddef>

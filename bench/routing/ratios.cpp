@@ -23,7 +23,7 @@ void ratio_reporter::ReportRuns(const std::vector<Run>& runs) {
 }
 
 void ratio_reporter::print_ratios() const {
-  static constexpr const char* rivals[] = {
+  static constexpr const char* baselines[] = {
       "scalar/f32",          "ggml_chain/f32",           "adaptive_k_scalar/f32",
       "adaptive_k_avx2/f32", "adaptive_k_2_threads/f32", "adaptive_k/bf16"};
   const bool for_people = dynamic_cast<benchmark::ConsoleReporter*>(shown_) != nullptr;
@@ -31,7 +31,7 @@ void ratio_reporter::print_ratios() const {
   fmt::print(to,
              "\nns per token of route/adaptive_k/f32, and the time of the others over its time\n");
   fmt::print(to, "{:>6} {:>8} {:>8}", "T", "E/K", "ns");
-  for (const char* rival : rivals) fmt::print(to, "  {:>24}", rival);
+  for (const char* baseline : baselines) fmt::print(to, "  {:>24}", baseline);
   fmt::print(to, "\n");
   for (const std::int64_t tokens : token_counts)
     for (const shape s : shapes) {
@@ -40,13 +40,13 @@ void ratio_reporter::print_ratios() const {
       if (own == best_.end()) continue;
       fmt::print(to, "{:>6} {:>8} {:>8.1f}", tokens, fmt::format("{}/{}", s.num_experts, s.top_k),
                  own->second.processor * 1e9 / static_cast<double>(tokens));
-      for (const char* rival : rivals) {
-        const auto found = best_.find(std::string("route/") + rival + at);
+      for (const char* baseline : baselines) {
+        const auto found = best_.find(std::string("route/") + baseline + at);
         if (found == best_.end())
           fmt::print(to, "  {:>24}", "-");
         else
           fmt::print(to, "  {:>24.2f}",
-                     std::string(rival).find("threads") == std::string::npos
+                     std::string(baseline).find("threads") == std::string::npos
                          ? found->second.processor / own->second.processor
                          : found->second.real / own->second.real);
       }

@@ -17,9 +17,9 @@ class ratio_reporter : public benchmark::BenchmarkReporter {
   bool ReportContext(const Context& context) override { return shown_->ReportContext(context); }
   void ReportRuns(const std::vector<Run>& runs) override;
   void Finalize() override { shown_->Finalize(); }
-  /// On stdout, or on stderr where stdout is JSON or CSV: ns per token, and each rival's time over
-  /// that of `route/adaptive_k` at the same shape: processor time, which other programs disturb
-  /// less, and real time where two threads are measured.
+  /// On stdout, or on stderr where stdout is JSON or CSV: ns per token, and each baseline's time
+  /// over that of `route/adaptive_k` at the same shape: processor time, which other programs
+  /// disturb less, and real time where two threads are measured.
   void print_ratios() const;
 
  private:

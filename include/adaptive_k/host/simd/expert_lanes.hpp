@@ -216,7 +216,7 @@ ADAPTIVE_K_INLINE U32 union_of_lanes(const U32& a) noexcept {
 /// What choose_row writes; entries past top_k are experts too.
 struct row_choice {
   alignas(64) std::uint32_t expert[max_top_k];
-  bool ambiguous;
+  bool ambiguous_ties;
 };
 
 /// The best top_k <= N of a row.
@@ -239,7 +239,7 @@ struct choose_row {
       top_k_of_lanes(keys, count, list, best_rejected);
       merge_lanes<N>(list, best, best_rejected);
       keys.maker.dropped = union_of_lanes(keys.maker.dropped);
-      choice->ambiguous = math::any(keys.maker.ambiguous(best, best_rejected, top_k));
+      choice->ambiguous_ties = math::any(keys.maker.ambiguous_ties(best, best_rejected, top_k));
       const u32 last = num_experts - 1;  // keys of NaN may hold no expert
       for (int first = 0; first < N; first += lanes) {
         u32 experts = 0;
@@ -289,7 +289,7 @@ struct decide_row {
         choose_row<TopK, Short>::template body<Set>::run(&row, num_experts, TopK, &choice);
       else if (!choose_any(*request, row, largest, sums.score, choice))
         return false;
-      if (choice.ambiguous) return false;
+      if (choice.ambiguous_ties) return false;
 
       alignas(64) float score[max_top_k];
       alignas(64) float log_score[max_top_k];
@@ -345,7 +345,7 @@ struct decide_row {
       }
       if (model.n_group > 1) keep_best_groups(model, values);
       for (int j = 0; j < num_given; ++j) values[request.given[j]] = -math::infinity;
-      choice.ambiguous = false;
+      choice.ambiguous_ties = false;
       if (num_given < model.top_k)
         choose(vectors(values, num_experts), num_experts, model.top_k - num_given, choice);
       for (int j = model.top_k - 1; j >= num_given; --j)

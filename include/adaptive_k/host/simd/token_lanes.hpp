@@ -130,7 +130,7 @@ struct column_keys {
 template <class F32>
 struct column_choice {
   typename F32::u32 expert[lane_top_k];
-  typename F32::mask ambiguous;
+  typename F32::mask ambiguous_ties;
 };
 
 /// The best top_k <= N of the columns, which reach to a multiple of N.
@@ -148,7 +148,7 @@ struct choose_columns {
       u32 best[N];
       u32 best_rejected = 0;
       top_k_of_lanes(keys, count, best, best_rejected);
-      choice->ambiguous = keys.maker.ambiguous(best, best_rejected, top_k);
+      choice->ambiguous_ties = keys.maker.ambiguous_ties(best, best_rejected, top_k);
       const u32 last = num_experts - 1;  // keys of NaN may hold no expert
       for (int j = 0; j < N; ++j)
         choice->expert[j] = u32::minimum(keys.maker.expert_of(best[j]), last);
@@ -231,7 +231,7 @@ struct decide_block {
       u32::store(block->count, route.count);
       u32::store(block->chosen, route.chosen);
       f32::store(block->signal, route.signal);
-      return f32::mask::to_bits((not_finite * f32(0.0f) != f32(0.0f)) | choice.ambiguous);
+      return f32::mask::to_bits((not_finite * f32(0.0f) != f32(0.0f)) | choice.ambiguous_ties);
     }
   };
 };

@@ -3,9 +3,9 @@
 //
 // A key is a value as an integer of the same order, its low bits replaced by the inverted index of
 // the expert, so that equal values come in the order of their experts. Values that differ in
-// nothing but those low bits may come in the wrong order; `ambiguous` finds the lanes where that
-// can have happened, and their tokens are decided without keys. Never for 16-bit logits (their low
-// bits are zero), for fp32 in well under 1% of tokens.
+// nothing but those low bits may come in the wrong order; `ambiguous_ties` finds the lanes where
+// that can have happened, and their tokens are decided without keys. Never for 16-bit logits (their
+// low bits are zero), for fp32 in well under 1% of tokens.
 #pragma once
 
 #include <cstddef>
@@ -65,8 +65,8 @@ struct key_maker {
   /// Where neighbours among the first `count` of `best`, or the last of them and the best of the
   /// rest, may be in the wrong order.
   template <int N>
-  ADAPTIVE_K_INLINE auto ambiguous(const u32 (&best)[N], const u32& best_rejected,
-                                   int count) const noexcept {
+  ADAPTIVE_K_INLINE auto ambiguous_ties(const u32 (&best)[N], const u32& best_rejected,
+                                        int count) const noexcept {
     u32 least = ~0u;
     for (int j = 1; j < count; ++j) least = u32::minimum(least, best[j - 1] ^ best[j]);
     const u32& next = count < N ? best[count < N ? count : 0] : best_rejected;

@@ -1,4 +1,4 @@
-// What engines do without the library, written plainly. Rivals to measure against, not to use.
+// What engines do without the library, written plainly. Baselines to measure against, not to use.
 #pragma once
 
 #include <cstdint>
@@ -9,9 +9,9 @@
 namespace routing_bench {
 
 /// Softmax, entropy, partial sort and renormalised weights, token by token.
-class scalar_rival {
+class scalar_baseline {
  public:
-  explicit scalar_rival(shape s);
+  explicit scalar_baseline(shape s);
   void route(const float* logits, std::int64_t num_tokens, batch& out);
 
  private:
@@ -24,9 +24,9 @@ class scalar_rival {
 
 /// The chain of separate passes over the whole batch that a graph of tensor operations makes:
 /// softmax, argsort of every row, the first K, gather, sum, divide. No entropy, K fixed.
-class pass_chain_rival {
+class pass_chain_baseline {
  public:
-  pass_chain_rival(shape s, std::int64_t num_tokens);
+  pass_chain_baseline(shape s, std::int64_t num_tokens);
   void route(const float* logits, std::int64_t num_tokens, batch& out);
 
  private:

@@ -1,4 +1,4 @@
-#include "rivals.hpp"
+#include "baselines.hpp"
 
 #include <algorithm>
 #include <cmath>
@@ -7,19 +7,19 @@
 
 namespace routing_bench {
 
-scalar_rival::scalar_rival(shape s)
+scalar_baseline::scalar_baseline(shape s)
     : shape_(s),
       probabilities_(static_cast<std::size_t>(s.num_experts)),
       order_(probabilities_.size()) {}
 
-void scalar_rival::route(const float* logits, std::int64_t num_tokens, batch& out) {
+void scalar_baseline::route(const float* logits, std::int64_t num_tokens, batch& out) {
   for (std::int64_t t = 0; t < num_tokens; ++t)
     route_token(logits + t * shape_.num_experts, out.ids.data() + t * shape_.top_k,
                 out.weights.data() + t * shape_.top_k, out.signal.data() + t);
 }
 
-void scalar_rival::route_token(const float* logits, std::int32_t* ids, float* weights,
-                               float* entropy) {
+void scalar_baseline::route_token(const float* logits, std::int32_t* ids, float* weights,
+                                  float* entropy) {
   const float largest = *std::max_element(logits, logits + shape_.num_experts);
   float sum = 0.0f;
   for (int e = 0; e < shape_.num_experts; ++e) {
@@ -47,14 +47,14 @@ void scalar_rival::route_token(const float* logits, std::int32_t* ids, float* we
   for (int k = 0; k < shape_.top_k; ++k) weights[k] /= mass;
 }
 
-pass_chain_rival::pass_chain_rival(shape s, std::int64_t num_tokens)
+pass_chain_baseline::pass_chain_baseline(shape s, std::int64_t num_tokens)
     : shape_(s),
       probabilities_(static_cast<std::size_t>(num_tokens * s.num_experts)),
       order_(probabilities_.size()),
       chosen_weights_(static_cast<std::size_t>(num_tokens * s.top_k)),
       sums_(static_cast<std::size_t>(num_tokens)) {}
 
-void pass_chain_rival::route(const float* logits, std::int64_t num_tokens, batch& out) {
+void pass_chain_baseline::route(const float* logits, std::int64_t num_tokens, batch& out) {
   const int num_experts = shape_.num_experts;
   const int top_k = shape_.top_k;
   for (std::int64_t t = 0; t < num_tokens; ++t) {
