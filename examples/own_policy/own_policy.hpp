@@ -26,9 +26,9 @@ struct mass_or_gap_plan : adaptive_k::plan_base {
   ADAPTIVE_K_HD typename Token::integers choose_k(const Token& token) const noexcept {
     typename Token::integers k = token.top_k;
     for (int j = token.ranks - 2; j >= 0; --j) {
-      const auto enough =
-          (token.mass(j) >= token.total() * mass) | (token.score(j + 1) < token.score(0) * ratio);
-      k = math::select(enough, typename Token::integers(j + 1), k);
+      const typename Token::integers here = j + 1;
+      k = math::select(token.mass(j) >= token.total() * mass, here, k);
+      k = math::select(token.score(j + 1) < token.score(0) * ratio, here, k);
     }
     return k;
   }

@@ -17,14 +17,17 @@ ADAPTIVE_K_NAMESPACE_BEGIN
 
 namespace detail {
 
-/// Whether this file has vectors for a plan and a gating: its own, or the library's.
+/// Whether this file has vectors for a plan and a gating: its own, or the library's. Without
+/// optimisation a user's functions are not inlined into those for an instruction set, and could not
+/// be handed its vectors, unless the whole file is built for it.
 template <class Plan, class Gating>
 inline constexpr bool has_vectors_for =
-#if ADAPTIVE_K_SIMD
-    true;
+    std::is_same_v<Plan, k_plan>&& std::is_same_v<Gating, gating> ? ADAPTIVE_K_VECTORS == 1
+#if defined(__OPTIMIZE__)
+                                                                  : ADAPTIVE_K_SIMD == 1;
 #else
-    (ADAPTIVE_K_LINKS_EVERY_SET == 1 && std::is_same_v<Plan, k_plan> &&
-     std::is_same_v<Gating, gating>);
+                                                                   : ADAPTIVE_K_SIMD == 1 &&
+                                                                         ADAPTIVE_K_EVERY_SET == 0;
 #endif
 
 template <class T>

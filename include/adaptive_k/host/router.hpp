@@ -45,7 +45,7 @@ struct [[nodiscard]] routed_batch {
 /// one's own (core/score.hpp). Immutable, cheap to copy, safe to share between threads. A router
 /// built from values that do not fit refuses every call with the reason. Types of one's own are
 /// compiled where they are used: by vectors where that file has them (-march, or
-/// ADAPTIVE_K_VECTORISE=1), else one expert at a time.
+/// ADAPTIVE_K_VECTORISE=1 and optimisation), else one expert at a time.
 template <class Policy, class Gating = gating>
 class basic_router {
   static_assert(std::is_base_of_v<gating, Gating>, "a gating of one's own derives from gating");
@@ -167,12 +167,16 @@ class basic_router {
     validity_ = validate(model);
     if (policies.empty())
       validity_ = status::error(status_code::invalid_argument, "`policies` is empty");
-    if (!is_available(options.instructions))
+    constexpr bool has_vectors = detail::has_vectors_for<plan_type, Gating>;
+    const bool asks_for_vectors = options.instructions != instruction_set::best &&
+                                  options.instructions != instruction_set::scalar;
+    if (!is_available(options.instructions) || (asks_for_vectors && !has_vectors))
       validity_ = status::error(status_code::unsupported,
                                 "`instructions` is %s, which this build or machine does not have",
                                 name_of(options.instructions));
-    instructions_ = options.instructions == instruction_set::best ? best_instruction_set()
-                                                                  : options.instructions;
+    instructions_ = options.instructions;
+    if (instructions_ == instruction_set::best)
+      instructions_ = has_vectors ? best_instruction_set() : instruction_set::scalar;
     auto plans = std::make_shared<std::vector<plan_type>>();
     for (std::size_t i = 0; i < policies.size() && validity_.ok(); ++i) {
       const status fits = validate(policies[i], model);
