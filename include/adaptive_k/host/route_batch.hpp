@@ -26,8 +26,8 @@ inline constexpr bool has_vectors_for =
 #if defined(__OPTIMIZE__)
                                                                   : ADAPTIVE_K_SIMD == 1;
 #else
-                                                                   : ADAPTIVE_K_SIMD == 1 &&
-                                                                         ADAPTIVE_K_EVERY_SET == 0;
+                                                                  : ADAPTIVE_K_SIMD == 1 &&
+                                                                        ADAPTIVE_K_EVERY_SET == 0;
 #endif
 
 template <class T>
