@@ -17,18 +17,19 @@ ADAPTIVE_K_NAMESPACE_BEGIN
 
 namespace detail {
 
-/// Whether this file has vectors for a plan and a gating: its own, or the library's. Without
-/// optimisation a user's functions are not inlined into those for an instruction set, and could not
-/// be handed its vectors, unless the whole file is built for it.
-template <class Plan, class Gating>
-inline constexpr bool has_vectors_for =
-    std::is_same_v<Plan, k_plan>&& std::is_same_v<Gating, gating> ? ADAPTIVE_K_VECTORS == 1
+/// Whether this file's vectors can be handed to a user's functions. Without optimisation those are
+/// not inlined into what is compiled for an instruction set, unless the whole file is.
 #if defined(__OPTIMIZE__)
-                                                                  : ADAPTIVE_K_SIMD == 1;
+inline constexpr bool has_vectors_for_users = ADAPTIVE_K_SIMD == 1;
 #else
-                                                                  : ADAPTIVE_K_SIMD == 1 &&
-                                                                        ADAPTIVE_K_EVERY_SET == 0;
+inline constexpr bool has_vectors_for_users = ADAPTIVE_K_SIMD == 1 && ADAPTIVE_K_EVERY_SET == 0;
 #endif
+
+/// Whether this file has vectors for a plan and a gating: its own, or the library's.
+template <class Plan, class Gating>
+inline constexpr bool has_vectors_for = has_vectors_for_users;
+template <>
+inline constexpr bool has_vectors_for<k_plan, gating> = ADAPTIVE_K_VECTORS == 1;
 
 template <class T>
 T* offset(T* array, std::int64_t number) noexcept {
