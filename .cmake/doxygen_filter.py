@@ -32,6 +32,7 @@ def main():
         text = re.sub(r"\[([^][]+)\]\(([^()\s]+)\)", lambda match: link(match, path.parent), text)
     else:
         comment, pragma, rest = text.partition("#pragma once")
+        comment = re.sub(r"^//   ", "//        ", comment, flags=re.M)  # code, as Markdown has it
         comment = re.sub(r"^//", "///", comment, flags=re.M)
         text = comment.replace("/// ", "/// @thisfile ", 1) + pragma + rest
         # The version apart, macros are the library's own.

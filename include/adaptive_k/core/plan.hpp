@@ -33,8 +33,8 @@ ADAPTIVE_K_NAMESPACE_BEGIN
 
 /// Bounds on k within 1..K0.
 struct k_limits {
-  int k_min;
-  int k_max;
+  int k_min;  ///< 1 or more
+  int k_max;  ///< k_min or more, at most K0
 };
 
 /// What every plan has.
@@ -65,7 +65,7 @@ struct ranked_token {
   using real = F;                      ///< float, or a vector of them
   using integers = math::integers<F>;  ///< int, or a vector of them
 
-  const detail::ranked_experts<MaxTopK, F>& ranked;
+  const detail::ranked_experts<MaxTopK, F>& ranked;  ///< what the functions below read
   Ranks ranks;  ///< for loops over ranks: K0, or more where they are unrolled (scores are 0 there)
   int top_k;    ///< K0
   int num_experts;  ///< E
@@ -73,9 +73,11 @@ struct ranked_token {
   F signal;         ///< as the plan's `signal` says
   F topk_share;     ///< S_K0, as distortion_ref means it; 0 unless reads_topk_share()
 
+  /// Its id.
   ADAPTIVE_K_HD ADAPTIVE_K_INLINE const integers& expert(int j) const noexcept {
     return ranked.expert[j];
   }
+  /// 0 or more.
   ADAPTIVE_K_HD ADAPTIVE_K_INLINE const F& score(int j) const noexcept { return ranked.score[j]; }
   /// ln score, finite.
   ADAPTIVE_K_HD ADAPTIVE_K_INLINE const F& log_score(int j) const noexcept {

@@ -24,9 +24,9 @@ namespace cuda {
 
 /// A table in memory of the host that a plan points to: [K0 - 1, columns] floats.
 struct plan_table {
-  const float** at;
-  std::size_t columns;
-  const char* name;
+  const float** at;     ///< the plan's pointer
+  std::size_t columns;  ///< of a row
+  const char* name;     ///< as messages say it
 };
 
 /// The tables of a plan: a calibrated one has some, plans of other types hold all that they read.
@@ -34,6 +34,7 @@ template <class Plan>
 std::array<plan_table, 0> tables_of(Plan&, const gating&) noexcept {
   return {};
 }
+/// Those of a calibrated policy.
 inline std::array<plan_table, 3> tables_of(detail::k_plan& plan, const gating& model) noexcept {
   const auto experts = static_cast<std::size_t>(model.num_experts);
   distortion_ref& tables = plan.distortion;
@@ -267,7 +268,9 @@ class basic_device_plans {
   basic_plans_ref<Plan> ref_;
 };
 
+/// Those of the built-in policies.
 using plans_ref = basic_plans_ref<detail::k_plan>;
+/// Those of the built-in policies.
 using device_plans = basic_device_plans<detail::k_plan>;
 
 }  // namespace cuda

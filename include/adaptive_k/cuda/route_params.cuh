@@ -25,7 +25,7 @@ struct route_params {
   int rounds;               ///< of a plain kernel's warp, 1 to its lanes
   bool stages_rows;  ///< rows follow one another from a 16-byte boundary, and pay to be staged
   bool fixed_shape;  ///< as entropy_plan.cuh
-  gating model;
+  gating model;      ///< as the host's
   const void* plan;  ///< of the layer and the kernel's Plan; may be rewritten between launches
   const float* routing_bias;         ///< [E] or null
   const std::uint8_t* padding_mask;  ///< [num_tokens] or null

@@ -207,6 +207,7 @@ __device__ ADAPTIVE_K_INLINE void route_warp(const route_params& params,
                                  metrics);
 }
 
+/// Softmax ranked by logit alone: tiles read rows, then every lane decides one token.
 template <class Tier, class Logit, class Plan>
 __global__ void __launch_bounds__(threads_per_block, Tier::blocks_per_sm)
     softmax_topk_route_kernel(route_params params) {

@@ -117,10 +117,10 @@ template <class Logit, int MaxTopK>
 struct row_summary {
   /// What winners are ranked by.
   using key = topk_key<Logit>;
-  float largest;
-  detail::score_sums<> sums;
-  sorted_list<typename key::type, MaxTopK> winners;
-  bool has_nonfinite;
+  float largest;                                     ///< logit of the row
+  detail::score_sums<> sums;                         ///< over the row's scores
+  sorted_list<typename key::type, MaxTopK> winners;  ///< the top K0, best first
+  bool has_nonfinite;                                ///< whether a logit is NaN or infinite
 
   /// The ranks as core/ takes them.
   __device__ ADAPTIVE_K_INLINE void rank(int top_k,

@@ -92,8 +92,8 @@ __device__ ADAPTIVE_K_INLINE bool route_thread_per_token(const route_params& par
 /// Shared memory of a warp: its rows are long in registers when tiles need it.
 template <class Tier, class Logit>
 union lane_memory {
-  token_loader<Logit, Tier::max_experts, tokens_per_thread> loader;
-  tile_memory<Tier, Logit> tiles;
+  token_loader<Logit, Tier::max_experts, tokens_per_thread> loader;  ///< while rows are read
+  tile_memory<Tier, Logit> tiles;  ///< while a tile decides what a lane cannot
 };
 
 /// Takes calls of fixed shape of the tier's E and K0 whose rows follow one another from a 16-byte

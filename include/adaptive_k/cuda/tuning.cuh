@@ -70,8 +70,8 @@ using generic_gating_tiers =
 /// Sparsemixer takes two experts at most.
 using sparsemixer_tiers = tier_list<tier<64, 2, 8>, tier<256, 2, 8>, tier<1024, 2, 32>>;
 
-inline constexpr int threads_per_block = 128;
-inline constexpr int generic_gating_blocks_per_sm = 2;
+inline constexpr int threads_per_block = 128;           ///< of every routing kernel
+inline constexpr int generic_gating_blocks_per_sm = 2;  ///< of the generic_gating kernels
 
 /// Whether thread_per_token_route_kernel takes rows of a tier: it ranks two experts, and reads
 /// whole rows of one or two loads of 16 bytes.
@@ -85,7 +85,7 @@ inline constexpr bool takes_thread_per_token = Tier::lanes == 1 && Tier::max_top
 /// instructions hardly longer; but 4096 tokens are 32 warps then instead of 128, which a large GPU
 /// could do with. Not measured on one.
 inline constexpr int tokens_per_thread = 4;
-inline constexpr long long least_tokens_thread_per_token = 4096;
+inline constexpr long long least_tokens_thread_per_token = 4096;  ///< below, too few warps are busy
 
 /// Rounds of a softmax_topk kernel's warp. More of them cost fewer instructions a token, but keep
 /// fewer warps busy and each one longer, so small launches take one.

@@ -56,9 +56,9 @@ class basic_router {
                 "with a trivially copyable Plan derived from plan_base");
 
  public:
-  using policy_type = Policy;
-  using plan_type = detail::plan_of<Policy>;
-  using gating_type = Gating;
+  using policy_type = Policy;                 ///< of the layers
+  using plan_type = detail::plan_of<Policy>;  ///< what its make_plan returns
+  using gating_type = Gating;                 ///< of the model
 
   /// One policy for every layer.
   basic_router(const Gating& model, const Policy& policy, router_options options = {})
