@@ -20,7 +20,9 @@ struct mass_or_gap_plan : adaptive_k::plan_base {
   float ratio;
 
   mass_or_gap_plan(const adaptive_k::gating& g, const mass_or_gap& policy) noexcept
-      : plan_base(g), mass(policy.mass), ratio(policy.ratio) {}
+      : plan_base(g), mass(policy.mass), ratio(policy.ratio) {
+    signal = adaptive_k::signal_kind::topk_mass;  // an entropy would be a sum over all experts
+  }
 
   template <class Token>
   ADAPTIVE_K_HD typename Token::integers choose_k(const Token& token) const noexcept {
@@ -51,8 +53,6 @@ inline mass_or_gap_plan make_plan(const adaptive_k::gating& g, const mass_or_gap
 
 /// Scores of a ReLU, as ReMoE's routers have them (arXiv 2412.14711).
 struct relu_score {
-  static constexpr bool is_softmax = false;
-  static constexpr bool is_masked = false;
   template <class F>
   ADAPTIVE_K_HD static F of(const F& logit) noexcept {
     return math::minimum(math::maximum(logit, 0.0f), 1e30f);

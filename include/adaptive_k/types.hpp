@@ -125,7 +125,7 @@ template <class Id = std::int32_t, class Weight = float>
 struct routing_output {
   static_assert(is_expert_id<Id>, "adaptive_k: ids must be int32, int64, int16 or uint16");
   static_assert(is_float_storage<Weight>, "adaptive_k: weights must be float, float16 or bfloat16");
-  Id* topk_ids = nullptr;               ///< [num_tokens, top_k], score descending; fill past k_t
+  Id* topk_ids = nullptr;               ///< [num_tokens, top_k], best first; fill past k_t
   Weight* topk_weights = nullptr;       ///< [num_tokens, top_k]; 0 past k_t
   std::int32_t* topk_counts = nullptr;  ///< [num_tokens], k_t
   float* signal = nullptr;              ///< [num_tokens], unit of the policy's signal

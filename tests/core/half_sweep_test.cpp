@@ -83,7 +83,7 @@ void expect_scores(const Order& order, const ValueOf& value_of, const Truth& tru
     ASSERT_LE(ulps(got.score, expected), most_ulps)
         << bits << ": " << logit << " scores " << got.score << ", expected " << expected;
     // Of the score itself, floored: the logarithm that goes into the entropy.
-    if (!Score::is_softmax) {
+    if (!detail::is_softmax<Score>) {
       const double logarithm = std::log(std::max(static_cast<double>(got.score), 1e-37));
       ASSERT_NEAR(static_cast<double>(got.log_score), logarithm,
                   0x1p-22 * std::max(1.0, std::abs(logarithm)))

@@ -1,4 +1,4 @@
-// Every general route kernel against the host path: gatings, bias, groups, replay.
+// Every generic_gating kernel against the host path: gatings, bias, groups, replay.
 #include <gtest/gtest.h>
 
 #include <vector>

@@ -72,7 +72,7 @@ TEST(own_policy, gives_the_hosts_bits_under_softmax) {
   expect_host_bits<float>(model_of<gating>(8, 2), policy, 100, 1);
   expect_host_bits<bfloat16>(model_of<gating>(64, 8), policy, 70, 2);
   expect_host_bits<float>(model_of<gating>(130, 9), policy, 33, 3);
-  gating biased = model_of<gating>(64, 6);  // the general kernel
+  gating biased = model_of<gating>(64, 6);  // by a generic_gating kernel
   biased.selection_bias = true;
   expect_host_bits<float>(biased, policy, 33, 4);
 }

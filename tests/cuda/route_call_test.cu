@@ -29,7 +29,7 @@ gating biased_model() {
 }
 
 template <class Logit>
-twin::batch<Logit> plain_batch(std::uint64_t seed, const gating& g, std::int64_t num_tokens) {
+twin::batch<Logit> softmax_batch(std::uint64_t seed, const gating& g, std::int64_t num_tokens) {
   inputs::sequence from(seed);
   twin::batch<Logit> input = twin::make_batch<Logit>(from, g, num_tokens, 0);
   input.policy = k_policy::top_p(0.7f, g.top_k);
@@ -47,7 +47,7 @@ TEST(route_call, every_type_of_ids_and_weights) {
   inputs::sequence from(21);
   for (const gating& g : {softmax_model(128, 8), softmax_model(9, 3), biased_model()}) {
     for (const fill_id fill : {fill_id::minus_one, fill_id::num_experts, fill_id::first_expert}) {
-      twin::batch<bfloat16> input = plain_batch<bfloat16>(22, g, 33);
+      twin::batch<bfloat16> input = softmax_batch<bfloat16>(22, g, 33);
       input.fill = fill;
       twin::restrict_tokens(from, input);
       every_weight_type<std::int32_t>(input);
@@ -61,14 +61,14 @@ TEST(route_call, every_type_of_ids_and_weights) {
 TEST(route_call, any_number_of_tokens) {
   for (const std::int64_t tokens : {0, 1, 2, 3, 31, 32, 33, 127, 129, 1000, 4096})
     for (const gating& g : {softmax_model(8, 2), softmax_model(128, 8), biased_model()})
-      twin::expect_equal<std::int32_t, float>(plain_batch<bfloat16>(23, g, tokens));
+      twin::expect_equal<std::int32_t, float>(softmax_batch<bfloat16>(23, g, tokens));
 }
 
 TEST(route_call, padding_limits_shadow_and_replay_together) {
   inputs::sequence from(24);
   for (const gating& g : {softmax_model(64, 8), softmax_model(17, 5), biased_model()}) {
     for (int round = 0; round < 8; ++round) {
-      twin::batch<bfloat16> input = plain_batch<bfloat16>(25, g, 41);
+      twin::batch<bfloat16> input = softmax_batch<bfloat16>(25, g, 41);
       twin::restrict_tokens(from, input);
       input.shadow = round % 2 != 0;
       if (round % 4 >= 2) twin::dictate(from, input);
@@ -82,7 +82,7 @@ TEST(route_call, padding_limits_shadow_and_replay_together) {
 TEST(route_call, almost_the_model_call) {
   for (const gating& model : {softmax_model(8, 2), softmax_model(60, 4), softmax_model(128, 8)}) {
     inputs::sequence from(28);
-    twin::batch<bfloat16> plain = plain_batch<bfloat16>(29, model, 45);
+    twin::batch<bfloat16> plain = softmax_batch<bfloat16>(29, model, 45);
     plain.policy = k_policy::entropy({1, model.top_k}, {1.5f});
     twin::expect_equal<std::int32_t, float>(plain);
     twin::expect_equal<std::int64_t, float>(plain);
@@ -112,7 +112,7 @@ TEST(route_call, almost_the_model_call) {
     raw_weights.renormalize = false;
     fewer.top_k = model.top_k - 1;
     for (const gating& g : {raw_weights, fewer}) {
-      twin::batch<bfloat16> input = plain_batch<bfloat16>(30, g, 45);
+      twin::batch<bfloat16> input = softmax_batch<bfloat16>(30, g, 45);
       if (g.top_k > 1) input.policy = k_policy::entropy({1, g.top_k}, {1.5f});
       twin::expect_equal<std::int32_t, float>(input);
     }
@@ -159,7 +159,7 @@ TEST(route_call, host_router_in_a_cuda_file_takes_the_compiled_vectors) {
 
 TEST(route_call, metrics_add_up_over_launches) {
   const gating g = softmax_model(24, 4);
-  const twin::batch<bfloat16> input = plain_batch<bfloat16>(27, g, 50);
+  const twin::batch<bfloat16> input = softmax_batch<bfloat16>(27, g, 50);
   const router host(g, input.policy);
   const cuda::device_plans plans = device::uploaded(host);
   const device::buffer<bfloat16> logits(input.logits);
@@ -258,7 +258,7 @@ TEST(route_call, no_order_of_execution_shows) {
     for (const gating& g : {softmax_model(8, 2), softmax_model(60, 4), softmax_model(128, 8),
                             softmax_model(300, 12), biased_model()}) {
       inputs::sequence from(seed);
-      twin::batch<bfloat16> input = plain_batch<bfloat16>(seed, g, 70);
+      twin::batch<bfloat16> input = softmax_batch<bfloat16>(seed, g, 70);
       twin::spoil(from, input);
       twin::expect_equal<std::int32_t, float>(input);
     }
@@ -267,7 +267,7 @@ TEST(route_call, no_order_of_execution_shows) {
 }
 
 TEST(route_call, one_launch_and_nothing_that_waits) {
-  const twin::batch<bfloat16> input = plain_batch<bfloat16>(28, softmax_model(64, 8), 9);
+  const twin::batch<bfloat16> input = softmax_batch<bfloat16>(28, softmax_model(64, 8), 9);
   const router host(input.model, input.policy);
   const cuda::device_plans plans = device::uploaded(host);
   const device::buffer<bfloat16> logits(input.logits);

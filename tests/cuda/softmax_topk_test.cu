@@ -1,4 +1,4 @@
-// Every plain route kernel against the host path: all tiers and their edges, types and policies.
+// Every softmax_topk kernel against the host path: all tiers and their edges, types and policies.
 #include <gtest/gtest.h>
 
 #include <vector>

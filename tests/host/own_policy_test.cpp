@@ -64,6 +64,18 @@ TEST(own_policy, is_refused_by_its_own_words_and_by_layer) {
   EXPECT_STREQ(layers.validity().message(), "layer 1: ratio is 1, expected 0 or more, below 1");
 }
 
+TEST(own_policy, a_gating_that_names_its_score_leaves_its_kind) {
+  engine::relu_gating relu;
+  relu.num_experts = num_experts;
+  relu.top_k = 6;
+  EXPECT_TRUE(basic_router(relu, k_policy::top_p(0.85f, 6)).validity().ok());
+  relu.kind = gating_kind::sigmoid;
+  const basic_router refused(relu, k_policy::top_p(0.85f, 6));
+  EXPECT_STREQ(refused.validity().message(),
+               "kind is sigmoid, expected softmax, its default: the gating's type names its score");
+  EXPECT_EQ(refused.validity().field(), "kind");
+}
+
 TEST(own_policy, says_what_it_runs_on) {
   const basic_router own(model(), engine::mass_or_gap{});
   const bool vectors = detail::has_vectors_for<engine::mass_or_gap_plan, gating>;

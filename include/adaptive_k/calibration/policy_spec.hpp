@@ -59,9 +59,9 @@ inline float spec_number(const std::string& spec, const std::string& text) {
 }
 
 inline int spec_k(const std::string& spec, const std::string& text) {
-  const bool is_softmax_topk = !text.empty() && text.size() <= 3 &&
-                               text.find_first_not_of("0123456789") == std::string::npos;
-  const int k = is_softmax_topk ? std::atoi(text.c_str()) : 0;
+  const bool is_number = !text.empty() && text.size() <= 3 &&
+                         text.find_first_not_of("0123456789") == std::string::npos;
+  const int k = is_number ? std::atoi(text.c_str()) : 0;
   if (k < 1 || k > max_top_k)
     throw preset_error("policy '" + spec + "'", "",
                        "'" + text + "', expected an integer in 1.." + std::to_string(max_top_k));

@@ -10,6 +10,7 @@
 #include "adaptive_k/core/math.hpp"
 #include "adaptive_k/core/plan.hpp"
 #include "adaptive_k/core/signal.hpp"
+#include "adaptive_k/core/weights.hpp"
 
 ADAPTIVE_K_NAMESPACE_BEGIN
 
@@ -17,11 +18,16 @@ namespace detail {
 
 /// How a built-in plan chooses.
 enum class k_choice : std::uint8_t {
-  thresholds,  ///< the first k whose threshold the signal meets, if any is tried
-  least_cost,  ///< of a predicted distortion and a price per expert
+  thresholds,  ///< the first k that is tried and whose threshold the signal meets, else last_k
+  distortion,  ///< the least cost: predicted distortion + lambda k
 };
 
-/// What every built-in plan has: 32 bytes, which a device takes in with two loads.
+/// What every built-in plan has. By rule:
+///   full         thresholds   none tried       last_k = K0
+///   fixed        thresholds   none tried       last_k = k_values[0]
+///   thresholds   thresholds   all but the last  last_k = the last of k_values
+///   distortion   distortion
+/// 32 bytes, which a device takes in with two loads.
 struct alignas(16) k_plan_head : plan_base {
   k_choice choice = k_choice::thresholds;
   std::uint8_t last_k = 1;  ///< k when no threshold is met
@@ -30,21 +36,9 @@ struct alignas(16) k_plan_head : plan_base {
   k_plan_head() noexcept = default;
   explicit k_plan_head(const gating& g) noexcept : plan_base(g) {}
   ADAPTIVE_K_HD constexpr bool reads_topk_share() const noexcept {
-    return choice == k_choice::least_cost;
+    return choice == k_choice::distortion;
   }
 };
-
-/// Shares below this count as this: a biased choice may keep no mass at all.
-inline constexpr float least_share = 7.888609e-31f;  // 2^-100
-
-/// r^-a for r in (0, 1], a in [0, 1].
-template <class F>
-ADAPTIVE_K_HD ADAPTIVE_K_INLINE F restore_mass(const F& kept_share, float mass_exponent) noexcept {
-  if (mass_exponent == 0.0f) return F(1.0f);
-  if (mass_exponent == 1.0f) return math::divide(F(1.0f), kept_share);
-  if (mass_exponent == 0.5f) return math::divide(F(1.0f), math::sqrt(kept_share));
-  return math::exp(math::log(kept_share) * -mass_exponent);
-}
 
 /// Whether the threshold of rank j says that j + 1 experts are enough. Division-free.
 template <class Plan, class Token>
@@ -159,7 +153,7 @@ struct k_plan : threshold_plan {
     switch (choice) {
       case k_choice::thresholds:
         break;
-      case k_choice::least_cost:
+      case k_choice::distortion:
         return least_cost_k(distortion, mass_exponent, token);
     }
     return first_k_met(*this, token);
@@ -195,7 +189,7 @@ inline detail::k_plan make_plan(const gating& g, const k_policy& policy) noexcep
       break;
     }
     case k_rule::distortion:
-      plan.choice = detail::k_choice::least_cost;
+      plan.choice = detail::k_choice::distortion;
       plan.distortion = policy.distortion;
       break;
   }

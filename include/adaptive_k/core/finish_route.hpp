@@ -11,6 +11,7 @@
 #include "adaptive_k/core/plan.hpp"
 #include "adaptive_k/core/score.hpp"
 #include "adaptive_k/core/signal.hpp"
+#include "adaptive_k/core/weights.hpp"
 
 ADAPTIVE_K_NAMESPACE_BEGIN
 
@@ -43,48 +44,11 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE sums_needed sums_for(const gating& model, const 
                                                      bool by_score) noexcept {
   const bool entropy = is_full_entropy(plan.signal);
   const bool total =
-      Score::is_softmax && (by_score || plan.reads_topk_share() || !renormalizes(model));
+      is_softmax<Score> && (by_score || plan.reads_topk_share() || !renormalizes(model));
   return {entropy || total, entropy};
 }
 
 inline constexpr int no_forced_k = -1;
-
-/// What scores and masses are multiplied by before one is divided by the other: more than 1, a
-/// power of two, where a choice keeps so little (a biased one, or scores that are all tiny) that a
-/// quotient could overflow.
-template <class Gating, class F>
-ADAPTIVE_K_HD ADAPTIVE_K_INLINE F lift_of(const Gating& model, const F& kept) noexcept {
-  if constexpr (ranks_by_logit<Gating>::value) return 1.0f;  // the first score is 1
-  if (!renormalizes(model)) return 1.0f;
-  return math::select(kept < F(8.67361738e-19f), F(1.84467441e19f), F(1.0f));  // 2^-60, 2^64
-}
-
-/// What a lifted score becomes a weight by, where `kept` of the chosen experts' mass `total` is
-/// kept, which is all of it unless `fewer` than K0 are; `score_sum` is over all experts.
-template <class Score, class F, class Gating, class Plan, class Condition>
-ADAPTIVE_K_HD ADAPTIVE_K_INLINE F weight_factor(const Gating& model, const Plan& plan,
-                                                const F& kept, const F& total, const F& score_sum,
-                                                const Condition& fewer, const F& lift) noexcept {
-  const F scale = model.routed_scaling_factor;
-  if (renormalizes(model) && plan.mass_exponent == 1.0f) {
-    // scale / total * (kept / total)^-1, and at k = K0 the model's own factor to the bit.
-    if constexpr (ranks_by_logit<Gating>::value) return math::divide(scale, kept);
-    const F least = math::maximum(total * F(least_share), math::smallest_normal);
-    return math::divide(scale, math::maximum(kept, least) * lift);
-  }
-  F factor = scale;
-  if (renormalizes(model))
-    factor = math::divide(scale, total * lift);
-  else if (Score::is_softmax && !Score::is_masked)
-    factor = math::divide(scale, score_sum);
-  if (!math::any(fewer)) return factor;
-  const F kept_share = math::maximum(math::divide(kept, total), least_share);
-  F stretch = restore_mass(kept_share, plan.mass_exponent);
-  // All kept scores may be 0, where a bias chose them: nothing restores them, and no weight is NaN.
-  if constexpr (!ranks_by_logit<Gating>::value)
-    stretch = math::select(kept > 0.0f, stretch, F(1.0f));
-  return factor * math::select(fewer, stretch, F(1.0f));
-}
 
 /// Fills `route`, apart from `has_nonfinite`. Reads `expert`, `score` and `log_score` of `ranked`
 /// and completes it. `forced_k` is k where something else than the policy decides it (shadow mode,
@@ -101,7 +65,7 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE void finish_route(const Gating& model, const Pla
   F full_entropy = 0.0f;
   if (is_full_entropy(plan.signal)) {
     full_entropy = entropy_nats(sums.score, sums.score_log_score);
-    if constexpr (!Score::is_softmax)  // scores that all underflowed: as unsure as can be
+    if constexpr (!is_softmax<Score>)  // scores that all underflowed: as unsure as can be
       full_entropy = math::select(sums.score > 0.0f, full_entropy, F(plan.log_experts));
   }
   F mass = 0.0f;
@@ -124,7 +88,7 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE void finish_route(const Gating& model, const Pla
   }
 
   // Sparsemixer's scores are shares already.
-  const bool relative = Score::is_softmax && !Score::is_masked;
+  const bool relative = is_softmax<Score> && !is_masked<Score>;
   F topk_share = 0.0f;  // also where none weighs
   if (plan.reads_topk_share()) topk_share = relative ? math::divide(mass, sums.score) : mass;
   route.signal = signal_value(plan.signal, full_entropy, plan.inverse_log_experts, ranked, ranks);

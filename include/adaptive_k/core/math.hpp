@@ -1,13 +1,13 @@
 // Arithmetic with one result everywhere: host or device, any optimisation level, with or without
 // FMA hardware.
 //
-// Two rules keep it so. Every operation is rounded once (+, -, *, fma, divide, square_root). And no
+// Two rules keep it so. Every operation is rounded once (+, -, *, fma, divide, sqrt). And no
 // product feeds an addition except through fma(): compilers may fuse `a * b + c`, so core/ never
 // writes it. Modes that read subnormals as zeros (DAZ) are not supported: paths that compare logits
 // as integers would rank subnormal ones, others not.
 //
-// What decides is written once for any value type: float, or a pack of floats, one token in each
-// lane (host/simd/). A pack is made from a float, has the operators, and brings as static members
+// What decides is written once for any value type: float, or a vector of floats, one token in each
+// lane (host/simd/). A vector is made from a float, has the operators, and brings as static members
 // the operations below by their names; its comparisons give a mask that `select` takes.
 #pragma once
 

@@ -5,18 +5,21 @@
 //   status validate(const Policy&, const gating&) noexcept;  // refuses what does not fit
 //   Plan make_plan(const gating&, const Policy&) noexcept;   // of what validate accepts
 //
-// Its plan is plain data that the decision reads, on a device from device memory:
+// Its plan is plain data that the decision reads, on a device from device memory. It holds all that
+// it reads: what it pointed to would not be copied there.
 //
 //   struct Plan : plan_base {
 //     template <class Token>  // a ranked_token
 //     ADAPTIVE_K_HD typename Token::integers choose_k(const Token& token) const noexcept;
 //   };
 //
-// choose_k is compiled for one token (Token::real is float), for a token in each lane of a vector,
-// and as device code. It gives the same k everywhere when it has no branch on a Token::real, but
-// math::select, and feeds a product to a sum only through math::fma. What it returns is brought
-// within the token's limits. `basic_router<Policy>` and `cuda::basic_device_router<Plan>` take it
-// from there; k_policy's own plans, in core/choose_k.hpp, are such types.
+// `signal` of plan_base says what is reported, and costs a sum over all E where it is an entropy of
+// the softmax. choose_k is compiled for one token (Token::real is float), for a token in each lane
+// of a vector, and as device code. It gives the same k everywhere when it has no branch on a
+// Token::real, but math::select, and feeds a product to a sum only through math::fma. What it
+// returns is brought within the token's limits. `basic_router<Policy>` and
+// `cuda::basic_device_router<Plan>` take it from there; k_policy's own plans, in core/choose_k.hpp,
+// are such types.
 #pragma once
 
 #include <cstdint>

@@ -193,7 +193,7 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE void key_by_score(const Tile& tile,
                                                   token_state<Tile, MaxRows>& token,
                                                   const gating& model, const float* bias,
                                                   float total) noexcept {
-  const float inverse_total = Score::is_softmax ? math::divide(1.0f, total) : 1.0f;
+  const float inverse_total = is_softmax<Score> ? math::divide(1.0f, total) : 1.0f;
   for_each_slot(tile, token.rows, [&](int lane, int row, int slot, int expert) {
     const bool exists = expert < token.num_experts;
     const float logit = token.logits[lane].at[row][slot];
@@ -286,7 +286,7 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE void rank_experts(const Tile& tile,
     ranked.score[j] = chosen ? s.score : 0.0f;
     ranked.log_score[j] = chosen ? s.log_score : 0.0f;
   }
-  if constexpr (Score::is_masked)
+  if constexpr (is_masked<Score>)
     score_by_masked_softmax(tile, token, model.jitter_epsilon, ranked, top_k);
 }
 

@@ -1,17 +1,15 @@
 // Scores: what a gating makes of a logit, built in or a user's own.
 //
-// A score is a type with two constants and, unless it is softmax, a function:
+// A score of one's own is a type with one function:
 //
 //   struct Score {
-//     static constexpr bool is_softmax = false;
-//     static constexpr bool is_masked = false;
 //     template <class F>  // float, or a vector of them
 //     ADAPTIVE_K_HD static F of(const F& logit) noexcept;
 //   };
 //
 // `of` grows with its logit, -inf and +inf included, and is >= 0 and finite; NaN it is given as
-// -inf. A gating of one's own derives from `gating` and names it, `using score = Score;`: its
-// `kind` is then not read. `basic_router` and `cuda::basic_device_router` take it as their Gating.
+// -inf. A gating of one's own derives from `gating`, names it, `using score = Score;`, and leaves
+// `kind` as it is. `basic_router` and `cuda::basic_device_router` take it as their Gating.
 #pragma once
 
 #include <cstdint>
@@ -20,26 +18,26 @@
 #include "adaptive_k/config.hpp"
 #include "adaptive_k/core/gating.hpp"
 #include "adaptive_k/core/math.hpp"
+#include "adaptive_k/status.hpp"
 
 ADAPTIVE_K_NAMESPACE_BEGIN
 
 namespace detail {
 
 /// exp(logit - the row's largest): their sum over all E is divided out where it matters.
-struct softmax_score {
-  static constexpr bool is_softmax = true;
-  static constexpr bool is_masked = false;
-};
+struct softmax_score {};
 
 /// The same for the sums over all E; the chosen are scored by masked softmaxes, shares already.
-struct sparsemixer_score {
-  static constexpr bool is_softmax = true;
-  static constexpr bool is_masked = true;
-};
+struct sparsemixer_score {};
+
+/// Whether scores are masked softmaxes.
+template <class Score>
+inline constexpr bool is_masked = std::is_same_v<Score, sparsemixer_score>;
+/// Whether scores are relative to the row's largest logit.
+template <class Score>
+inline constexpr bool is_softmax = std::is_same_v<Score, softmax_score> || is_masked<Score>;
 
 struct sigmoid_score {
-  static constexpr bool is_softmax = false;
-  static constexpr bool is_masked = false;
   template <class F>
   ADAPTIVE_K_HD static ADAPTIVE_K_INLINE F of(const F& logit) noexcept {
     return math::sigmoid(logit);
@@ -47,8 +45,6 @@ struct sigmoid_score {
 };
 
 struct sqrt_softplus_score {
-  static constexpr bool is_softmax = false;
-  static constexpr bool is_masked = false;
   template <class F>
   ADAPTIVE_K_HD static ADAPTIVE_K_INLINE F of(const F& logit) noexcept {
     constexpr float finite = 1e30f;  // sqrt(+inf) would make every weight NaN
@@ -62,8 +58,7 @@ struct names_score : std::false_type {};
 template <class Gating>
 struct names_score<Gating, std::void_t<typename Gating::score>> : std::true_type {};
 
-/// f(score), of the type that a gating's kind or its own type says. All code that depends on the
-/// score of a gating comes from here.
+/// f(score), of the type that a gating's kind or its own type says.
 template <class Gating = gating, class F>
 decltype(auto) with_score([[maybe_unused]] gating_kind kind, F&& f) {
   if constexpr (names_score<Gating>::value) {
@@ -82,6 +77,17 @@ decltype(auto) with_score([[maybe_unused]] gating_kind kind, F&& f) {
     }
     return f(softmax_score());
   }
+}
+
+/// Refuses what `validate` refuses, and a kind beside a score that the type names.
+template <class Gating>
+status check_gating(const Gating& g) noexcept {
+  if (names_score<Gating>::value && g.kind != gating_kind::softmax)
+    return status::error(status_code::invalid_argument,
+                         "`kind` is %s, expected softmax, its default: the gating's type names its "
+                         "score",
+                         to_string(g.kind));
+  return validate(g);
 }
 
 /// A score and its natural logarithm. Softmax scores are relative to the row's largest logit (their
@@ -112,7 +118,7 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE score_pair<F> score_of_distance(const F& distanc
 template <class Score, logits_are Logits = logits_are::any, class F>
 ADAPTIVE_K_HD ADAPTIVE_K_INLINE score_pair<F> score_of(
     const F& logit, [[maybe_unused]] const F& largest_logit) noexcept {
-  if constexpr (Score::is_softmax) {
+  if constexpr (is_softmax<Score>) {
     return score_of_distance<Logits>(logit - largest_logit);
   } else {
     const F score = Score::of(math::maximum(logit, -math::infinity));

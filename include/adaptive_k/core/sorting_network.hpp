@@ -12,7 +12,7 @@ ADAPTIVE_K_NAMESPACE_BEGIN
 
 namespace detail {
 
-/// Unsigned integers, or packs of them that bring `larger` and `smaller`.
+/// Unsigned integers, or vectors of them that bring `maximum` and `minimum`.
 template <class Key>
 ADAPTIVE_K_HD ADAPTIVE_K_INLINE void compare_exchange(Key& first, Key& second) noexcept {
   if constexpr (std::is_integral_v<Key>) {

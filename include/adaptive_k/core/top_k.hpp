@@ -1,4 +1,4 @@
-// Selection: the best experts of a token, score descending, equal scores by lower index.
+// Selection: the best experts of a token by their keys, descending, equal ones by lower index.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-// The general route kernel: any gating, selection bias, groups, replay. One launch and one read of
+// The generic_gating kernel: any gating, selection bias, groups, replay. One launch and one read of
 // the logits. The decision is core/route_token.hpp; here is what surrounds it.
 #pragma once
 

@@ -1,4 +1,4 @@
-// Host side of the route kernel: checks, the choice of a tier, the launch.
+// Host side of the routing kernels: checks, the choice of a tier, the launch.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -27,7 +27,7 @@ ADAPTIVE_K_NAMESPACE_BEGIN
 
 namespace cuda {
 
-/// Whether the model is served by the plain kernels: softmax ranked by logit alone.
+/// Whether the model is served by the softmax_topk kernels: softmax ranked by logit alone.
 template <class Gating = gating>
 bool is_softmax_topk(const gating& g) noexcept {
   const bool softmax = detail::with_score<Gating>(
@@ -38,12 +38,13 @@ bool is_softmax_topk(const gating& g) noexcept {
 
 /// The tiers of the generic_gating kernels for a score.
 template <class Score>
-using tiers_of = std::conditional_t<Score::is_masked, sparsemixer_tiers, generic_gating_tiers>;
+using tiers_of =
+    std::conditional_t<detail::is_masked<Score>, sparsemixer_tiers, generic_gating_tiers>;
 
 /// Ok where a kernel serves the gating, else why not.
 template <class Gating>
 status supported(const Gating& g) noexcept {
-  const status fits = validate(g);
+  const status fits = detail::check_gating(g);
   if (!fits.ok()) return fits;
   const int tier = detail::with_score<Gating>(g.kind, [&](auto score) {
     return tier_for(tiers_of<decltype(score)>{}, g.num_experts, g.top_k);
@@ -69,9 +70,10 @@ inline constexpr int softmax_topk_shared_bytes = 30 * 1024;
 inline constexpr int generic_gating_shared_bytes = 6 * 1024;
 
 /// Whether a kernel that routes can permute for `num_local` experts in the same launch.
-inline bool permutes_itself(bool plain, int num_local) noexcept {
+inline bool permutes_itself(bool softmax_topk, int num_local) noexcept {
   return permute_detail::chunk_memory::bytes(num_local) <=
-         shared_bytes_of_block - (plain ? softmax_topk_shared_bytes : generic_gating_shared_bytes);
+         shared_bytes_of_block -
+             (softmax_topk ? softmax_topk_shared_bytes : generic_gating_shared_bytes);
 }
 
 /// `own_bytes`: shared memory of the kernel for routing. The limit asked for is the same for every
@@ -226,7 +228,11 @@ class basic_device_router {
   /// `overlaps`: launches may overlap the kernel before them (see overlap_supported).
   basic_device_router(const Gating& model, basic_plans_ref<Plan> plans,
                       fill_id fill = fill_id::minus_one, bool overlaps = false) noexcept
-      : validity_(validate(model)), model_(model), fill_(fill), overlaps_(overlaps), plans_(plans) {
+      : validity_(detail::check_gating(model)),
+        model_(model),
+        fill_(fill),
+        overlaps_(overlaps),
+        plans_(plans) {
     model_.renormalize = detail::renormalizes(model_);
     if (validity_.ok() && plans.empty())
       validity_ =
@@ -304,10 +310,10 @@ class basic_device_router {
     const permute_params permutation = permute_detail::make_params<Id>(
         shape, {output.topk_ids, output.topk_counts, order.expert_map}, order.output, workspace);
     if (logits.num_tokens == 0) return launch_permute<false>(permutation, overlaps_, stream);
-    const bool plain = is_softmax_topk<Gating>(params.model) && params.replay_ids == nullptr;
+    const bool softmax_topk = is_softmax_topk<Gating>(params.model) && params.replay_ids == nullptr;
     const bool small = permutation.num_parts == 1;
     const bool at_once =
-        small && launch_detail::permutes_itself(plain, permutation.shape.num_local_experts);
+        small && launch_detail::permutes_itself(softmax_topk, permutation.shape.num_local_experts);
     if (at_once || !small) params.permutation = permutation;
     result = launch_route<Logit, Plan, Gating>(params, stream);
     if (!result.ok() || at_once) return result;

@@ -22,7 +22,7 @@ struct route_params {
   std::int64_t num_tokens;  ///< >= 1
   std::int64_t row_stride;  ///< elements
   int load_width;           ///< as device_row
-  int rounds;               ///< of a plain kernel's warp, 1 to its lanes
+  int rounds;               ///< of a softmax_topk kernel's warp, 1 to its lanes
   bool stages_rows;  ///< rows follow one another from a 16-byte boundary, and pay to be staged
   bool fixed_shape;  ///< as entropy_plan.cuh
   gating model;      ///< as the host's
@@ -64,7 +64,7 @@ __device__ ADAPTIVE_K_INLINE void store_id(void* base, std::int64_t at, id_type 
   }
 }
 
-/// One token's dictated experts, read from the launch's parameters.
+/// One token's given experts, read from the launch's parameters.
 struct device_replay {
   static constexpr bool possible = true;  ///< a call may replay
   const route_params& params;             ///< of the launch

@@ -1,4 +1,4 @@
-// The plain route kernel: softmax ranked by logit alone. A warp takes 32 / lanes rows a round, a
+// The softmax_topk kernel: softmax ranked by logit alone. A warp takes 32 / lanes rows a round, a
 // tile each, for up to `lanes` rounds; then every lane decides one token, so that the decision
 // costs a token 1/32 of a warp's time and not `lanes`/32.
 #pragma once

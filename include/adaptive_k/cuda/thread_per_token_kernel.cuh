@@ -91,7 +91,7 @@ __device__ ADAPTIVE_K_INLINE bool route_thread_per_token(const route_params& par
 
 /// Shared memory of a warp: its rows are long in registers when tiles need it.
 template <class Tier, class Logit>
-union lane_memory {
+union warp_memory {
   token_loader<Logit, Tier::max_experts, tokens_per_thread> loader;  ///< while rows are read
   tile_memory<Tier, Logit> tiles;  ///< while a tile decides what a lane cannot
 };
@@ -105,8 +105,8 @@ __global__ void __launch_bounds__(threads_per_block, Tier::blocks_per_sm)
   wait_for_previous_kernel();
   allow_next_kernel();
   block_metrics metrics(params.metrics, params.expert_counts, params.model.num_experts);
-  __shared__ lane_memory<Tier, Logit> memory_by_warp[threads_per_block / 32];
-  lane_memory<Tier, Logit>& memory = memory_by_warp[threadIdx.x / 32];
+  __shared__ warp_memory<Tier, Logit> memory_by_warp[threads_per_block / 32];
+  warp_memory<Tier, Logit>& memory = memory_by_warp[threadIdx.x / 32];
   constexpr int rows = 32 * tokens_per_thread;
   const std::int64_t first = warp_of_launch() * rows;
   const std::int64_t left = params.num_tokens - first;

@@ -44,17 +44,17 @@ using constant = std::integral_constant<decltype(Value), Value>;
 /// Built-in plans that compare thresholds are decided as what they are: code for a predicted
 /// distortion would be most of a decision's.
 template <class Plan>
-bool chooses_by_cost(const Plan&) noexcept {
+bool predicts_distortion(const Plan&) noexcept {
   return false;
 }
-inline bool chooses_by_cost(const k_plan& plan) noexcept {
+inline bool predicts_distortion(const k_plan& plan) noexcept {
   return plan.choice != k_choice::thresholds;
 }
 template <class Plan>
-const Plan& without_cost(const Plan& plan) noexcept {
+const Plan& without_distortion(const Plan& plan) noexcept {
   return plan;
 }
-inline const threshold_plan& without_cost(const k_plan& plan) noexcept {
+inline const threshold_plan& without_distortion(const k_plan& plan) noexcept {
   return plan;
 }
 
@@ -85,7 +85,7 @@ class vector_loop {
  private:
   /// decide(score, top_k, plan) with the constants of a model that there is code for. K0 is 0 where
   /// only the run knows it. Where it is not, as in most models, experts are ranked by their logits
-  /// alone, and no cost decides.
+  /// alone, and no distortion is predicted.
   template <class Decide>
   auto decide_by_shape(Decide decide) const noexcept {
     return with_score<Gating>(call_.model->kind, [&](auto score) {
@@ -93,14 +93,14 @@ class vector_loop {
       if constexpr (std::is_same_v<decltype(score), softmax_score>) {
         const gating& model = *call_.model;
         const bool by_logit = !model.selection_bias && model.n_group == 1 && !call_.replays();
-        if (by_logit && !chooses_by_cost(plan)) {
-          const auto& narrow = without_cost(plan);
+        if (by_logit && !predicts_distortion(plan)) {
+          const auto& narrow = without_distortion(plan);
           if (model.top_k == 2) return decide(score, constant<2>(), narrow);
           if (model.top_k == 4) return decide(score, constant<4>(), narrow);
           if (model.top_k == 8) return decide(score, constant<8>(), narrow);
         }
       }
-      if constexpr (decltype(score)::is_masked)  // by the scalar path alone
+      if constexpr (is_masked<decltype(score)>)  // by the scalar path alone
         return decide(softmax_score(), constant<0>(), plan);
       else
         return decide(score, constant<0>(), plan);

@@ -13,6 +13,7 @@
 #include "adaptive_k/core/gating.hpp"
 #include "adaptive_k/core/k_policy.hpp"
 #include "adaptive_k/core/plan.hpp"
+#include "adaptive_k/core/score.hpp"
 #include "adaptive_k/host/instruction_set.hpp"
 #include "adaptive_k/host/metrics.hpp"
 #include "adaptive_k/host/route_batch.hpp"
@@ -164,7 +165,7 @@ class basic_router {
   basic_router(const Gating& model, std::vector<Policy> policies, router_options options,
                bool one_policy)
       : model_(model), options_(options), path_(detail::path_for(model)), one_policy_(one_policy) {
-    validity_ = validate(model);
+    validity_ = detail::check_gating(model);
     if (policies.empty())
       validity_ = status::error(status_code::invalid_argument, "`policies` is empty");
     constexpr bool has_vectors = detail::has_vectors_for<plan_type, Gating>;

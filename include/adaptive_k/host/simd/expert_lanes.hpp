@@ -149,7 +149,7 @@ template <class Score, class F32, bool Short>
 ADAPTIVE_K_INLINE void score_row(const vector_row<F32, Short>& row, const float* bias,
                                  int num_experts, const F32& largest, const F32& total,
                                  float* values) noexcept {
-  const F32 inverse_total = Score::is_softmax ? F32::divide(1.0f, total) : F32(1.0f);
+  const F32 inverse_total = is_softmax<Score> ? F32::divide(1.0f, total) : F32(1.0f);
   const vector_row<F32, Short> biases(bias != nullptr ? bias : values, num_experts);
   for (int v = 0; v < row.size(); ++v) {
     const F32 offset = bias != nullptr ? biases[v] : F32(0.0f);

@@ -98,7 +98,7 @@ ADAPTIVE_K_INLINE void score_columns(const block_columns<F32::lanes>& logits, in
                                      int num_columns, const float* bias, const F32& largest,
                                      const F32& total, block_columns<F32::lanes>& values,
                                      F32& not_finite) noexcept {
-  const F32 inverse_total = Score::is_softmax ? F32::divide(1.0f, total) : F32(1.0f);
+  const F32 inverse_total = is_softmax<Score> ? F32::divide(1.0f, total) : F32(1.0f);
   for (int expert = 0; expert < num_experts; ++expert) {
     const F32 score = score_of<Score>(F32::load(logits.at[expert]), largest).score;
     const F32 value = F32::fma(score, inverse_total, bias[expert]);
