@@ -79,7 +79,7 @@ TEST(route_call, padding_limits_shadow_and_replay_together) {
 }
 
 // One condition of a call of fixed shape (cuda/entropy_plan.cuh) fails at a time.
-TEST(route_call, almost_the_model_call) {
+TEST(route_call, almost_a_call_of_fixed_shape) {
   for (const gating& model : {softmax_model(8, 2), softmax_model(60, 4), softmax_model(128, 8)}) {
     inputs::sequence from(28);
     twin::batch<bfloat16> plain = softmax_batch<bfloat16>(29, model, 45);
