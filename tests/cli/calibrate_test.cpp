@@ -123,6 +123,20 @@ TEST(Calibrate, OnATraceSaysThatQualityIsUnknown) {
   EXPECT_TRUE(contains(shape.err, "is a policy, expected a preset")) << shape.err;
 }
 
+TEST(Calibrate, TakesADayThatIsInTheCalendar) {
+  const scratch_folder folder;
+  const std::string file = (folder.path() / "p.json").string();
+  for (const char* date : {"yesterday", "2026-13-01", "2026-02-29", "2026-1-2", "2026-01-32",
+                           "2026-01-02x", "2026-+1-02"}) {
+    const outcome result =
+        run_program({"calibrate", "--target-savings", "0.25", "-o", file, "--date", date});
+    EXPECT_EQ(result.status, 2) << date;
+    EXPECT_TRUE(
+        contains(result.err, "--date: '" + std::string(date) + "', expected a day as 2026-01-31"))
+        << result.err;
+  }
+}
+
 /// What stands behind `name` in the lines to use a result by.
 std::string line_of(const std::string& text, const std::string& name) {
   const std::size_t at = text.find("  " + name + "  ");

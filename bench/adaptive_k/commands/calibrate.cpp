@@ -16,6 +16,7 @@
 #include "bench/adaptive_k/calibrate/preset.hpp"
 #include "bench/adaptive_k/calibrate/setup.hpp"
 #include "bench/adaptive_k/commands/commands.hpp"
+#include "bench/adaptive_k/commands/option_checks.hpp"
 #include "bench/adaptive_k/commands/shared_options.hpp"
 #include "bench/adaptive_k/failure.hpp"
 #include "bench/adaptive_k/input/trace.hpp"
@@ -310,8 +311,10 @@ void add_calibrate_command(CLI::App& app) {
       ->required();
   trace->excludes(command->add_option("--json", options->json,
                                       "Write the measured points as JSON ('-': stdout)"));
-  trace->excludes(command->add_option("--date", options->date,
-                                      "Date to put on a changed policy (default: today)"));
+  trace->excludes(
+      command
+          ->add_option("--date", options->date, "Date to put on a changed policy (default: today)")
+          ->check(calendar_day()));
   for (CLI::Option* option : of_a_model) trace->excludes(option);
   command->callback([options] { run(*options); });
 }

@@ -21,6 +21,11 @@ inline std::string refusal(const std::string& text, const std::string& expected)
   return "'" + text + "', expected " + expected;
 }
 
+inline int days_of(int year, int month) {
+  if (month == 2) return year % 4 == 0 && (year % 100 != 0 || year % 400 == 0) ? 29 : 28;
+  return month == 4 || month == 6 || month == 9 || month == 11 ? 30 : 31;
+}
+
 /// A whole number of `least` to `most`, or without an upper bound.
 inline CLI::Validator whole_number(long long least, std::optional<long long> most = {}) {
   const std::string bounds =
@@ -35,6 +40,21 @@ inline CLI::Validator whole_number(long long least, std::optional<long long> mos
 }
 inline CLI::Validator one_or_more() {
   return whole_number(1);
+}
+
+/// A day as presets write it.
+inline CLI::Validator calendar_day() {
+  return CLI::Validator(
+      [](std::string& text) {
+        int year = 0, month = 0, day = 0;
+        const bool fits = text.size() == 10 && text[4] == '-' && text[7] == '-' &&
+                          reads_whole(text.substr(0, 4), year) &&
+                          reads_whole(text.substr(5, 2), month) &&
+                          reads_whole(text.substr(8, 2), day) && year >= 1 && month >= 1 &&
+                          month <= 12 && day >= 1 && day <= days_of(year, month);
+        return fits ? std::string() : refusal(text, "a day as 2026-01-31");
+      },
+      "YYYY-MM-DD", "day");
 }
 
 /// What CLI11 would take for another value is refused, in every option of every command: nothing at
