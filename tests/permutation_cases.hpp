@@ -105,7 +105,9 @@ test_case<Id> random_case(inputs::sequence& from, std::int64_t num_tokens,
   if (from.chance(3)) {  // a rank's experts, in an order of its own
     const int local = from.between(1, made.shape.num_experts);
     made.shape.num_local_experts = local;
-    made.map.assign(static_cast<std::size_t>(made.shape.num_experts), -1);
+    // Of other ranks' experts: -1, or anything else that is no local expert.
+    const std::vector<std::int32_t> elsewhere = {-1, -1, -7, local, local + 5, 0x7FFFFFFF};
+    for (int e = 0; e < made.shape.num_experts; ++e) made.map.push_back(from.pick(elsewhere));
     const int first = from.below(made.shape.num_experts);
     for (int i = 0; i < local; ++i)
       made.map[static_cast<std::size_t>((first + i) % made.shape.num_experts)] = local - 1 - i;

@@ -241,6 +241,33 @@ TEST(Metrics, NothingAddsNothing) {
   expect_same(sum, before);
 }
 
+TEST(Metrics, PartsWithoutATokenAreNoCall) {
+  routing_metrics parts[2] = {}, total;
+  parts[1].padding_tokens = 3;
+  add_parts_of_call(parts, 2, &total);
+  EXPECT_EQ(total.calls, 0u);
+  EXPECT_EQ(total.padding_tokens, 3u);
+}
+
+TEST(Metrics, OfASingleTokenAreWhatItsOutputsSay) {
+  inputs::sequence from(311);
+  const gating g = make_gating(gating_kind::softmax, 60, 6);
+  const router router(g, k_policy::top_p(0.6f, 6));
+  bool fewer = false;
+  for (int i = 0; i < 30; ++i) {
+    const auto input = grid_batch(from, 1, 60);
+    routing_metrics metrics;
+    const routed_batch routed =
+        router.route(0, logits_view<float>{input.logits.data(), 1, 60}, &metrics);
+    ASSERT_TRUE(routed.result.ok()) << routed.result.message();
+    routing_metrics expected = recount(input, routed, nullptr);
+    expected.signal_sum_fixed = detail::signal_to_fixed(routed.signal[0]);
+    expect_same(metrics, expected);
+    fewer = fewer || metrics.expert_calls < 6;
+  }
+  EXPECT_TRUE(fewer);
+}
+
 TEST(Metrics, SavingsAreAgainstTheModelsOwnTopK) {
   inputs::sequence from(304);
   const gating g = make_gating(gating_kind::softmax, 64, 8);

@@ -140,6 +140,15 @@ TEST(savings_controller, rests_within_the_hysteresis_and_waits_for_enough_tokens
   EXPECT_EQ(settled.scale(), 1.0);
 }
 
+TEST(savings_controller, one_odd_batch_moves_it_by_a_factor_e_at_most) {
+  adaptive_k::savings_controller up({0.5});  // off by half: six times that would be e^3
+  EXPECT_TRUE(up.observe(8 * 4096, 8 * 4096, 4096));
+  EXPECT_NEAR(up.scale(), 2.7182818, 1e-5);
+  adaptive_k::savings_controller down({0.25});
+  EXPECT_TRUE(down.observe(4096, 8 * 4096, 4096));
+  EXPECT_NEAR(down.scale(), 1.0 / 2.7182818, 1e-5);
+}
+
 TEST(savings_controller, stays_within_its_bounds_and_says_so) {
   adaptive_k::savings_controller controller({0.5});
   for (int i = 0; i < 100; ++i) controller.observe(8 * 4096, 8 * 4096, 4096);
