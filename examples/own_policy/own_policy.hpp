@@ -25,7 +25,8 @@ struct mass_or_gap_plan : adaptive_k::plan_base {
   }
 
   template <class Token>
-  ADAPTIVE_K_HD typename Token::integers choose_k(const Token& token) const noexcept {
+  ADAPTIVE_K_HD ADAPTIVE_K_INLINE typename Token::integers choose_k(
+      const Token& token) const noexcept {
     typename Token::integers k = token.top_k;
     for (int j = token.ranks - 2; j >= 0; --j) {
       const typename Token::integers here = j + 1;
@@ -54,7 +55,7 @@ inline mass_or_gap_plan make_plan(const adaptive_k::gating& g, const mass_or_gap
 /// Scores of a ReLU, as ReMoE's routers have them (arXiv 2412.14711).
 struct relu_score {
   template <class F>
-  ADAPTIVE_K_HD static F of(const F& logit) noexcept {
+  ADAPTIVE_K_HD static ADAPTIVE_K_INLINE F of(const F& logit) noexcept {
     return math::minimum(math::maximum(logit, 0.0f), 1e30f);
   }
 };
