@@ -15,12 +15,11 @@
 //
 // `signal` of plan_base says what is reported, and costs a sum over all E where it is an entropy of
 // the softmax. choose_k is compiled for one token (Token::real is float), for a token in each lane
-// of a vector, and as device code. It gives the same k everywhere when it has no branch on a
-// Token::real, but math::select, and feeds a product to a sum only through math::fma; marked ADAPTIVE_K_INLINE, it is
-// surely inlined where the vectors are. What it
-// returns is brought within the token's limits. `basic_router<Policy>` and
-// `cuda::basic_device_router<Plan>` take it from there; k_policy's own plans, in core/choose_k.hpp,
-// are such types.
+// of a vector, and as device code; marked ADAPTIVE_K_INLINE it is surely inlined there. It gives
+// the same k everywhere when it has no branch on a Token::real, but math::select, and feeds a
+// product to a sum only through math::fma. What it returns is brought within the token's limits.
+// `basic_router<Policy>` and `cuda::basic_device_router<Plan>` take it from there; k_policy's own
+// plans, in core/choose_k.hpp, are such types.
 #pragma once
 
 #include <cstdint>
