@@ -17,9 +17,10 @@ ADAPTIVE_K_NAMESPACE_BEGIN
 
 namespace detail {
 
-/// Whether this file's vectors can be handed to a user's functions. Without optimisation those are
-/// not inlined into what is compiled for an instruction set, unless the whole file is.
-#if defined(__OPTIMIZE__)
+/// Whether this file's vectors can be handed to a user's functions. Where nothing is inlined (-O0,
+/// -fno-inline) these are not part of what is compiled for an instruction set, unless the whole
+/// file is.
+#if !defined(__NO_INLINE__)
 inline constexpr bool has_vectors_for_users = ADAPTIVE_K_SIMD == 1;
 #else
 inline constexpr bool has_vectors_for_users = ADAPTIVE_K_SIMD == 1 && ADAPTIVE_K_EVERY_SET == 0;
