@@ -26,10 +26,10 @@ def check_svg():
     found = re.search(r"!\[[^\]]+\]\((\S+\.svg)\)", README)
     check(found, "README.md: no picture")
     committed = ROOT / found.group(1)
-    lines = (ROOT / "bench/README.md").read_text().replace("\\\n", " ").splitlines()
+    lines = (ROOT / "bench/docs/calibrate.md").read_text().replace("\\\n", " ").splitlines()
     commands = [line.split() for line in lines
                 if line.strip().startswith("bench/plots/frontier.py") and line.split()[2] == found.group(1)]
-    check(len(commands) == 1, "bench/README.md:", len(commands), "commands that draw", found.group(1))
+    check(len(commands) == 1, "bench/docs/calibrate.md:", len(commands), "commands that draw", found.group(1))
     script, points, _, *more = commands[0]
     again = pathlib.Path(tempfile.mkdtemp()) / "again.svg"
     subprocess.run([sys.executable, script, points, again, *more], cwd=ROOT, check=True)
@@ -51,13 +51,13 @@ def check_points():
     for p in points:
         control = fixed.get((p["split"], p["target_mean_k"], p["mass_exponent"]))
         check(control and abs(control["mean_k"] - p["mean_k"]) < 0.1, "no control of", p)
-    words = " ".join((ROOT / "bench/README.md").read_text().split())
+    words = " ".join((ROOT / "bench/docs/calibrate.md").read_text().split())
     for rule in ("distortion", "top_p", "entropy", "oracle"):
         rows = sorted((p for p in points if p["rule"] == rule), key=lambda p: p["target_mean_k"])
         of_fixed = [f"{p['mean_kl'] / fixed[(p['split'], p['target_mean_k'], p['mass_exponent'])]['mean_kl']:.2f}"
                     for p in rows]
         said = ", ".join(of_fixed[:-1]) + " and " + of_fixed[-1]
-        check(said in words, "bench/README.md: of fixed K's KL,", rule, "has", said)
+        check(said in words, "bench/docs/calibrate.md: of fixed K's KL,", rule, "has", said)
 
 
 def check_table():

@@ -21,7 +21,7 @@ struct trace_info {
 };
 
 /// Tensors `layer.{i}.router_logits` [T, E] float32; for models with one also
-/// `layer.{i}.selection_bias` [E]. Metadata as in bench/README.md.
+/// `layer.{i}.selection_bias` [E]. Metadata as in bench/docs/benchmark.md.
 class trace_reader {
  public:
   /// Throws std::runtime_error naming the file, and the key or tensor that is missing or wrong.
