@@ -3,7 +3,8 @@
 #   cmake -DSOURCE=... -DGENERATOR=... -DCXX=... -DCONSUMER=... [-DPREFIX=<installed package>]
 #         [-DPRINTS=regex] [-DREFUSED=regex] [-DOPTIONS=option;...] [-DPROGRAM=name]
 #         [-DSTEPS=configure|build|run|install] [-DSECOND=folder] [-DBUILT=file;...]
-#         [-DEMULATOR=command;...] -P consume.cmake
+#         [-DEMULATOR=command;...] [-DBESIDE=file;...] -P consume.cmake
+# BESIDE: files that are copied into CONSUMER.
 # STEPS: how far to go; run if not given. "install" installs CONSUMER, then builds and runs the
 # project in its subfolder SECOND against what was installed; of CONSUMER nothing is compiled: BUILT are
 # the libraries that it would compile, from this project's own build.
@@ -51,7 +52,7 @@ if(NOT STEPS)
   set(STEPS run)
 endif()
 
-file(COPY "${CONSUMER}/" DESTINATION "${work}/source")
+file(COPY "${CONSUMER}/" ${BESIDE} DESTINATION "${work}/source")
 
 if(PREFIX)
   list(APPEND OPTIONS "-DCMAKE_PREFIX_PATH=${PREFIX}")
