@@ -136,6 +136,10 @@ struct routing_output {
   /// [num_experts], added to: how many tokens each expert got, padding left out. Each thread of
   /// `route_range` gives an array of its own.
   std::uint64_t* expert_counts = nullptr;
+  /// [num_tokens], r^-a of core/weights.hpp, 1 or more: for engines that keep their own weights,
+  /// what those of the experts kept are to be multiplied by; 1 at k = K0 and for padding. Host
+  /// only.
+  float* weight_factors = nullptr;
 };
 
 /// Optional inputs of a routing call; null means absent.

@@ -25,6 +25,8 @@ struct token_route {
   math::integers<F> expert[MaxTopK];  ///< K0 ids, best first; past `count`: what full K would add
   F weight[MaxTopK];                  ///< [count]
   F signal;                           ///< in the unit of the policy's signal
+  F kept_mass;                        ///< sum of the kept experts' scores
+  F total_mass;                       ///< that of K0
   bool has_nonfinite;                 ///< a logit was NaN or infinite
 };
 
@@ -102,6 +104,8 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE void finish_route(const Gating& model, const Pla
   ADAPTIVE_K_UNROLL
   for (int j = 1; j < ranks; ++j)
     kept = math::select(route.count > integers(j), ranked.mass[j], kept);
+  route.kept_mass = kept;
+  route.total_mass = ranked.total;
   const F lift = lift_of(model, kept);
   F factor = weight_factor<Score>(model, plan, kept, ranked.total, sums.score,
                                   route.count < integers(top_k), lift);

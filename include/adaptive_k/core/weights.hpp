@@ -26,6 +26,15 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE F restore_mass(const F& kept_share, float mass_e
   return math::exp(math::log(kept_share) * -mass_exponent);
 }
 
+/// r^-a of a token that keeps fewer than K0 experts. Where all kept scores are 0 (a bias may choose
+/// such) nothing restores them: 1.
+template <class F>
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE F mass_factor(const F& kept, const F& total,
+                                              float mass_exponent) noexcept {
+  const F kept_share = math::maximum(math::divide(kept, total), least_share);
+  return math::select(kept > 0.0f, restore_mass(kept_share, mass_exponent), F(1.0f));
+}
+
 /// 2^64 where the kept mass is so small that a quotient by it could overflow (a biased choice, or
 /// scores that are all tiny), else 1: what numerator and denominator are both multiplied by.
 template <class Gating, class F>

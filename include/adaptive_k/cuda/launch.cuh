@@ -341,6 +341,9 @@ class basic_device_router {
         detail::check_call(validity_, model_, plans_.num_layers(), layer, logits,
                            output.topk_ids != nullptr, output.topk_weights != nullptr, extras);
     if (!checked.ok()) return checked;
+    if (output.weight_factors != nullptr)
+      return status::error(status_code::unsupported,
+                           "`output.weight_factors` is given, which the host alone writes");
     route_params& params = *made;
     params.logits = logits.data;
     params.num_tokens = logits.num_tokens;

@@ -54,6 +54,7 @@ void route_then_convert(const routing_call<Logit, Id, Weight, Plan, Gating>& cal
     part.logits.data = call.row(first);
     part.output = {ids, weights, offset(call.output.topk_counts, first),
                    offset(call.output.signal, first), offset(call.output.chosen_counts, first)};
+    part.output.weight_factors = offset(call.output.weight_factors, first);
     part.extras.padding_mask = offset(call.extras.padding_mask, first);
     part.extras.k_min = offset(call.extras.k_min, first);
     part.extras.k_max = offset(call.extras.k_max, first);

@@ -187,8 +187,8 @@ class vector_loop {
       put_lane(route, top_k, lane, block);
     }
     counts_.template add_block<f32>(block, top_k);
-    write_block<f32>(block, top_k, call_.fill == fill_id::first_expert, call_.pad_id(), token,
-                     call_.output);
+    write_block<f32>(block, top_k, call_.fill == fill_id::first_expert, call_.pad_id(),
+                     call_.plan->mass_exponent, token, call_.output);
   }
 
   bool any_padding(std::int64_t token, int number) const noexcept {

@@ -8,6 +8,7 @@
 #include "adaptive_k/core/gating.hpp"
 #include "adaptive_k/core/math.hpp"
 #include "adaptive_k/core/plan.hpp"
+#include "adaptive_k/core/weights.hpp"
 #include "adaptive_k/host/host_paths.hpp"
 #include "adaptive_k/host/simd/expert_lanes.hpp"
 #include "adaptive_k/types.hpp"
@@ -80,6 +81,10 @@ struct routing_call {
     if (output.topk_counts != nullptr) output.topk_counts[token] = route.count;
     if (output.chosen_counts != nullptr) output.chosen_counts[token] = route.chosen;
     if (output.signal != nullptr) output.signal[token] = route.signal;
+    if (output.weight_factors != nullptr)
+      output.weight_factors[token] =
+          route.count < top_k ? mass_factor(route.kept_mass, route.total_mass, plan->mass_exponent)
+                              : 1.0f;
   }
   void write_padding(std::int64_t token) const noexcept {
     const token_route<max_top_k> none = {};

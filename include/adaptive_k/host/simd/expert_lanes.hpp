@@ -317,6 +317,8 @@ struct decide_row {
       route->count = static_cast<int>(u32::first(wide.count));
       route->chosen = static_cast<int>(u32::first(wide.chosen));
       route->signal = f32::first(wide.signal);
+      route->kept_mass = f32::first(wide.kept_mass);
+      route->total_mass = f32::first(wide.total_mass);
       route->has_nonfinite = false;
       return true;
     }

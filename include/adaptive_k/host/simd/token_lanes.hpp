@@ -37,6 +37,8 @@ struct token_block {
   alignas(64) std::uint32_t count[Lanes];
   alignas(64) std::uint32_t chosen[Lanes];
   alignas(64) float signal[Lanes];
+  alignas(64) float kept_mass[Lanes];
+  alignas(64) float total_mass[Lanes];
 };
 
 /// Expert-major values of a block: [expert][lane].
@@ -231,6 +233,8 @@ struct decide_block {
       u32::store(block->count, route.count);
       u32::store(block->chosen, route.chosen);
       f32::store(block->signal, route.signal);
+      f32::store(block->kept_mass, route.kept_mass);
+      f32::store(block->total_mass, route.total_mass);
       return f32::mask::to_bits((not_finite * f32(0.0f) != f32(0.0f)) | choice.ambiguous_ties);
     }
   };

@@ -7,6 +7,7 @@
 
 #include "adaptive_k/config.hpp"
 #include "adaptive_k/core/finish_route.hpp"
+#include "adaptive_k/core/weights.hpp"
 #include "adaptive_k/host/simd/token_lanes.hpp"
 #include "adaptive_k/types.hpp"
 
@@ -58,6 +59,8 @@ void put_lane(const token_route<max_top_k>& route, int top_k, int lane,
   block.count[lane] = static_cast<std::uint32_t>(route.count);
   block.chosen[lane] = static_cast<std::uint32_t>(route.chosen);
   block.signal[lane] = route.signal;
+  block.kept_mass[lane] = route.kept_mass;
+  block.total_mass[lane] = route.total_mass;
 }
 
 /// [top_k][lane] to [lane, top_k], four ranks at a time.
@@ -79,7 +82,7 @@ ADAPTIVE_K_INLINE void transpose_ranks(float (&ranks)[lane_top_k][F32::lanes], i
 /// Writes a block's decisions from `token` on.
 template <class F32>
 ADAPTIVE_K_INLINE void write_block(const token_block<F32::lanes>& block, int top_k, bool pads_first,
-                                   int pad_id, std::int64_t token,
+                                   int pad_id, float mass_exponent, std::int64_t token,
                                    const routing_output<std::int32_t, float>& output) noexcept {
   using u32 = typename F32::u32;
   alignas(64) float weights[lane_top_k][F32::lanes];
@@ -99,6 +102,11 @@ ADAPTIVE_K_INLINE void write_block(const token_block<F32::lanes>& block, int top
     u32::store(reinterpret_cast<std::uint32_t*>(output.chosen_counts + token),
                u32::load(block.chosen));
   if (output.signal != nullptr) F32::store(output.signal + token, F32::load(block.signal));
+  if (output.weight_factors != nullptr) {
+    const F32 factor =
+        mass_factor(F32::load(block.kept_mass), F32::load(block.total_mass), mass_exponent);
+    F32::store(output.weight_factors + token, F32::select(count < u32(top_k), factor, 1.0f));
+  }
 }
 
 }  // namespace detail
