@@ -14,9 +14,9 @@ tool_packages=(cmake g++ make)
 library_packages=(libgtest-dev libbenchmark-dev nlohmann-json3-dev libcli11-dev libfmt-dev
                   libeigen3-dev libdnnl-dev libssl-dev)
 # Without these parts are left out: the endpoint for Prometheus and A/B tests; the endpoint's test
-# by Prometheus itself; the test of what pkg-config says; the single header.
+# by Prometheus itself; the test of what pkg-config says; the single header; the Python package.
 endpoint_packages=(libboost-dev)
-optional_packages=("${endpoint_packages[@]}" prometheus pkg-config python3)
+optional_packages=("${endpoint_packages[@]}" prometheus pkg-config python3 python3-dev python3-venv)
 # The last three build for ARM, run what they built, and build for Windows.
 check_packages=(clang clang-format clang-tidy doxygen git ninja-build locales
                 g++-aarch64-linux-gnu qemu-user g++-mingw-w64-x86-64-posix)
@@ -72,6 +72,25 @@ need_nvcc() {
     ln -sfn lib "$toolkit/lib64"  # where nvcc looks
   fi
   export CUDACXX="$toolkit/bin/nvcc"
+}
+
+# What the Python package is built and tested with, about 30 MB to fetch.
+python_packages=(nanobind numpy pytest)
+
+# need_python_packages: puts them into build/python-packages, where CMake then finds them; or says in
+# one line why the Python package is left out.
+need_python_packages() {
+  local home="$repository_root/build/python-packages"
+  if ! [ -x "$home/bin/python" ] || ! "$home/bin/python" -c 'import nanobind, numpy, pytest' 2> /dev/null; then
+    if ! { python3 -m venv --clear "$home" &&
+           "$home/bin/python" -m pip install --quiet --disable-pip-version-check "${python_packages[@]}"; } \
+           > /dev/null 2>&1 < /dev/null; then
+      say "No ${python_packages[*]} for Python, and pip could not fetch them: the Python package is left out."
+      rm -rf "$home"
+      return 0
+    fi
+  fi
+  export VIRTUAL_ENV="$home"
 }
 
 # One job a core, but no more than memory allows: a test file can take 1.5 GB to compile.

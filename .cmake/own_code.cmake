@@ -45,6 +45,9 @@ function(adaptive_k_compile_as_own)
     _adaptive_k_targets_below("${PROJECT_SOURCE_DIR}/${folder}" targets)
     foreach(target IN LISTS targets)
       get_target_property(type ${target} TYPE)
+      if(target MATCHES "^nanobind")  # made where it is used, but not our code
+        continue()
+      endif()
       if(type MATCHES "EXECUTABLE|STATIC_LIBRARY|SHARED_LIBRARY|OBJECT_LIBRARY|MODULE_LIBRARY")
         target_compile_options(${target} PRIVATE
           "$<$<COMPILE_LANGUAGE:CXX>:${options}>" "$<$<COMPILE_LANGUAGE:C>:${options}>")

@@ -1,0 +1,42 @@
+"""Mixture-of-Experts inference with fewer experts per token: what it saves, and what it costs.
+
+    from adaptive_k import AdaptiveKRouter
+    router = AdaptiveKRouter.from_pretrained("reference-32x8")
+    model = router.patch(model)          # any MoE model of transformers
+    print(router.stats)
+
+`Router`, `Gating`, `Policy`, `Preset` and `Metrics` are the C++ library's own terms;
+`AdaptiveKRouter`, `RoutingConfig` and `Calibrator` the names of the published package.
+"""
+from __future__ import annotations
+
+import pathlib as _pathlib
+
+from . import _core
+
+_core.set_calibrations_folder(str(_pathlib.Path(__file__).parent / "calibrations"))
+
+from ._core import (  # noqa: E402
+    Gating,
+    Metrics,
+    Policy,
+    Preset,
+    PresetError,
+    __version__,
+    instructions,
+    list_presets,
+)
+from .router import Routed, Router  # noqa: E402
+
+__all__ = [
+    "Gating",
+    "Metrics",
+    "Policy",
+    "Preset",
+    "PresetError",
+    "Routed",
+    "Router",
+    "__version__",
+    "instructions",
+    "list_presets",
+]
