@@ -1,4 +1,4 @@
-# Installs by the shell lines of include/adaptive_k/README.md, from a copy of the sources, and builds and runs a project of its
+# Installs by the shell lines of examples/INSTALL.md, from a copy of the sources, and builds and runs a project of its
 # CMake lines against what was installed; and one of its C lines, which must find the installed presets.
 #   cmake -DSOURCE=... -DSHELL_LINES=file -DCMAKE_LINES=file -DC_SOURCE=file -DCOMPILER=... -P install.cmake
 
@@ -32,7 +32,7 @@ int main() {
   const std::vector<float> logits(32, 1.0f);
   const auto routed = router.route(0, adaptive_k::logits_view<float>{logits.data(), 1, 32});
   std::printf("runs %d experts\n", static_cast<int>(routed.topk_counts[0]));
-  return routed.result ? 0 : 1;
+  return routed.result.ok() ? 0 : 1;
 }
 ]])
 
