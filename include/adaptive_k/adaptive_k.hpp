@@ -12,8 +12,8 @@
 //   std::printf("saved %.1f%%\n", 100 * metrics.expert_savings());
 //
 // Presets of known models are in adaptive_k/calibration/preset.hpp.
-// The decision itself: host/host_paths.hpp says what ranks the experts (core/route_token.hpp is the
-// scalar reference), core/choose_k.hpp how many run, and core/finish_route.hpp sets their weights.
+// The decision: core/route_token.hpp ranks a token's experts (by vectors: host/host_paths.hpp),
+// core/choose_k.hpp says how many run, and core/finish_route.hpp sets their weights.
 #pragma once
 
 #include "adaptive_k/config.hpp"

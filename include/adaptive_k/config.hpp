@@ -66,7 +66,7 @@
 #define ADAPTIVE_K_PRINTF(text, arguments)
 #endif
 
-// Headers also serve builds without exceptions: there what follows ADAPTIVE_K_TRY runs, no more.
+// In builds without exceptions the block after ADAPTIVE_K_TRY runs, and handlers are left out.
 #if defined(__cpp_exceptions)
 #define ADAPTIVE_K_TRY try
 #define ADAPTIVE_K_CATCH_ALL catch (...)
@@ -94,8 +94,8 @@
 #define ADAPTIVE_K_NOINLINE __declspec(noinline)
 #else
 #define ADAPTIVE_K_INLINE inline __attribute__((always_inline))
-// Between a lambda's parameters and its body, where vectors go in or out: it must become part of
-// the function around it, as it is not compiled for that function's instructions itself.
+// Stands between a lambda's parameters and its body, where it takes or returns vectors: the lambda
+// does not inherit the target instructions of the function around it, so it must be inlined there.
 #define ADAPTIVE_K_INLINE_LAMBDA __attribute__((always_inline))
 #define ADAPTIVE_K_NOINLINE __attribute__((noinline))
 #endif

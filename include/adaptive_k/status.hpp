@@ -28,8 +28,8 @@ enum class status_code : int {
 
 namespace detail {
 
-/// While it lives, printf on this thread writes numbers as C does, whatever setlocale was told.
-/// POSIX alone can do that; elsewhere the locale's decimal point stays.
+/// While it lives, printf on this thread writes numbers as in the C locale. Outside POSIX the
+/// locale's decimal point stays.
 class numbers_of_c {
 #if defined(LC_ALL_MASK)
  public:
@@ -84,8 +84,8 @@ inline std::size_t whole_characters(const char* text, std::size_t size, std::siz
   return end;
 }
 
-/// Whether a terminal obeys the well-formed character at the front of `text` [length] rather than
-/// show it: controls, and what ends a line or turns its direction (U+061C, 200E, 200F, 2028 to
+/// Whether a terminal acts upon the well-formed character at the front of `text` [length] rather
+/// than show it: controls, and what ends a line or turns its direction (U+061C, 200E, 200F, 2028 to
 /// 202E, 2066 to 2069).
 inline bool is_obeyed(const char* text, int length) noexcept {
   const auto byte = [&](int i) { return static_cast<unsigned char>(text[i]); };
@@ -126,9 +126,9 @@ class [[nodiscard]] status {
   status() noexcept { message_[0] = '\0'; }
 
   /// printf-style reason, numbers with a point in every locale. Two backticks in `format` mark the
-  /// field that is at fault, as in "`k_min` is %d, expected 1 or more": the message goes without
-  /// them. A caller's text may hold backticks of its own, so it stands behind. Bytes that are no
-  /// printable UTF-8 come out as `\xNN`; what does not fit into 223 bytes is cut, between two
+  /// field that is at fault, as in "`k_min` is %d, expected 1 or more"; the message is without
+  /// them. Text that may hold backticks of its own must stand behind them. Bytes that are not
+  /// printable UTF-8 come out as `\xNN`; a message of more than 223 bytes is cut between two
   /// characters.
   ADAPTIVE_K_PRINTF(2, 3)
   static status error(status_code code, const char* format, ...) noexcept {
@@ -141,8 +141,8 @@ class [[nodiscard]] status {
     return result;
   }
 
-  /// The same refusal of one among several: what `format` prints stands before its message, as in
-  /// "layer %d: ", and its field stays its field. A success stays one.
+  /// The same refusal of one among several: what `format` prints, such as "layer %d: ", goes before
+  /// its message; its field is unchanged. A success stays one.
   ADAPTIVE_K_PRINTF(2, 3)
   status within(const char* format, ...) const noexcept {
     if (ok()) return *this;

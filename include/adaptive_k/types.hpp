@@ -30,7 +30,7 @@ struct bfloat16 {
   std::uint16_t bits;  ///< sign, 8 of exponent, 7 of fraction
 };
 
-/// As it is.
+/// The value itself.
 ADAPTIVE_K_HD ADAPTIVE_K_INLINE float to_float(float value) noexcept {
   return value;
 }
@@ -64,7 +64,7 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE float to_float(float16 value) noexcept {
 template <class T>
 ADAPTIVE_K_HD ADAPTIVE_K_INLINE T from_float(float value) noexcept;
 
-/// As it is.
+/// The value itself.
 template <>
 ADAPTIVE_K_HD ADAPTIVE_K_INLINE float from_float<float>(float value) noexcept {
   return value;
@@ -129,12 +129,12 @@ struct routing_output {
   Weight* topk_weights = nullptr;       ///< [num_tokens, top_k]; 0 past k_t
   std::int32_t* topk_counts = nullptr;  ///< [num_tokens], k_t
   float* signal = nullptr;              ///< [num_tokens], unit of the policy's signal
-  /// [num_tokens]. Given, the call is in shadow mode: it routes full K, as the model would, and
-  /// records here the k that the policy would have chosen; what that would have saved is
+  /// [num_tokens]. Where given, the call is in shadow mode: it routes full K, as the model would,
+  /// and records here the k that the policy would have chosen. What that would have saved is
   /// routing_metrics::shadow_expert_savings().
   std::int32_t* chosen_counts = nullptr;
-  /// [num_experts], added to: how many tokens each expert got, padding left out. Each thread of
-  /// `route_range` gives an array of its own.
+  /// [num_experts], added to: the tokens of each expert, without padding. Threads that share a call
+  /// by `route_range` need an array each.
   std::uint64_t* expert_counts = nullptr;
   /// [num_tokens], r^-a of core/weights.hpp, 1 or more: for engines that keep their own weights,
   /// what those of the experts kept are to be multiplied by; 1 at k = K0 and for padding. Host

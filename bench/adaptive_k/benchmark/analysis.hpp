@@ -58,7 +58,7 @@ const char* to_string(verdict v);
 
 struct comparison_with_fixed {
   estimate delta_mean_kl;     ///< policy - fixed K at equal mean K, nats; negative is better
-  estimate delta_perplexity;  ///< likewise; what the verdict does not rest on, but must not hide
+  estimate delta_perplexity;  ///< likewise; reported, but not what the verdict rests on
   verdict outcome = verdict::cannot_tell;
   std::string sentence;
 };

@@ -51,7 +51,7 @@ nlohmann::ordered_json to_json(const trace_result& result);
 void print(const benchmark_result& result);
 void print(const trace_result& result);
 
-/// What the layers' counters come to together.
+/// The sum of the layers' counters.
 adaptive_k::routing_metrics sum_of(const std::vector<adaptive_k::routing_metrics>& layers);
 
 }  // namespace bench

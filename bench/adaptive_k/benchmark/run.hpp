@@ -19,7 +19,7 @@ struct benchmark_options : input_options {
   live_options live;
 };
 
-/// Both show their calls on `live`, and tell `roles` of the preset that they read.
+/// Both show their calls on `live`, and register the preset that they read with `roles`.
 benchmark_result run_benchmark(const benchmark_options& options, live_view& live,
                                file_roles& roles);
 trace_result run_trace_benchmark(const benchmark_options& options, live_view& live,

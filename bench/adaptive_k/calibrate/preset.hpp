@@ -19,11 +19,11 @@ nlohmann::ordered_json preset_json(calibration_setup& setup,
                                    const std::vector<adaptive_k::frontier_point>& points,
                                    const std::string& command, const std::string& date);
 
-/// A policy of one's own, found from a trace: quality unknown. `remark` goes into its notes.
+/// A policy file found from a trace: quality unknown. `remark` goes into its notes.
 nlohmann::ordered_json trace_policy_json(const adaptive_k::calibration_result& result,
                                          const std::string& trace, const std::string& remark);
 
-/// As the committed files are written: an array of numbers on one line.
+/// `json` in the layout of the committed files: an array of numbers on one line.
 std::string preset_text(const nlohmann::ordered_json& json);
 
 }  // namespace bench

@@ -42,7 +42,7 @@ adaptive_k::routing_outcome outcome_of(const nlohmann::json& json) {
   return outcome;
 }
 
-/// What a line holds; empty where that is no JSON object, as of one that was cut off.
+/// A line's object; empty where it is not a JSON object, as when it was cut off.
 nlohmann::json object_in(const std::string& line) {
   try {
     nlohmann::json value = adaptive_k::detail::parse_json_text(line, "");
@@ -52,7 +52,7 @@ nlohmann::json object_in(const std::string& line) {
   return nlohmann::json::object();
 }
 
-/// The names whose values are not the same, or that only one has.
+/// The names whose values differ, or that only one has.
 std::string differences(const work_identity& a, const work_identity& b) {
   std::string names;
   work_identity all = a;
@@ -78,7 +78,7 @@ run_journal::run_journal(std::filesystem::path file, work_identity identity, int
     throw failure(fmt::format("--journal: {}: is no file, expected one", file_.string()));
   check_writable("--journal", file_.string(), true);
   read();
-  // Who started the program may have asked for Ctrl-C to be ignored, as nohup does for a hang-up.
+  // The parent process may have asked for Ctrl-C to be ignored, as nohup does for hang-ups.
   interrupted = 0;
   sigaction(SIGINT, nullptr, &interrupt_before_);
   if (interrupt_before_.sa_handler == SIG_IGN) return;

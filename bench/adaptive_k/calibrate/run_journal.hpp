@@ -1,4 +1,4 @@
-// Results of calibration runs on disk, line by line: work that was cut short goes on where it was.
+// Results of calibration runs on disk, line by line, so that interrupted work resumes.
 #pragma once
 
 #include <adaptive_k/calibration/search/calibration_runs.hpp>
@@ -14,9 +14,8 @@ namespace bench {
 /// What results depend on, by name: weights, texts, settings.
 using work_identity = std::map<std::string, std::string>;
 
-/// One JSON object a line; a line that was cut off is dropped. The first line names what was run: a
-/// journal of other work is refused, with what differs. The file comes into being with the first
-/// result.
+/// One JSON object a line; an incomplete last line is dropped. The first line names what was run: a
+/// journal of other work is refused, with what differs. The file is created with the first result.
 class run_journal {
  public:
   /// `expected_runs` is for the time left. Throws failure when the file is of other work, no
@@ -26,10 +25,9 @@ class run_journal {
   run_journal(const run_journal&) = delete;
   run_journal& operator=(const run_journal&) = delete;
 
-  /// Ctrl-C then ends the program between two runs, with a message how to go on.
+  /// From then on Ctrl-C ends the program between two runs and says how to resume.
   adaptive_k::run_memory memory();
-  /// The work is done and written: removes the file. Throws failure where results could not be
-  /// kept.
+  /// Removes the file, as the work is done. Throws failure if results could not be kept.
   void finish();
 
  private:

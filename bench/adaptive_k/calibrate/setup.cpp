@@ -15,7 +15,7 @@
 namespace bench {
 namespace {
 
-/// Everything that decides what a run gives: also the program itself, for its arithmetic.
+/// Everything that a run's results depend on, including the program, for its arithmetic.
 work_identity identity_of(const loaded_model& model, const calibration_options& options, int length,
                           const std::vector<calibration_text>& texts) {
   work_identity identity = {{"program", version()},

@@ -15,7 +15,7 @@
 
 namespace bench {
 
-/// The policy is what is looked for, and of the text to calibrate on all windows are taken.
+/// `policy` and `windows` stay empty: the policy is searched for, on all windows of the text.
 struct calibration_options : input_options {
   std::string test;
   std::string other_domain;
@@ -25,15 +25,15 @@ struct calibration_options : input_options {
   std::uint64_t seed = 1;
 };
 
-/// What the options name to be read, and the journal.
+/// Registers the files that the options name to be read, and the journal.
 void add_roles(file_roles& roles, const calibration_options& options);
 
 /// Texts: the calibration text (of a data set without --test its first half), the test text (the
 /// second half) and, where given, one from another domain.
 class calibration_setup {
  public:
-  /// Loads and checks everything, and reads the journal. Throws failure. `roles` learns of the
-  /// model's preset, which -o may write.
+  /// Loads and checks everything, reads the journal, and registers the model's preset, which -o may
+  /// write, with `roles`. Throws failure.
   calibration_setup(const calibration_options& options, int expected_runs, file_roles& roles);
 
   loaded_model& model() noexcept { return model_; }

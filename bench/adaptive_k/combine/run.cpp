@@ -28,7 +28,7 @@ constexpr std::size_t full_model = 0;
 constexpr std::size_t adapt = 1, leave = 2, merge = 4;  // bits of a combination
 constexpr std::size_t num_combinations = 8;
 
-/// What is run, and what it comes to.
+/// One combination or control, its hooks and its counters.
 struct combined_run {
   combined_figures figures;
   adaptive_k::router router;
@@ -69,7 +69,7 @@ double uniform(adaptive_k::integer_rng& rng) {
   return static_cast<double>(rng.below(std::uint64_t{1} << 32)) / 4294967296.0;
 }
 
-/// Leaves behind each layer as often as `like` did there, whatever the prediction.
+/// Exits after each layer at the rate of `like`, whatever the prediction.
 exit_hook random_exit(const adaptive_k::early_exit_policy& policy,
                       const adaptive_k::early_exit_metrics& like, std::uint64_t seed,
                       adaptive_k::early_exit_metrics* metrics) {
@@ -84,8 +84,8 @@ exit_hook random_exit(const adaptive_k::early_exit_policy& policy,
           }};
 }
 
-/// A source merges with any earlier destination in the window, in each layer as often as in `like`
-/// (at most those that can), whatever their similarity.
+/// Merges sources with any earlier destination in the window, whatever their similarity, in each
+/// layer at the rate of `like` (as far as there are destinations).
 merge_function random_merge(const adaptive_k::token_merging_policy& policy,
                             const std::vector<token_merging_metrics>& like, std::uint64_t seed) {
   std::vector<double> shares;
@@ -146,7 +146,7 @@ merge_function counted_merge(combined_run& run, merge_function matching, int num
   };
 }
 
-/// By token and layer of the whole text.
+/// Mean K over all tokens and layers of the text.
 double mean_k_of(const combined_run& run, const combined_run& full, int top_k) {
   return top_k * static_cast<double>(run.figures.work.expert_calls) /
          static_cast<double>(full.figures.work.expert_calls);

@@ -35,14 +35,14 @@ struct combined_figures {
   moe_engine::work_count work;
   adaptive_k::early_exit_metrics exits;
   std::vector<adaptive_k::token_merging_metrics> merges_by_layer;  ///< empty where none merges
-  /// Expert calls by token and layer of the whole text: one that is not run counts as 0.
+  /// Over all tokens and layers of the text; a token that is not run counts as 0.
   double mean_k = 0.0;
   double calls_left = 1.0;       ///< expert calls / the full model's
   double arithmetic_left = 1.0;  ///< multiply-adds, also of deciding, / the full model's
   /// Products of what the methods leave alone; of two methods or three.
   std::optional<double> predicted_calls_left;
   std::optional<double> predicted_arithmetic_left;
-  /// Fixed K and nothing else at this mean K; none below K = 1.
+  /// Fixed K alone at this mean K; none below K = 1.
   std::optional<quality_summary> fixed_at_equal_mean_k;
   std::optional<estimate> kl_above_fixed;  ///< mean KL - fixed K's, nats, paired by window
 };
@@ -62,7 +62,7 @@ struct combine_result {
 /// one for each but the last. Throws failure naming what is wrong.
 adaptive_k::early_exit_policy parse_exit(const std::string& text, int num_layers);
 
-/// Tells `roles` of the preset that it reads.
+/// Registers the preset that it reads with `roles`.
 combine_result run_combine(const combine_options& options, file_roles& roles);
 
 /// The table on stdout.

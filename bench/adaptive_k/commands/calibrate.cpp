@@ -78,7 +78,7 @@ std::string today() {
   return text;
 }
 
-/// The command that does this again; file names without their folders.
+/// The command that repeats this, with file names without their folders.
 std::string command_of(const calibrate_options& options) {
   const auto name = [](const std::string& path) {
     return std::filesystem::path(path).filename().string();
@@ -103,7 +103,7 @@ std::string command_of(const calibrate_options& options) {
   return command + " -o " + name(options.output);
 }
 
-/// No more can be saved than all experts of a token but one.
+/// At most all experts of a token but one can be saved.
 void check_attainable(const calibrate_options& options, int top_k) {
   const double most = 1.0 - 1.0 / top_k;
   if (options.target_savings && *options.target_savings > most + 1e-9)
@@ -113,7 +113,7 @@ void check_attainable(const calibrate_options& options, int top_k) {
                     *options.target_savings, most, top_k));
 }
 
-/// -o must be usable by its name: what ends otherwise is taken for the name of a model or policy.
+/// -o must end in .json: any other name would be read as that of a model or policy.
 void check_name(const std::string& output) {
   if (is_special(output)) return;
   if (std::filesystem::path(output).extension() != ".json")
@@ -135,14 +135,14 @@ std::string literal(const std::string& text) {
   return text_of(nlohmann::json(text));
 }
 
-/// The lines to use the written file by.
+/// Prints how to use the written file.
 void print_use(const calibrate_options& options, const std::string& preset) {
   const std::filesystem::path file = std::filesystem::absolute(options.output).lexically_normal();
   const bool is_preset = !preset.empty();
   fmt::print("\nTo use it\n  command line  adaptive-k benchmark{}{} --policy {}\n",
              is_preset ? (options.model.empty() ? "" : " --model " + shell_word(options.model))
                        : " --trace " + shell_word(options.trace),
-             // The text that it was not found on.
+             // a text that it was not calibrated on
              is_preset && !options.test.empty() ? " --dataset " + shell_word(options.test) : "",
              shell_word(options.output));
   if (!is_preset) {
@@ -161,7 +161,7 @@ void print_use(const calibrate_options& options, const std::string& preset) {
       literal(file.string()), shell_word(file.parent_path().string()), preset);
 }
 
-/// What the policy found does on a text that it was not found on.
+/// What the policy does on a text that it was not calibrated on.
 struct target_outcome {
   double savings = 0.0;
   adaptive_k::paired_estimate kl;
@@ -178,7 +178,7 @@ target_outcome outcome_on(const adaptive_k::report_text& text,
           own.perplexity() / text.runner->run(full, text.range).perplexity() - 1.0};
 }
 
-/// Whether the text that was not calibrated on keeps the target, and by how much it does not.
+/// Says whether that text meets the target, and by how much it misses.
 std::string target_sentence(const calibrate_options& options, const target_outcome& test) {
   const auto against = [](const char* what, const std::string& is, const std::string& target,
                           bool met) {

@@ -1,4 +1,4 @@
-// What options may hold, in words that name the bound.
+// Checks of option values, whose messages name the bound.
 #pragma once
 
 #include <CLI/CLI.hpp>
@@ -57,8 +57,8 @@ inline CLI::Validator calendar_day() {
       "YYYY-MM-DD", "day");
 }
 
-/// What CLI11 would take for another value is refused, in every option of every command: nothing at
-/// all, numbers with something behind them, in other bases or beyond their type's range.
+/// Refuses, in every option of every command, what CLI11 would read as another value: an empty
+/// text, and numbers with trailing text, in other bases, or beyond their type's range.
 inline void check_values(CLI::App& app) {
   const auto signed_number = [](std::string& text) {
     long long value = 0;

@@ -79,8 +79,8 @@ void show_policy(const adaptive_k::preset_policy& policy, bool is_default) {
   if (policy.measured) show_measurement(*policy.measured);
 }
 
-/// A router that every policy of the file fits: its tables tell the model's sizes, and without
-/// tables the largest there may be will do.
+/// A gating that fits every policy of the file: the tables give the model's sizes, which without
+/// tables are the largest allowed.
 adaptive_k::gating router_of_tables(const nlohmann::json& policy) {
   adaptive_k::gating gating;
   gating.num_experts = adaptive_k::max_experts;
@@ -102,7 +102,7 @@ adaptive_k::gating router_of_tables(const nlohmann::json& policy) {
   return gating;
 }
 
-/// Whether it was a file of a policy alone.
+/// Shows the file if it holds a policy alone; else false.
 bool show_policy_file(const std::string& name) {
   if (policy_file_of(name) != name) return false;
   const auto root = adaptive_k::detail::read_json_file(name);

@@ -18,10 +18,10 @@ struct input_options {
   std::int64_t windows = 0;  ///< 0: all
 };
 
-/// The files that they name.
+/// Registers the files that the options name.
 void add_roles(file_roles& roles, const input_options& options);
 
-/// Loads the model; `roles` learns of its preset, which `updated_by` may write.
+/// Loads the model, and registers its preset, which `updated_by` may write, with `roles`.
 loaded_model load_model(const std::string& name_or_folder, file_roles& roles,
                         const std::string& updated_by = {});
 

@@ -31,7 +31,7 @@ double bytes_of(const std::string& dtype) {
   return 1.0;  // the 8-bit types
 }
 
-/// What a model that the engine here does not run can still be measured by.
+/// Refuses a model that the engine cannot run, and says how it can still be measured.
 [[noreturn]] void refuse_kind(const fs::path& file, const std::string& what) {
   throw failure(fmt::format(
       "--model: {}: {}, and the engine here runs Mixtral's architecture from safetensors alone. "
@@ -48,7 +48,7 @@ bool is_gguf(const fs::path& file) {
   return stream && std::string(magic, sizeof magic) == "GGUF";
 }
 
-/// Refuses, with what works instead, a model of another format or architecture.
+/// Refuses a model of another format or architecture.
 void check_kind(const fs::path& folder) {
   std::error_code error;
   const fs::path config = folder / "config.json";

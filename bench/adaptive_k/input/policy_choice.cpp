@@ -55,7 +55,7 @@ policy_choice choose_policy(const std::string& spec, const adaptive_k::gating& m
     choice.origin = "hand-set, not calibrated";
     return choice;
   }
-  // A preset is all right or none: what other commands refuse of it is refused here too.
+  // A preset is checked as a whole: what other commands refuse in it is refused here too.
   if (const std::string file = policy_file_of(spec); !file.empty())
     if (adaptive_k::detail::read_json_file(file).find("policies")) adaptive_k::load_preset(file);
   const std::vector<adaptive_k::preset_policy> none;

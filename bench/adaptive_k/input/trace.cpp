@@ -62,7 +62,7 @@ class metadata_reader {
                     adaptive_k::detail::printable(file_.metadata().at(key), 60), expected));
   }
 
-  /// What a key that is not known would change is not read.
+  /// Refuses unknown keys, as what they mean would be ignored.
   void expect_keys(std::initializer_list<const char*> known) const {
     for (const auto& [key, value] : file_.metadata())
       if (std::find(known.begin(), known.end(), key) == known.end())

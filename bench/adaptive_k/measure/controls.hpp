@@ -1,5 +1,5 @@
-// The controls that every savings figure stands beside: fixed K, the policy's own K's dealt out at
-// random, and the same dealt out the wrong way round.
+// The controls that every savings figure stands beside: fixed K, the policy's own K's assigned at
+// random, and the same in inverted order.
 #pragma once
 
 #include <adaptive_k/core/k_policy.hpp>

@@ -51,7 +51,7 @@ nlohmann::ordered_json dataset_json(const data_facts& data);
 nlohmann::ordered_json policy_json(const policy_facts& policy, const adaptive_k::gating& model);
 void add_quality(nlohmann::ordered_json& target, const quality_summary& quality);
 
-/// The same, a few lines on stdout.
+/// Prints the facts, a few lines on stdout.
 void print_facts(const model_facts& model, const data_facts& data, const policy_facts& policy);
 
 }  // namespace bench

@@ -27,7 +27,7 @@
 
 namespace bench {
 
-/// Where the lines go. A reader that does not read holds nothing up: it is given up after a while.
+/// The log's output. A reader that stops reading is dropped after a while and holds nothing up.
 class log_output {
  public:
   explicit log_output(const std::string& file)
@@ -72,8 +72,8 @@ class log_output {
 
 namespace {
 
-/// For the lines that wait at the end: more than `log_output` gives a reader, so that it gives up
-/// first.
+/// For the lines left at the end: longer than `log_output` waits for a reader, so that it drops the
+/// reader first.
 constexpr std::chrono::seconds logger_patience{30};
 
 /// One for all lines of a run, in the form of W3C's trace context.

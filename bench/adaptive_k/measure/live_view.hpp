@@ -1,4 +1,4 @@
-// What a run shows of itself while it runs: metrics on a port, and log lines.
+// What a run shows while it runs: metrics on a port, and log lines.
 #pragma once
 
 #include <memory>
@@ -26,8 +26,8 @@ class live_view {
   /// Shows each routing call of `routing`, under these names. This must outlive its routing.
   void watch(variant& routing, const std::string& model, const std::string& policy);
 
-  /// Writes the lines that wait, for as long as their reader reads. Throws failure where the log
-  /// could not be written, and says on stderr how many lines were dropped, if any.
+  /// Writes the remaining lines, as long as their reader reads. Throws failure if the log could not
+  /// be written, and says on stderr how many lines were dropped, if any.
   void finish();
 
  private:

@@ -31,8 +31,8 @@ struct observed_call {
 
 class variant {
  public:
-  /// `adaptive` chooses; `full` (see adaptive_k::full_like) routes again under the K's dealt out
-  /// anew. Throws failure when a router refuses its policies.
+  /// `adaptive` chooses the K's; `full` (see adaptive_k::full_like) routes again where they are
+  /// reassigned. Throws failure when a router refuses its policies.
   variant(std::string name, adaptive_k::router adaptive, adaptive_k::router full,
           k_assignment assignment = k_assignment::chosen, std::uint64_t seed = 0);
 

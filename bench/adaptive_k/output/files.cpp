@@ -30,7 +30,7 @@ constexpr mode_t new_file_mode = 0666;       // less the umask
   throw failure(fmt::format("{}: {}: cannot be written: {}", option, file.string(), reason));
 }
 
-/// Where writing to `file` ends up.
+/// The file that `file`'s symbolic links lead to.
 fs::path behind_links(fs::path file) {
   constexpr int most_links = 40;
   std::error_code error;
@@ -46,7 +46,7 @@ bool is_same(const struct stat& a, const struct stat& b) {
   return a.st_dev == b.st_dev && a.st_ino == b.st_ino;
 }
 
-/// The stream whose file, given by the shell, this is, as /dev/stdout names it; -1 for neither.
+/// The standard stream, stdout or stderr, that has this file open; -1 for neither.
 int standard_stream_of(const struct stat& file) {
   for (const int stream : {STDOUT_FILENO, STDERR_FILENO}) {
     struct stat opened {};
@@ -67,7 +67,7 @@ int create_beside(const fs::path& target, fs::path& created) {
   return -1;
 }
 
-/// open(2) that waits for the reader of a named pipe, but not for ever. Blocks no longer than that.
+/// open(2) that waits `patience` at most for the reader of a named pipe.
 int open_in_place(const fs::path& file, int flags) {
   const auto until = std::chrono::steady_clock::now() + patience;
   for (;;) {
@@ -86,7 +86,7 @@ output_file::output_file(std::string option, fs::path file)
   struct stat old {};
   const bool exists = stat(file_.c_str(), &old) == 0;
   if (!exists && errno != ENOENT) refuse(errno);
-  // What replaces a file replaces what its links lead to. Those of /dev/fd lead nowhere for a pipe.
+  // The file that links lead to is replaced. Links in /dev/fd to a pipe lead to no file.
   if (!exists || S_ISREG(old.st_mode)) target_ = behind_links(file_);
   if (exists && S_ISDIR(old.st_mode)) refuse(EISDIR);
   const int stream = exists ? standard_stream_of(old) : -1;
@@ -98,7 +98,7 @@ output_file::output_file(std::string option, fs::path file)
   if (exists && !S_ISREG(old.st_mode)) {
     descriptor_ = open_in_place(target_, 0);
     if (descriptor_ < 0) refuse(errno);
-    // The wait for a reader is over; its pauses are to be waited for.
+    // The reader is there; from now on writing waits for it.
     fcntl(descriptor_, F_SETFL, fcntl(descriptor_, F_GETFL) & ~O_NONBLOCK);
     return;
   }
@@ -172,7 +172,7 @@ void output_file::commit() {
   discard();
   if (error != 0) refuse(error);
   if (in_place) return;
-  // So that the new name outlives a loss of power; a file system that cannot has done all it can.
+  // So that the new name survives a power failure, on file systems that support this.
   const fs::path folder = target_.has_parent_path() ? target_.parent_path() : fs::path(".");
   const int opened = open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
   if (opened < 0) return;
@@ -205,7 +205,7 @@ bool is_special(const fs::path& file) {
 void check_writable(const std::string& option, const std::string& file, bool is_appended) {
   if (file.empty() || file == "-") return;
   std::error_code error;
-  // Opening a pipe to see would make its reader see an end.
+  // A pipe is not opened, as its reader would see the end of it.
   const bool in_place = is_appended ? fs::exists(file, error) : is_special(file);
   if (!in_place || fs::is_directory(file, error)) {
     const output_file unchanged(option, file);
@@ -222,19 +222,19 @@ int open_to_append(const std::string& option, const fs::path& file) {
 
 namespace {
 
-/// The same file, whatever it is called; also where it does not exist yet. Devices and pipes may
-/// be shared.
+/// Whether both name the same file, also where it does not exist yet. Devices and pipes may be
+/// shared, and are none.
 bool is_one_file(const fs::path& a, const fs::path& b) {
   if (is_special(a) || is_special(b)) return false;
   std::error_code error;
   if (fs::equivalent(a, b, error)) return true;
-  // Absolute first: of a relative path that is not there, all that is made canonical is nothing.
+  // Absolute first: weakly_canonical leaves a relative path that does not exist relative.
   const fs::path whole = fs::weakly_canonical(fs::absolute(a, error), error);
   return !whole.empty() && whole == fs::weakly_canonical(fs::absolute(b, error), error);
 }
 
 /// "-", or a name of the file, pipe or terminal that stdout is: /dev/stdout, or what the shell
-/// directed it to. /dev/null takes all that it is given.
+/// redirected it to. /dev/null may be shared.
 bool is_stdout(const std::string& file) {
   if (file == "-") return true;
   struct stat named {
@@ -244,7 +244,7 @@ bool is_stdout(const std::string& file) {
   return stat("/dev/null", &null) != 0 || !is_same(named, null);
 }
 
-/// Whether a model is read from a file of this name.
+/// Whether a file of this name is part of a model.
 bool is_of_model(const std::string& name) {
   const auto ends_with = [&](std::string_view end) {
     return name.size() >= end.size() &&
@@ -255,8 +255,7 @@ bool is_of_model(const std::string& name) {
           (ends_with(".safetensors") || ends_with(".safetensors.index.json")));
 }
 
-/// The file of `read`, or one of the model in that folder, that is `output`; "" where there is
-/// none.
+/// `read`, or the model's file in that folder, if it is the same file as `output`; else "".
 fs::path overlap(const fs::path& read, const fs::path& output) {
   std::error_code error;
   if (!fs::is_directory(read, error)) return is_one_file(read, output) ? read : fs::path();
@@ -308,7 +307,7 @@ void file_roles::writes(const std::string& option, const std::string& file, bool
 void claim_standard_streams() {
   for (const int stream : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO}) {
     if (fcntl(stream, F_GETFD) >= 0 || errno != EBADF) continue;
-    // The lowest free number is this one. Reading from it ends at once, writing fails.
+    // open() takes the lowest free number, this one. Reading from it ends at once, writing fails.
     if (open("/dev/null", O_RDONLY) != stream) return;
   }
 }

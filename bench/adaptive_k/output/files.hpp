@@ -1,5 +1,5 @@
-// What the program writes: a file whole or not at all, never over one that it reads, and nothing
-// that went wrong unsaid.
+// Output: a file is written whole or not at all, never over one that is read, and every failure is
+// reported.
 #pragma once
 
 #include <cstddef>
@@ -63,21 +63,20 @@ std::string text_of(const Json& value) {
 void write_json(const std::string& option, const std::string& file,
                 const nlohmann::ordered_json& report);
 
-/// Whether `file` exists and is no regular file: a pipe, a device, a folder.
+/// Whether `file` exists and is not a regular file: a pipe, a device, a folder.
 bool is_special(const std::filesystem::path& file);
 
-/// The files that one command reads and writes. Throws failure, naming both, as soon as one that
-/// it writes, stdout too, is one that it reads, or is written twice.
+/// The files that one command reads and writes. Throws failure, naming both, as soon as an output,
+/// stdout included, is also an input or is written twice.
 class file_roles {
  public:
-  /// Also of a folder: then a model's files in it are read. `updated_by`: an option that may write
-  /// it.
+  /// Registers an input. Of a folder a model's files are read. `updated_by`: an option that may
+  /// write it.
   void reads(const std::string& what, const std::filesystem::path& file,
              const std::string& updated_by = {});
-  /// "" is no file, "-" stdout. Also checks that it can be written.
+  /// Registers an output and checks that it can be written. "" is no file, "-" stdout.
   void writes(const std::string& option, const std::string& file, bool is_appended = false);
-  /// Whether one that it writes is stdout, by whatever name: a program reads that, so nothing else
-  /// is printed.
+  /// Whether an output is stdout, under any name: a program reads it, so nothing else is printed.
   bool stdout_is_taken() const noexcept { return !stdout_taken_by_.empty(); }
 
  private:
@@ -96,11 +95,11 @@ class file_roles {
 /// writing to a closed one stays an error.
 void claim_standard_streams();
 
-/// Throws std::system_error, of which `stdout_problem` tells in the end: before what could print it
-/// again is thrown away.
+/// Throws std::system_error if what was printed cannot be written; `stdout_problem` will say why.
+/// Call it before discarding what would be needed to print again.
 void flush_stdout();
 
-/// Why not all that was printed reached stdout; "" where it did. The last use of stdout.
+/// Closes stdout; why not all that was printed reached it, or "".
 std::string stdout_problem();
 
 }  // namespace bench

@@ -31,7 +31,7 @@
 
 ADAPTIVE_K_NAMESPACE_BEGIN
 
-/// What to hold while the other is made as good as it gets; made by the functions below.
+/// What a policy must meet; among those that do, the best one is chosen. See the functions below.
 struct calibration_target {
   /// What `value` bounds.
   enum class kind { savings, max_kl, max_perplexity_increase };
@@ -57,7 +57,7 @@ struct calibration_result {
   calibration_rule rule = calibration_rule::fixed;  ///< that won
   policy_set policies;                              ///< [num_layers]
   double mass_exponent = 0.0;                       ///< a in [0, 1]
-  double mean_k = 0.0;               ///< on the choice windows; from a trace: predicted
+  double mean_k = 0.0;               ///< on the choice windows; predicted where from a trace
   double expert_savings = 0.0;       ///< 1 - mean K / K0
   bool quality_known = false;        ///< false from a trace: it holds no outputs
   paired_estimate mean_kl;           ///< on the choice windows, nats
@@ -90,7 +90,7 @@ calibration_source bind_source(Model& model, const Dataset& data, std::string na
 struct calibrator {
   calibration_target target;   ///< to hold
   study_options options = {};  ///< how much of the text is used for what
-  /// Rules that may win. An adaptive one must beat the best static one by two standard errors.
+  /// Rules to choose from. An adaptive one must beat the best static one by two standard errors.
   std::vector<calibration_rule> rules = {calibration_rule::distortion, calibration_rule::top_p,
                                          calibration_rule::static_per_layer,
                                          calibration_rule::fixed};
@@ -106,7 +106,7 @@ struct calibrator {
     return choose(calibration_study(runner, options));
   }
 
-  /// The choice alone, for a study that is used further.
+  /// The same of a study, which the caller keeps.
   calibration_result choose(const calibration_study& study) const {
     check();
     const bool by_savings = target.what == calibration_target::kind::savings;
@@ -151,8 +151,8 @@ struct calibrator {
     return result;
   }
 
-  /// From recorded router logits alone: top-p set to the saving. Nothing says what it costs.
-  /// Throws std::runtime_error for any other target.
+  /// From recorded router logits alone: top-p, set to a saving; its cost in quality stays unknown.
+  /// Throws std::runtime_error for any target but savings.
   calibration_result calibrate_trace(const std::vector<layer_record>& records) const {
     check();
     if (target.what != calibration_target::kind::savings)
@@ -206,7 +206,7 @@ struct calibrator {
     return high;
   }
 
-  /// By least KL at the mean K asked for, or by least mean K at the quality asked for.
+  /// The candidate with the least KL at the mean K asked for, or the least mean K at the quality.
   static std::size_t pick(const std::vector<frontier_point>& candidates, bool by_savings) {
     const auto cost = [&](std::size_t i) {
       return by_savings ? candidates[i].outcome.mean_kl() : candidates[i].outcome.mean_k();

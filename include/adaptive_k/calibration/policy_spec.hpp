@@ -47,7 +47,7 @@ inline std::vector<std::string> split(std::string_view text, char separator) {
 /// Read as JSON reads numbers, whatever the locale; ".5" is allowed too.
 inline float spec_number(const std::string& spec, const std::string& text) {
   const bool starts_with_point = !text.empty() && text.front() == '.';
-  // Of these characters alone the parser makes a number or nothing.
+  // Text of these characters alone is a number to the parser, or an error.
   const bool may_be_number =
       text.size() <= 100 && text.find_first_not_of("0123456789.+-eE") == std::string::npos;
   const json parsed =
@@ -73,8 +73,8 @@ struct spec_setting {
   std::string value;
 };
 
-/// The path that `spec` names, "" where it is no file: all of what ends in .json, commas and equals
-/// signs and all, or what stands in front of its settings.
+/// The path that `spec` names, "" where it names no file: the whole text where it ends in .json,
+/// commas and equals signs included, else what stands before its settings.
 inline std::string file_of(const std::string& spec) {
   constexpr std::string_view ending = ".json";
   const std::size_t size = spec.size();
@@ -141,7 +141,7 @@ inline void apply(const std::vector<spec_setting>& settings, const std::string& 
     policy.notes += (policy.notes.empty() ? "" : " ") + std::string("Settings changed by hand; ") +
                     "without them: " + policy.provenance + ".";
   policy.provenance = hand_set;
-  policy.measured.reset();  // neither speaks of what will run now
+  policy.measured.reset();  // neither is about the changed policy
   policy.published.reset();
   policy.name = spec;
 }
@@ -186,7 +186,7 @@ inline std::optional<k_policy> read_shorthand(const std::string& body, const std
   return policy;
 }
 
-/// The shortest decimal that reads back as the same float, in whatever locale.
+/// The shortest decimal that reads back as the same float, whatever the locale.
 inline std::string shortest(float value) {
   char text[32];
   char* end = text;
@@ -215,9 +215,9 @@ inline std::string thresholds_spec(const k_policy& policy, int top_k) {
 
 }  // namespace detail
 
-/// The policy in the form that `parse_policy` reads; distortion policies, which need their tables,
-/// are only named. With the model's `top_k` the rules that ask the same of every rank come out
-/// short, as top_p:0.9 and score_ratio:0.2.
+/// The policy in the form that `parse_policy` reads; a distortion policy, which needs its tables,
+/// by its rule's name alone. With the model's `top_k`, rules with one threshold for all ranks are
+/// written short, as top_p:0.9 and score_ratio:0.2.
 inline std::string to_spec(const k_policy& policy, int top_k = 0) {
   std::string spec = to_string(policy.rule);
   switch (policy.rule) {
@@ -241,9 +241,9 @@ inline std::string to_spec(const k_policy& policy, int top_k = 0) {
 }
 
 /// Reads a policy for `model` from `spec`: one of the forms at the top of this file, or a path to
-/// a policy file (one entry of a calibration file's `policies`) or to a whole calibration file of a
-/// router like `model`, whose default policy it then is. `known` are policies to look up by name
-/// first; `num_layers` MoE layers, 0 where that is not known. Throws preset_error.
+/// a policy file (one entry of a calibration file's `policies`) or to a calibration file of a
+/// router like `model`, whose default policy is then taken. Names are looked up in `known` first.
+/// `num_layers` is the number of MoE layers, 0 if unknown. Throws preset_error.
 inline preset_policy parse_policy(std::string_view spec, const gating& model, int num_layers = 0,
                                   const std::vector<preset_policy>& known = {}) {
   const std::string text(spec);

@@ -144,7 +144,7 @@ inline preset read_preset(const json_node& root, std::filesystem::path file) {
   return result;
 }
 
-/// The calibration files of a directory in the order of their names; none where it is missing.
+/// The calibration files of a directory, sorted by name; none where it is missing.
 inline std::vector<std::filesystem::path> calibration_files(const std::filesystem::path& folder) {
   std::vector<std::filesystem::path> files;
   std::error_code error;
@@ -208,8 +208,8 @@ inline preset load_preset_file(const std::filesystem::path& file) {
 }
 
 /// Every preset on the search path, by name; the first directory wins where two have the same
-/// name. A file that cannot be used, or has the name of another of its directory, does not stand in
-/// the way of the others: it is added to `unusable` where given. Throws as calibration_path does.
+/// name. A file that cannot be used, or has the name of another in its directory, is left out and
+/// added to `unusable` where given. Throws as calibration_path does.
 inline std::vector<preset> list_presets(std::vector<preset_error>* unusable = nullptr) {
   std::vector<preset> presets;
   std::map<std::string, std::filesystem::path> known;
@@ -231,9 +231,9 @@ inline std::vector<preset> list_presets(std::vector<preset_error>* unusable = nu
   return presets;
 }
 
-/// The preset with that name or alias (case is ignored), or the one in that .json file. A bad file
-/// elsewhere on the search path does not stand in the way of a good one; two of one directory that
-/// both have the name do. Throws preset_error.
+/// The preset with that name or alias (case is ignored), or the one in that .json file. Bad files
+/// elsewhere on the search path are ignored; two presets of that name in one directory are refused.
+/// Throws preset_error.
 inline preset load_preset(std::string_view name_alias_or_path) {
   const std::string given(name_alias_or_path);
   if (std::filesystem::path(given).extension() == ".json") return load_preset_file(given);
@@ -270,9 +270,9 @@ inline preset load_preset(std::string_view name_alias_or_path) {
           (unusable.empty() ? "" : "; unusable: ") + part(unusable, 250, ""));
 }
 
-/// A router for a model by name, alias or path; `policy` as in preset::make_router. Of the models
-/// that the published package has thresholds for the default policy is that published one; of all
-/// others it is full K, so that quality is never lost unasked. Throws preset_error.
+/// A router for a model by name, alias or path; `policy` as in preset::make_router. The default
+/// policy is the one that the file names: a measured one, else the published one where there is
+/// any, else full K (see calibrations/README.md). Throws preset_error.
 inline router from_preset(std::string_view name, std::string_view policy = {},
                           router_options options = {}) {
   return load_preset(name).make_router(policy, options);

@@ -1,4 +1,4 @@
-// Early exit: a token whose intermediate prediction is sure enough leaves the remaining layers out.
+// Early exit: a token whose intermediate prediction is confident enough skips the remaining layers.
 #pragma once
 
 #include <cstdint>
@@ -10,7 +10,7 @@
 
 ADAPTIVE_K_NAMESPACE_BEGIN
 
-/// What says how sure a prediction p = softmax(logits) over V tokens is.
+/// How the confidence of a prediction p = softmax(logits) over V tokens is measured.
 enum class exit_signal : std::uint8_t {
   entropy,          ///< -sum p ln p in nats, 0..ln V; exits below the threshold
   max_probability,  ///< largest p, 1/V..1; exits above the threshold
@@ -36,14 +36,14 @@ struct early_exit_policy {
     return policy;
   }
 
-  /// Whether any token can leave after `layer`: where not, no prediction needs to be made.
+  /// Whether a token can leave after `layer`; if not, no prediction is needed there.
   bool asks(int layer) const noexcept {
     if (layer < 0 || layer >= num_layers || layer >= max_layers) return false;
     return signal == exit_signal::entropy ? thresholds[layer] > 0.0f : thresholds[layer] < 1.0f;
   }
 };
 
-/// Refuses what is out of range; the message names field, value and range.
+/// Refuses values out of range; the message names field, value and range.
 inline status validate(const early_exit_policy& policy) noexcept {
   const auto invalid = status_code::invalid_argument;
   if (policy.signal != exit_signal::entropy && policy.signal != exit_signal::max_probability)
@@ -94,7 +94,7 @@ inline bool exits(const early_exit_policy& policy, int layer, float confidence) 
                                                : confidence > policy.thresholds[layer];
 }
 
-/// Counters; zero them, add them up with += in any order.
+/// Counters, which += adds up in any order.
 struct early_exit_metrics {
   std::uint64_t predictions = 0;      ///< intermediate predictions made: what deciding costs
   std::uint64_t exited = 0;           ///< tokens that left early
@@ -113,13 +113,13 @@ struct early_exit_metrics {
     ++left[layer];
   }
 
-  /// Share of those asked after `layer` that left.
+  /// Share of the tokens asked after `layer` that left.
   double exit_rate(int layer) const noexcept {
     if (layer < 0 || layer >= early_exit_policy::max_layers || asked[layer] == 0) return 0.0;
     return static_cast<double>(left[layer]) / static_cast<double>(asked[layer]);
   }
 
-  /// Token-layers left out of tokens * num_layers.
+  /// Layers that tokens skipped, summed over tokens; of tokens * num_layers.
   std::uint64_t skipped_layers(int num_layers) const noexcept {
     std::uint64_t sum = 0;
     for (int i = 0; i < num_layers && i < early_exit_policy::max_layers; ++i)

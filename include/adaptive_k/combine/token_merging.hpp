@@ -1,5 +1,5 @@
-// Token merging for causal models: a token much like an earlier one takes over what the experts
-// put out for that one, and is neither routed nor run itself.
+// Token merging for causal models: a token that resembles an earlier one takes over that one's
+// expert output, and is neither routed nor run itself.
 #pragma once
 
 #include <cmath>
@@ -11,23 +11,24 @@
 ADAPTIVE_K_NAMESPACE_BEGIN
 
 /// Bipartite soft matching as in ToMe (Bolya et al., arXiv 2210.09461): tokens alternate between
-/// two sets, each source is matched with its most similar destination, by cosine. What ToMe does
-/// next looks into the future, so a causal model needs these changes:
+/// two sets, and each source is matched with its most similar destination, by cosine. The rest of
+/// ToMe reads later tokens, so a causal model needs these changes:
 ///   - Odd positions are sources, even ones destinations; a source sees only earlier destinations.
 ///   - ToMe averages a group, which would put later tokens into the destination's output. Here the
 ///     destination stays what it was, and the source takes its output over.
 ///   - ToMe merges the r best pairs of a sequence, so whether a pair merges depends on later ones.
 ///     Here it depends on the pair's own similarity alone.
-///   - Merging is for the expert stage and undone behind it: attention sees every token with its
-///     own key, so that sizes weigh nothing there (ToMe's log-size term has no place). They are
-///     tracked, since they say how many tokens each expert call stands for.
-/// So no output at position t depends on anything behind t; sizes, which only count, do.
+///   - Merging is for the expert stage alone: attention sees every token with its own key, so
+///   ToMe's
+///     log-size term does not apply. Sizes are counted, as they say how many tokens each expert
+///     call stands for.
+/// So no output at position t depends on later positions; sizes, which are only counted, do.
 struct token_merging_policy {
   float min_similarity = 1.0f;  ///< cosine of the inputs from which a pair merges, -1..1
   int window = 16;              ///< positions that a source looks back, 1 or more
 };
 
-/// Refuses what is out of range; the message names field, value and range.
+/// Refuses values out of range; the message names field, value and range.
 inline status validate(const token_merging_policy& policy) noexcept {
   if (!(policy.min_similarity >= -1.0f && policy.min_similarity <= 1.0f))
     return status::error(status_code::invalid_argument, "`min_similarity` is %g, expected -1..1",
@@ -38,7 +39,7 @@ inline status validate(const token_merging_policy& policy) noexcept {
   return {};
 }
 
-/// Counters; zero them, add them up with += in any order.
+/// Counters, which += adds up in any order.
 struct token_merging_metrics {
   std::uint64_t tokens = 0;        ///< that took part
   std::uint64_t merged = 0;        ///< sources that took over a destination's output
@@ -60,7 +61,7 @@ struct token_merging_metrics {
   }
 };
 
-/// What a matching writes and needs; given by the caller, nothing is allocated.
+/// Outputs and working space of a matching, all the caller's; nothing is allocated.
 struct token_matching {
   /// [T]: the position whose output a token takes; its own where it is run itself.
   std::int32_t* representative = nullptr;

@@ -10,7 +10,8 @@ ADAPTIVE_K_NAMESPACE_BEGIN
 
 namespace detail {
 
-/// What host and device refuse alike. `num_layers` 0: one policy serves all.
+/// Refuses a call that neither host nor device takes. `num_layers` is 0 where one policy serves
+/// all.
 template <class Logit>
 status check_call(const status& validity, const gating& model, int num_layers, int layer,
                   const logits_view<Logit>& logits, bool has_ids, bool has_weights,

@@ -1,6 +1,6 @@
-// What most engines route by, compiled apart: softmax gating with renormalised weights, K0 known to
-// the compiler, and a policy that compares the softmax entropy or nothing. Its decision has no
-// branches left. The arithmetic is that of the rest of core/.
+// The most common call, specialised: softmax gating with renormalised weights, K0 known at compile
+// time, and a policy that compares the softmax entropy or nothing. Its decision has no branches.
+// The arithmetic is that of the rest of core/.
 #pragma once
 
 #include <cstdint>
@@ -14,7 +14,7 @@ ADAPTIVE_K_NAMESPACE_BEGIN
 
 namespace detail {
 
-/// A gating as core/ reads it, all but two members known to the compiler.
+/// A gating as core/ reads it, with all but two members known at compile time.
 template <int TopK>
 struct renormalized_softmax {
   static constexpr gating_kind kind = gating_kind::softmax;
@@ -48,8 +48,8 @@ struct entropy_plan {
 template <int TopK>
 struct keeps_limits<entropy_plan<TopK>> : std::true_type {};
 
-/// A plan made ready for many tokens: every k lies within its limits, so that it has none any more,
-/// and a rank without a threshold has one that no entropy is below.
+/// A plan prepared for many tokens: the limits are applied to its k's, and a rank without a
+/// threshold has one that no entropy is below.
 template <int TopK>
 struct limited_plan : entropy_plan<TopK> {
   int k_at[TopK];  ///< by the rank whose threshold is met; the last where none is
@@ -72,14 +72,15 @@ struct limited_plan : entropy_plan<TopK> {
     ADAPTIVE_K_UNROLL
     for (int j = TopK - 2; j >= 0; --j)
       k = math::select(is_enough(*this, token, j), integers(k_at[j]), k);
-    if (token.limits.k_min <= 1 && token.limits.k_max >= TopK) return k;  // the plan's own were met
+    if (token.limits.k_min <= 1 && token.limits.k_max >= TopK)
+      return k;  // the plan's own are in k_at
     return within(k, token.limits);
   }
 };
 template <int TopK>
 struct keeps_limits<limited_plan<TopK>> : std::true_type {};
 
-/// The same where all of the mass is restored, known to the compiler.
+/// The same with a mass exponent of 1, known at compile time.
 template <int TopK>
 struct whole_mass_plan : limited_plan<TopK> {
   static constexpr float mass_exponent = 1.0f;

@@ -18,8 +18,8 @@ struct combine_shape {
   std::int64_t row_stride = 0;  ///< elements from expert row to expert row; 0 means hidden_size
 };
 
-/// A slot adds in when j < topk_counts[token] and its row is not -1: what a rank does not hold, or
-/// the policy dropped, is left out.
+/// Slot j of a token is added where j < topk_counts[token] and its row is not -1: experts that the
+/// policy dropped, or that another rank holds, are left out.
 template <class Value = float, class Weight = float>
 struct combine_input {
   static_assert(is_float_storage<Value>, "adaptive_k: values must be float, float16 or bfloat16");
@@ -52,7 +52,7 @@ inline status validate(const combine_shape& shape) noexcept {
 
 namespace detail {
 
-/// What host and device refuse alike.
+/// Refuses what neither host nor device takes.
 template <class Value, class Weight>
 status check_combine(const combine_shape& shape, const combine_input<Value, Weight>& input,
                      const Value* output) noexcept {
@@ -64,8 +64,8 @@ status check_combine(const combine_shape& shape, const combine_input<Value, Weig
   return {};
 }
 
-/// The sum as stored. NaNs are all the same one: which of two an operation passes on, machines
-/// differ in.
+/// The sum as stored. NaNs become one and the same, as machines differ in which of two operands'
+/// NaNs an operation returns.
 template <class Value>
 ADAPTIVE_K_HD ADAPTIVE_K_INLINE Value combined(float sum) noexcept {
   return from_float<Value>(sum == sum ? sum : bit_cast<float>(std::uint32_t{0x7FC00000u}));

@@ -36,7 +36,7 @@ struct score_sums {
   F score_log_score;  ///< sum of s ln s
 };
 
-/// Which sums over all experts a decision reads; those it does not are 1 and 0.
+/// Which sums over all experts a decision reads; one that it does not read is 1 or 0.
 struct sums_needed {
   bool scores;
   bool logs;
@@ -53,9 +53,8 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE sums_needed sums_for(const gating& model, const 
 inline constexpr int no_forced_k = -1;
 
 /// Fills `route`, apart from `has_nonfinite`. Reads `expert`, `score` and `log_score` of `ranked`
-/// and completes it. `forced_k` is k where something else than the policy decides it (shadow mode,
-/// replay), else `no_forced_k`. `model` and `plan` may know some of their members at compile
-/// time.
+/// and completes it. `forced_k` is k where the policy does not decide it (shadow mode, replay),
+/// else `no_forced_k`. Some members of `model` and `plan` may be known at compile time.
 template <class Score, int MaxTopK, class F, class Ranks, class Gating, class Plan>
 ADAPTIVE_K_HD ADAPTIVE_K_INLINE void finish_route(const Gating& model, const Plan& plan,
                                                   const score_sums<F>& sums, k_limits limits,
@@ -67,7 +66,7 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE void finish_route(const Gating& model, const Pla
   F full_entropy = 0.0f;
   if (is_full_entropy(plan.signal)) {
     full_entropy = entropy_nats(sums.score, sums.score_log_score);
-    if constexpr (!is_softmax<Score>)  // scores that all underflowed: as unsure as can be
+    if constexpr (!is_softmax<Score>)  // all scores underflowed: as unsure as can be
       full_entropy = math::select(sums.score > 0.0f, full_entropy, F(plan.log_experts));
   }
   F mass = 0.0f;

@@ -77,14 +77,14 @@ struct [[nodiscard]] k_policy {
   float mass_exponent = mass_exponent_of_model;
   distortion_ref distortion;  ///< of k_rule::distortion
 
-  /// What the functions below were given and the fields above cannot hold, for `validate` to refuse
-  /// by name. All zero in a policy whose fields are filled in directly.
+  /// Arguments of the functions below that the fields above cannot hold, kept for `validate` to
+  /// refuse by name. All zero in a policy whose fields are filled in directly.
   struct given_arguments {
     int top_k = 0;           ///< of top_p and score_ratio: the gating's own is expected
-    int num_k_values = 0;    ///< these two where they do not go together
+    int num_k_values = 0;    ///< set, as the next, where they do not differ by one
     int num_thresholds = 0;  ///< see num_k_values
     int k = 0;               ///< the first k outside 1..32
-  } given;                   ///< see above; leave it as it is
+  } given;                   ///< for `validate` alone
 
   /// k = K0: the model's own routing, to the bit.
   static k_policy full() noexcept { return {}; }
@@ -209,7 +209,7 @@ inline status validate_thresholds(const k_policy& policy, int top_k) noexcept {
                            "`k_values[%d]` is %d, expected %d..%d (ascending, at most top_k)", i, k,
                            least, top_k);
   }
-  // That of top_p and score_ratio is looked at also where there is no rank to try.
+  // The threshold of top_p and score_ratio is checked even where there is no rank to try.
   const int num_thresholds = policy.num_k_values - 1;
   for (int i = 0; i < (given.top_k != 0 ? num_thresholds + 1 : num_thresholds); ++i) {
     const float t = policy.thresholds[i];
@@ -284,7 +284,7 @@ inline status validate(const k_policy& policy, const gating& g) noexcept {
 
 namespace detail {
 
-/// Within what `validate` takes of lambda and thresholds.
+/// Brought within the range that `validate` accepts for lambda and thresholds.
 inline float to_policy_float(double value) noexcept {
   constexpr double most = 9e29;
   return static_cast<float>(value > most ? most : (value < -most ? -most : value));
@@ -302,11 +302,11 @@ inline float scaled_threshold(signal_kind signal, float threshold, double by) no
 
 }  // namespace detail
 
-/// The policy moved by a factor above 0 and finite; larger ones save more. Lambda and score ratios
-/// are multiplied (ratios kept within 1), entropy thresholds by its fourth root, for a little moves
-/// them far; a mass p and a margin become p / (p + by (1 - p)). Of a policy that `validate` accepts
-/// comes one that it accepts: thresholds that would meet stay a float's last bit apart. With a
-/// factor out of range what moves becomes NaN, which `validate` refuses.
+/// The policy moved by a factor, finite and above 0; larger factors save more. Lambda and score
+/// ratios are multiplied by it (ratios stay within 1), entropy thresholds by its fourth root, as
+/// they are the more sensitive; a mass or margin p becomes p / (p + by (1 - p)). A policy that
+/// `validate` accepts stays acceptable: thresholds that would meet stay one ULP apart. A factor out
+/// of range gives NaNs, which `validate` refuses.
 inline k_policy scaled(k_policy policy, double by) noexcept {
   if (!(by > 0.0 && by <= (std::numeric_limits<double>::max)()))
     by = std::numeric_limits<double>::quiet_NaN();

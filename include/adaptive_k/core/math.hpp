@@ -6,9 +6,9 @@
 // writes it. Modes that read subnormals as zeros (DAZ) are not supported: paths that compare logits
 // as integers would rank subnormal ones, others not.
 //
-// What decides is written once for any value type: float, or a vector of floats, one token in each
-// lane (host/simd/). A vector is made from a float, has the operators, and brings as static members
-// the operations below by their names; its comparisons give a mask that `select` takes.
+// The decision is written once for any value type: float, or a vector of floats with one token in
+// each lane (host/simd/). A vector type converts from a float, has the operators, and has the
+// operations below as static members of the same names; its comparisons give a mask for `select`.
 #pragma once
 
 #include <cmath>
@@ -141,7 +141,7 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE float gather(const float* table, int i) noexcept
   return table[i];
 }
 
-// The same for packs: the first argument says which, so that the others may be plain floats.
+// The same for packs. The first argument determines the type, so that the others may be floats.
 /// F where it is a pack of floats, else no overload.
 template <class F>
 using only = std::enable_if_t<std::is_class_v<F>, F>;
@@ -306,8 +306,8 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE F softplus(const F& x) noexcept {
 
 namespace detail {
 
-/// Order of selection as unsigned integers: larger key first. Keys of the reals and infinities
-/// are their order, -0 equals +0, NaN lies below -inf, and 0 is left for "no expert here".
+/// The order of selection as unsigned integers: larger key first. Keys are in the order of the
+/// floats, infinities included; -0 equals +0, NaN lies below -inf, and 0 means "no expert here".
 inline constexpr std::uint32_t no_expert_key = 0;
 inline constexpr std::uint32_t nan_key = 1;
 

@@ -1,4 +1,4 @@
-// Expert-major order: what host and device share of the permutation that grouped GEMMs want.
+// Expert-major order, as grouped GEMMs need it: what host and device share of the permutation.
 #pragma once
 
 #include <cstdint>
@@ -29,10 +29,10 @@ struct permutation_input {
   const std::int32_t* expert_map = nullptr;   ///< [num_experts], local expert or -1; null: itself
 };
 
-/// Rows in order of expert, of an expert in order of token, whatever the scheduling. Null members
-/// are skipped. `capacity` is permuted_capacity(shape). Laid out as vLLM's moe_align_block_size
-/// has it: its sorted_token_ids, expert_ids and num_tokens_post_pad are `sorted_slots`,
-/// `block_experts` and `expert_offsets + num_local_experts`. TensorRT-LLM's
+/// Rows are in order of expert, and those of an expert in order of token, on every run. Null
+/// members are skipped. `capacity` is permuted_capacity(shape). Laid out as vLLM's
+/// moe_align_block_size has it: its sorted_token_ids, expert_ids and num_tokens_post_pad are
+/// `sorted_slots`, `block_experts` and `expert_offsets + num_local_experts`. TensorRT-LLM's
 /// expanded_idx_to_permuted_idx and permuted_idx_to_token_idx are `row_of_slot` and
 /// `sorted_tokens`.
 struct permutation_output {
@@ -90,7 +90,7 @@ inline status validate(const permutation_shape& shape) noexcept {
 
 namespace detail {
 
-/// What host and device refuse alike.
+/// Refuses what neither host nor device takes.
 inline status check_permutation(const permutation_shape& shape, bool has_ids,
                                 bool has_map) noexcept {
   const status checked = validate(shape);

@@ -5,21 +5,21 @@
 //   status validate(const Policy&, const gating&) noexcept;  // refuses what does not fit
 //   Plan make_plan(const gating&, const Policy&) noexcept;   // of what validate accepts
 //
-// Its plan is plain data that the decision reads, on a device from device memory. It holds all that
-// it reads: what it pointed to would not be copied there.
+// Its plan is plain data that the decision reads, on a device from device memory. It must hold all
+// that it reads, as what a pointer leads to is not copied there.
 //
 //   struct Plan : plan_base {
 //     template <class Token>  // a ranked_token
 //     ADAPTIVE_K_HD typename Token::integers choose_k(const Token& token) const noexcept;
 //   };
 //
-// `signal` of plan_base says what is reported, and costs a sum over all E where it is an entropy of
-// the softmax. choose_k is compiled for one token (Token::real is float), for a token in each lane
-// of a vector, and as device code; marked ADAPTIVE_K_INLINE it is surely inlined there. It gives
-// the same k everywhere when it has no branch on a Token::real, but math::select, and feeds a
-// product to a sum only through math::fma. What it returns is brought within the token's limits.
-// `basic_router<Policy>` and `cuda::basic_device_router<Plan>` take it from there; k_policy's own
-// plans, in core/choose_k.hpp, are such types.
+// `signal` of plan_base says what is reported; an entropy of the softmax costs a sum over all E.
+// choose_k is compiled for one token (Token::real is float), for a token in each lane of a vector,
+// and as device code; mark it ADAPTIVE_K_INLINE, so that it is inlined there. It gives the same k
+// everywhere if it uses math::select instead of branches on a Token::real, and feeds a product to
+// a sum only through math::fma. What it returns is brought within the token's limits.
+// `basic_router<Policy>` and `cuda::basic_device_router<Plan>` are routers of such types. The
+// plans of k_policy, in core/choose_k.hpp, are such types too.
 #pragma once
 
 #include <cstdint>
@@ -76,13 +76,13 @@ struct ranked_token {
   F signal;         ///< as the plan's `signal` says
   F topk_share;     ///< S_K0, as distortion_ref means it; 0 unless reads_topk_share()
 
-  /// Its id.
+  /// Id of the expert at rank j.
   ADAPTIVE_K_HD ADAPTIVE_K_INLINE const integers& expert(int j) const noexcept {
     return ranked.expert[j];
   }
-  /// 0 or more.
+  /// Its score, 0 or more.
   ADAPTIVE_K_HD ADAPTIVE_K_INLINE const F& score(int j) const noexcept { return ranked.score[j]; }
-  /// ln score, finite.
+  /// The natural logarithm of its score, finite.
   ADAPTIVE_K_HD ADAPTIVE_K_INLINE const F& log_score(int j) const noexcept {
     return ranked.log_score[j];
   }

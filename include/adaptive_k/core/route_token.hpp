@@ -20,9 +20,8 @@ ADAPTIVE_K_NAMESPACE_BEGIN
 
 namespace detail {
 
-/// The experts that a call gives to a token: none. Another type with these members gives the
-/// first `count()` ranks, in order, where `active()` is true (for all tokens of a call or for
-/// none).
+/// A call that gives its tokens no experts. Another type with these members gives the first
+/// `count()` ranks, in order, where `active()` is true (for all tokens of a call or for none).
 struct no_replay {
   static constexpr bool possible = false;
   ADAPTIVE_K_HD ADAPTIVE_K_INLINE bool active() const noexcept { return false; }
@@ -86,8 +85,8 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE void fetch_logits(
   });
 }
 
-/// Notes a row's largest logit and whether all or none of it was finite. NaN stays: it
-/// compares false, so it is never the largest, and its key and its score are defined.
+/// Finds a row's largest logit, and whether all or none of its logits are finite. NaN stays as it
+/// is: it compares false, so it is never the largest, and its key and its score are defined.
 template <class Tile, int MaxRows>
 ADAPTIVE_K_HD ADAPTIVE_K_INLINE void examine_logits(const Tile& tile,
                                                     token_state<Tile, MaxRows>& token) noexcept {
@@ -132,7 +131,7 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE void examine_logits(const Tile& tile,
   }
 }
 
-/// Loads and examines a row. Tiles that do both at once overload it.
+/// Loads and examines a row. Tiles that do both in one pass overload it.
 template <int MaxRows, int Lanes, int RowWidth, class LogitAt>
 ADAPTIVE_K_HD ADAPTIVE_K_INLINE void load_logits(
     const host_warp<Lanes, RowWidth>& tile, token_state<host_warp<Lanes, RowWidth>, MaxRows>& token,

@@ -7,9 +7,10 @@
 //     ADAPTIVE_K_HD static F of(const F& logit) noexcept;
 //   };
 //
-// `of` grows with its logit, -inf and +inf included, and is >= 0 and finite; NaN it is given as
-// -inf. A gating of one's own derives from `gating`, names it, `using score = Score;`, and leaves
-// `kind` as it is. `basic_router` and `cuda::basic_device_router` take it as their Gating.
+// `of` does not fall as its logit grows, from -inf to +inf, and is >= 0 and finite; a NaN logit is
+// given to it as -inf. A gating of one's own derives from `gating`, names its score, `using score =
+// Score;`, and leaves `kind` as it is. `basic_router` and `cuda::basic_device_router` take it as
+// their Gating.
 #pragma once
 
 #include <cstdint>
@@ -98,7 +99,7 @@ struct score_pair {
   F log_score;
 };
 
-/// What a caller knows of a row's logits, to save operations: the scores are the same.
+/// What a caller knows of a row's logits. It saves operations; the scores are the same.
 enum class logits_are : std::uint8_t {
   any,
   ordinary,  ///< none is NaN or above the largest

@@ -51,7 +51,7 @@ ADAPTIVE_K_HD constexpr bool high_is_sure(signal_kind kind) {
   return kind == signal_kind::topk_mass || kind == signal_kind::margin;
 }
 
-/// Whether the signal differs from rank to rank, so that each K is tried against its own value.
+/// Whether the signal has a value for each rank, so that each K is compared with its own.
 ADAPTIVE_K_HD constexpr bool is_per_rank(signal_kind kind) {
   return kind == signal_kind::topk_mass || kind == signal_kind::score_ratio;
 }

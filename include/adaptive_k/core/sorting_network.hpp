@@ -1,5 +1,5 @@
-// Sorting networks over keys in registers, for SIMD lanes and for CUDA lanes: the operations are
-// spelled out by the compiler, as arrays that loops index would be kept in memory.
+// Sorting networks over keys in registers, for SIMD lanes and for CUDA lanes. Templates unroll
+// them, as an array that a loop indexes would be kept in memory.
 #pragma once
 
 #include <cstddef>

@@ -14,7 +14,7 @@ ADAPTIVE_K_NAMESPACE_BEGIN
 
 namespace detail {
 
-/// Shares below this count as this: a biased choice may keep no mass at all.
+/// Least value of a share: a biased choice may keep no mass at all.
 inline constexpr float least_share = 7.888609e-31f;  // 2^-100
 
 /// r^-a for r in (0, 1], a in [0, 1].

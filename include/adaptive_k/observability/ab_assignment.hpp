@@ -47,7 +47,7 @@ inline std::uint64_t ab_hash(std::string_view request_id, std::uint64_t salt = 0
   return detail::mix_bits(hash);
 }
 
-/// The same of a number: of its eight bytes, lowest first.
+/// The same for a number: its eight bytes, lowest first.
 inline std::uint64_t ab_hash(std::uint64_t request_id, std::uint64_t salt = 0) noexcept {
   char bytes[8];
   for (int i = 0; i < 8; ++i)
@@ -55,10 +55,11 @@ inline std::uint64_t ab_hash(std::uint64_t request_id, std::uint64_t salt = 0) n
   return ab_hash(std::string_view(bytes, sizeof bytes), salt);
 }
 
-/// Deals requests to variants by a hash of their id. Tests with different salts deal independently.
+/// Assigns requests to variants by a hash of their id. Tests with different salts assign
+/// independently.
 class ab_assignment {
  public:
-  /// Deals to `variants`, the first of them the control. `validity` says whether they fit.
+  /// `variants`, the first of them the control. `validity` says whether they are accepted.
   ab_assignment(std::vector<ab_variant> variants, std::uint64_t salt)
       : variants_(std::move(variants)), salt_(salt) {
     double total = 0.0;
@@ -103,21 +104,20 @@ class ab_assignment {
     return {};
   }
 
-  /// Index into `variants`. The id is what is randomised, and so what is to be recorded once: where
-  /// a user's id keeps all of that user's requests together, record one mean a user, since requests
-  /// of one user are not independent. No allocation; one multiplication a byte. 0, the control,
-  /// where `validity` refuses.
+  /// Index into `variants`. The id is the unit of randomisation, so record each id once: where the
+  /// id is a user's, record the mean of that user's requests, which are not independent. No
+  /// allocation; one multiplication a byte. 0, the control, where `validity` refuses.
   std::size_t assign_variant(std::string_view request_id) const noexcept {
     return variant_at(ab_hash(request_id, salt_));
   }
-  /// The same of a number.
+  /// The same for a number.
   std::size_t assign_variant(std::uint64_t request_id) const noexcept {
     return variant_at(ab_hash(request_id, salt_));
   }
 
-  /// As they were given.
+  /// The variants, as given.
   const std::vector<ab_variant>& variants() const noexcept { return variants_; }
-  /// As it was given.
+  /// The salt, as given.
   std::uint64_t salt() const noexcept { return salt_; }
   /// Share of the requests that variant `i` is to get, 0..1.
   double share(std::size_t i) const noexcept { return bounds_[i] - (i > 0 ? bounds_[i - 1] : 0.0); }

@@ -1,4 +1,4 @@
-// The statistics of an A/B test: what one arm keeps of its requests, and the tests of two arms.
+// The statistics of an A/B test: the summary that each arm keeps, and the tests of two arms.
 #pragma once
 
 #include <array>
@@ -22,18 +22,18 @@ struct ab_moments {
   double mean = 0.0;        ///< 0 before the first value
   double squares = 0.0;     ///< sum of squared distances from the mean
 
-  /// Takes another value in.
+  /// Adds a value.
   void add(double value) noexcept {
     ++count;
     const double off = value - mean;
     mean += off / static_cast<double>(count);
     squares += off * (value - mean);
   }
-  /// Of the values, unbiased; 0 for fewer than two.
+  /// Unbiased variance of the values; 0 for fewer than two.
   double variance() const noexcept {
     return count > 1 ? squares / static_cast<double>(count - 1) : 0.0;
   }
-  /// Of their mean; 0 for fewer than two.
+  /// Variance of their mean; 0 for fewer than two.
   double variance_of_mean() const noexcept {
     return count > 1 ? variance() / static_cast<double>(count) : 0.0;
   }
@@ -60,7 +60,7 @@ class poisson_bootstrap {
   }
 
   std::size_t replicates() const noexcept { return sums_.size(); }
-  /// Mean of a metric in a replicate; NaN where that drew nothing.
+  /// Mean of a metric in a replicate; NaN where the replicate drew no observation.
   double mean(std::size_t replicate, std::size_t metric) const noexcept {
     return sums_[replicate].total[metric] / sums_[replicate].weight;
   }
@@ -135,7 +135,7 @@ inline double detectable_difference(double v, double alpha, double power) {
   return (quantile(complement(unit, alpha / 2.0)) + quantile(unit, power)) * std::sqrt(v);
 }
 
-/// The same of this look by the sequential test. Earlier looks only add to the probability.
+/// The same for one look by the sequential test. Earlier looks only add to the probability.
 inline double detectable_in_sequence(double v, double prior, double alpha, double power) {
   const boost::math::normal unit;
   return sequential_margin(v, prior, alpha) + quantile(unit, power) * std::sqrt(v);

@@ -30,7 +30,7 @@
 
 ADAPTIVE_K_NAMESPACE_BEGIN
 
-/// One request. Requests are taken as independent: what is assigned by one id is recorded once (see
+/// One request. Requests are assumed to be independent: record each id once (see
 /// `ab_assignment::assign_variant`). No value exceeds 1e60 in magnitude.
 struct ab_observation {
   double latency_seconds = 0.0;  ///< of the whole request
@@ -39,9 +39,9 @@ struct ab_observation {
 };
 
 /// What a shadow records as `expert_savings`: the share of expert calls that its policy would have
-/// saved, by `routing_output::chosen_counts` of the call;
-/// `routing_metrics::shadow_expert_savings()` is the same of all the calls that a struct counted.
-/// Padding tokens, whose count is 0, do not count; 0 where there is no other token.
+/// saved in one call, by its `routing_output::chosen_counts`.
+/// `routing_metrics::shadow_expert_savings()` is the same over all calls that a struct counted.
+/// Padding tokens, whose count is 0, are left out; 0 where there is no other token.
 inline double shadow_savings(const std::int32_t* chosen_counts, std::int64_t num_tokens,
                              int top_k) noexcept {
   std::int64_t calls = 0, tokens = 0;
@@ -60,13 +60,13 @@ constexpr std::size_t num_ab_metrics = 3;  ///< number of them
 /// How a test decides.
 struct ab_options {
   std::uint64_t salt = 0;  ///< of ab_assignment: another one, other variants for the same ids
-  /// Chance that any of the differences called found is none, over all variants and metrics.
+  /// Probability of any false positive, over all variants and metrics.
   double alpha = 0.05;
-  double power = 0.8;  ///< for the detectable effect
-  /// 0: results may be looked at as often as one likes (sequential p). Otherwise no decision falls
-  /// before every variant has this many requests, and Welch's t then decides once.
+  double power = 0.8;  ///< at which an effect counts as detectable
+  /// 0: results may be looked at as often as one likes (sequential p). Otherwise Welch's t decides
+  /// once, when every variant has this many requests.
   std::uint64_t planned_requests = 0;
-  /// Relative effect that the sequential test is sharpest for; any true effect is found in time.
+  /// Relative effect for which the sequential test is most powerful; it finds others too, later.
   double expected_effect = 0.05;           ///< 1e-6..1e6
   std::size_t bootstrap_replicates = 500;  ///< of `low` and `high`
   std::uint64_t bootstrap_seed = 1;        ///< equal seeds, equal intervals
@@ -80,19 +80,19 @@ struct ab_effect {
   double effect = 0.0;
   /// Bootstrap interval of `effect` at 1 - alpha, one look.
   double low = 0.0, high = 0.0;  ///< its ends
-  /// Interval of `effect` at 1 - alpha that holds at all looks at once: wider, and what the
-  /// sentence says without `planned_requests`: what the intervals of all looks so far share, or
-  /// this look's where they share nothing (the effect drifts). From 50 requests a variant on; NaN
-  /// before.
+  /// Interval of `effect` at 1 - alpha that holds at all looks at once, and so is wider; the
+  /// sentence states it unless there are `planned_requests`. It is the intersection of the
+  /// intervals of all looks so far, or this look's where that is empty (the effect drifts). NaN
+  /// below 50 requests a variant.
   double sequential_low = std::numeric_limits<double>::quiet_NaN();
   double sequential_high = std::numeric_limits<double>::quiet_NaN();  ///< see sequential_low
   double welch_p = 1.0;                                               ///< one look
   double sequential_p = 1.0;                                          ///< over all looks so far
-  /// Effect that the test which decides finds with probability `power` or more with as many
-  /// requests as there are, Holm's correction at its strictest included.
+  /// Effect that the deciding test finds with probability `power` or more at this number of
+  /// requests, under Holm's strictest level.
   double detectable = 0.0;
-  /// After Holm's correction over all variants and metrics. In sequence, what was found stays
-  /// found.
+  /// Significant after Holm's correction over all variants and metrics. In the sequential test,
+  /// what was found stays found.
   bool found = false;
   bool compared = false;  ///< false where a shadow has nothing of its own to compare
 };
@@ -105,7 +105,7 @@ struct ab_comparison {
   std::uint64_t control_requests = 0, variant_requests = 0;  ///< of each
   std::array<ab_effect, num_ab_metrics> effects;             ///< by ab_metric
   std::string sentence;                                      ///< what may be concluded, in words
-  /// Of one metric.
+  /// The effect on one metric.
   const ab_effect& of(ab_metric m) const noexcept { return effects[static_cast<std::size_t>(m)]; }
 };
 
@@ -114,8 +114,9 @@ struct ab_results {
   std::vector<ab_comparison> comparisons;  ///< each variant but the control
   double share_mismatch_p = 1.0;           ///< of the requests' shares, one look
   double sequential_mismatch_p = 1.0;      ///< over all looks so far
-  /// False where the shares are off, so that assignment or recording is broken: the sequential p
-  /// was ever below 0.001, or the one of the planned look is. Nothing is called found then.
+  /// False where the variants' shares of the requests are off, so that assignment or recording is
+  /// broken: the sequential p was ever below 0.001, or that of the planned look is. Nothing is then
+  /// found.
   bool trustworthy = true;
   bool final = true;     ///< false before `planned_requests`
   std::string sentence;  ///< of all comparisons, in words
@@ -125,8 +126,8 @@ struct ab_results {
 /// `bootstrap_replicates` hashes under the variant's own lock.
 class ab_test {
  public:
-  /// Of `variants`, the first of them the control. `validity` says whether they and the options
-  /// fit.
+  /// `variants`, the first of them the control. `validity` says whether they and the options are
+  /// accepted.
   explicit ab_test(std::vector<ab_variant> variants, const ab_options& options = {})
       : assignment_(std::move(variants), options.salt), options_(options) {
     if (!validity().ok()) return;
@@ -135,8 +136,8 @@ class ab_test {
     looks_.resize(arms_.size());
   }
 
-  /// Refuses what `ab_assignment` does and options out of range. A test that is refused records
-  /// nothing and has this message as its result.
+  /// Refuses what `ab_assignment` does and options out of range. A refused test records nothing,
+  /// and its result is this message.
   status validity() const {
     const auto invalid = status_code::invalid_argument;
     const status variants = assignment_.validity();
@@ -160,15 +161,15 @@ class ab_test {
   std::size_t assign_variant(std::string_view request_id) const noexcept {
     return assignment_.assign_variant(request_id);
   }
-  /// The same of a number.
+  /// The same for a number.
   std::size_t assign_variant(std::uint64_t request_id) const noexcept {
     return assignment_.assign_variant(request_id);
   }
-  /// Who gets which variant.
+  /// What assigns requests to variants.
   const ab_assignment& assignment() const noexcept { return assignment_; }
 
-  /// Refuses, and counts, a variant that is none and values that are not finite or beyond 1e60, a
-  /// negative latency and savings outside 0..1.
+  /// Refuses, and counts, an unknown variant, values that are not finite or beyond 1e60, a negative
+  /// latency, and savings outside 0..1.
   status record(std::size_t variant, const ab_observation& seen) {
     const auto invalid = status_code::invalid_argument;
     status checked;
@@ -198,7 +199,7 @@ class ab_test {
     return {};
   }
 
-  /// Records that were left out, for a variant that is none or a value out of range.
+  /// Records that were refused.
   std::uint64_t refused_records() const noexcept {
     return refused_.load(std::memory_order_relaxed);
   }
@@ -270,8 +271,8 @@ class ab_test {
     return options_.alpha / static_cast<double>(std::max<std::size_t>(num_tests(), 1));
   }
 
-  /// Fixed from the start: a family that grew with the variants seen so far would take back what
-  /// was found.
+  /// Fixed from the start: if the number of tests grew with the variants seen, what was found could
+  /// be taken back.
   std::size_t num_tests() const noexcept {
     std::size_t tests = 0;
     for (std::size_t i = 1; i < arms_.size(); ++i)

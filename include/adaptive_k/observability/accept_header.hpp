@@ -23,7 +23,7 @@ inline bool same_word(std::string_view a, std::string_view b) noexcept {
   return true;
 }
 
-/// Reads a field value from its front: the rules of RFC 9110, section 5.6.
+/// Parses a field value by the rules of RFC 9110, section 5.6.
 class field_reader {
  public:
   explicit field_reader(std::string_view value) noexcept : rest_(value) {}
@@ -81,7 +81,7 @@ class field_reader {
   std::string_view rest_;
 };
 
-/// A weight times 1000, 0 to 1000; -1 for what is none.
+/// A weight times 1000, 0 to 1000; -1 for anything else.
 inline int thousandths_of(std::string_view weight) noexcept {
   if (weight.empty() || weight.size() > 5 || (weight[0] != '0' && weight[0] != '1')) return -1;
   if (weight.size() > 1 && weight[1] != '.') return -1;
@@ -101,8 +101,8 @@ struct offered_type {
 /// What an Accept header says of a type.
 struct acceptance {
   int thousandths = 0;  ///< the weight; 0: not acceptable, or not spoken of
-  /// Of the range that says it. 0: none, 1: any type, 2: any subtype, 3 and more: this type, with
-  /// so many parameters.
+  /// How precisely the range names the type. 0: not at all, 1: any type, 2: any subtype, 3: this
+  /// type, and one more for each matching parameter.
   int precision = 0;
 };
 
@@ -124,7 +124,7 @@ inline acceptance read_range(field_reader& from, const offered_type& offer) {
     if (name.empty()) continue;  // an empty parameter
     std::string value;
     if (!from.take('=') || !from.value(value)) return {};
-    if (weighed) continue;  // what follows the weight is of no range
+    if (weighed) continue;  // parameters after the weight do not belong to the range
     if (same_word(name, "q")) {
       weighed = true;
       result.thousandths = thousandths_of(value);
@@ -162,9 +162,9 @@ inline acceptance acceptance_of(std::string_view accept, const offered_type& off
 }  // namespace detail
 
 /// The format that `accept`, the field value of a request's Accept headers joined by commas,
-/// prefers: the greater weight wins. OpenMetrics wins a draw where the header names it, and not by
-/// a wildcard. Elements that are malformed count as absent. Who accepts neither format gets the
-/// older one all the same, as RFC 9110 permits.
+/// prefers: the greater weight wins. In a draw OpenMetrics wins if the header names it, rather than
+/// a wildcard. Malformed elements are ignored. A client that accepts neither format gets the older
+/// one, as RFC 9110 permits.
 inline exposition preferred_exposition(std::string_view accept) {
   const detail::acceptance text = detail::acceptance_of(accept, {"text", "plain", "0.0.4"});
   const detail::acceptance open =

@@ -1,4 +1,4 @@
-// What the metrics endpoint answers to the head of a request: decided without any input or output.
+// What the metrics endpoint answers to the head of a request. No input or output here.
 #pragma once
 
 #include <boost/asio/buffer.hpp>
@@ -18,7 +18,7 @@ ADAPTIVE_K_NAMESPACE_BEGIN
 
 namespace detail {
 
-/// Bytes of a request line and its headers; what is longer is refused.
+/// Most bytes of a request line with its headers.
 inline constexpr std::size_t max_request_head = 8192;
 
 struct http_answer {
@@ -39,8 +39,8 @@ inline std::string_view path_of(std::string_view target) noexcept {
   return target.substr(0, target.find('?'));
 }
 
-/// Answers GET and HEAD of `path`, and of "/" by the way there; ranges are ignored, bodies refused.
-/// `head` ends with an empty line.
+/// Answers GET and HEAD of `path`, redirects "/" to it, ignores ranges, and refuses bodies. `head`
+/// ends with an empty line.
 inline http_answer answer_to(std::string_view head, std::string_view path) {
   namespace http = boost::beast::http;
   http_answer answer;

@@ -36,27 +36,27 @@
 
 ADAPTIVE_K_NAMESPACE_BEGIN
 
-/// Where the endpoint listens, and what it bears.
+/// Where the endpoint listens, and its limits.
 struct http_server_options {
   int port = 9464;  ///< 0: any free one, see http_server::port; 9090 is Prometheus' own
   std::string host = "127.0.0.1";  ///< loopback; "0.0.0.0" lets every machine read the metrics
   /// Compared byte by byte; "/" redirects to it. Visible ASCII without ? and #.
   std::string path = "/metrics";
   int max_connections = 512;  ///< at a time, 9 kB each; the rest wait to be accepted. 1 to 65536
-  /// For a client's whole request, and for its hanging up at the end; ten times as long for its
-  /// taking the answer. 1 ms to an hour.
+  /// How long a client may take to send its request, and to close at the end; it may take ten times
+  /// as long to receive the answer. 1 ms to an hour.
   std::chrono::milliseconds patience{1000};
 };
 
 namespace detail {
 
-/// What a server's one thread works on; it and the handlers of its connections alone touch this.
+/// A server's state. After the constructor its one thread alone touches it, but for `end`.
 class http_service {
  public:
   using error_code = boost::system::error_code;
   using tcp = boost::asio::ip::tcp;
 
-  /// Listens; throws boost::system::system_error where that cannot be.
+  /// Listens; throws boost::system::system_error if it cannot.
   http_service(const prometheus_recorder& recorder, const http_server_options& options)
       : recorder_(recorder), options_(options), acceptor_(io_), retry_(io_), next_(io_), end_(io_) {
     const auto found = tcp::resolver(io_).resolve(options.host, std::to_string(options.port),
@@ -88,7 +88,7 @@ class http_service {
       try {
         accept();
         io_.run();
-      } catch (...) {  // no memory: the connection that needed it is gone, and those that wait go
+      } catch (...) {  // no memory: the connection that needed it is gone, and waiting ones go
         waiting_.clear();
       }
       if (ending_) return;
@@ -97,7 +97,7 @@ class http_service {
     }
   }
 
-  /// From any thread. `run` returns once the answers under way are sent, or after `patience`.
+  /// From any thread. `run` returns when the answers in progress are sent, or after `patience`.
   void end() noexcept {
     try {
       boost::asio::post(io_, [this] {
@@ -125,7 +125,7 @@ class http_service {
 
  private:
   static constexpr std::chrono::milliseconds pause{50};
-  /// Of bodies that wait for their clients, all together.
+  /// Bytes of all bodies together that clients have yet to receive.
   static constexpr std::size_t max_bodies = std::size_t{24} << 20;
 
   /// Metrics as text, shared by the connections that send it.
@@ -157,7 +157,7 @@ class http_service {
     }
 
    private:
-    /// The connection is cut when this time is over, whatever goes on.
+    /// Closes the connection after this time, whatever it is doing.
     void limit(std::chrono::milliseconds time) {
       deadline_.expires_after(time);
       deadline_.async_wait([self = shared_from_this()](error_code error) {
@@ -207,7 +207,7 @@ class http_service {
     }
 
    public:
-    /// `body` of the metrics; null for what is no 200, and where there is none.
+    /// `body`: the metrics; null for any answer but 200, and where there are none.
     void send(http_answer what, std::shared_ptr<const rendering> body) {
       std::string_view text;
       body_ = std::move(body);
@@ -300,8 +300,9 @@ class http_service {
     std::shared_ptr<connection> from;
   };
 
-  /// Answers with metrics as they are from now on. Rendering takes half of the thread's time at
-  /// most: after each it rests as long as that took, and serves by one all that asked meanwhile.
+  /// Answers with metrics no older than this call. Rendering takes at most half of the thread's
+  /// time: it pauses as long as the last rendering took, and one rendering then serves all clients
+  /// that asked meanwhile.
   void want(const http_answer& answer, std::shared_ptr<connection> from) {
     waiting_.push_back({answer, std::move(from)});
     if (waiting_.size() > 1) return;
@@ -324,8 +325,8 @@ class http_service {
     });
   }
 
-  /// A new rendering; where those that clients have yet to take are many bytes, the newest of
-  /// them; null where there is none.
+  /// A new rendering; or, where clients have yet to receive too many bytes, the newest one that is
+  /// left, or null.
   std::shared_ptr<const rendering> body(exposition format) {
     std::weak_ptr<const rendering>& newest = newest_[format == exposition::openmetrics ? 1 : 0];
     if (body_bytes_ > 0 && body_bytes_ + last_size_ > max_bodies) return newest.lock();
@@ -356,15 +357,14 @@ class http_service {
 /// it. GET and HEAD, one answer a connection; clients that prefer application/openmetrics-text get
 /// OpenMetrics (see preferred_exposition).
 ///
-/// Whatever clients send, and however slowly: a request has at most 8 kB and no body, a connection
-/// lasts at most twelve times `patience`, and the process grows by at most 64 MB with the default
-/// max_connections, as long as one rendering (7 kB a series) has at most 8 MB; by four times a
-/// larger one's size more. While clients leave 24 MB of answers untaken, others get the newest of
-/// these, or 503 where that is of the other format.
+/// Bounds, whatever clients send and however slowly: a request has at most 8 kB and no body, and a
+/// connection lasts at most twelve times `patience`. With the default max_connections the process
+/// grows by at most 64 MB if a rendering (7 kB a series) has at most 8 MB, and by four times the
+/// size of a larger one more. While clients have 24 MB of answers yet to receive, others get the
+/// newest of these, or 503 where that has the other format.
 ///
-/// In a child of fork() the server belongs to the parent: there it does not run, and ending it, or
-/// the child, leaves the parent's alone. A child that lives on keeps the port until it ends its
-/// copy.
+/// In a child of fork() the server does not run, and ending it, or the child, does not affect the
+/// parent's. A child that lives on keeps the port open until it destroys its copy.
 class http_server {
  public:
   http_server() = default;
@@ -372,7 +372,7 @@ class http_server {
   http_server& operator=(const http_server&) = delete;
   ~http_server() { stop(); }
 
-  /// Listens, or says why it cannot. `recorder` must outlive this. Refused while running.
+  /// Starts to listen, or says why it cannot. `recorder` must outlive this. Refused while running.
   status start(const prometheus_recorder& recorder,
                const http_server_options& options = {}) noexcept {
     if (running()) return refuse("this http_server already listens on port %d", port());
@@ -407,13 +407,13 @@ class http_server {
     return {};
   }
 
-  /// Ends serving and its thread; waits, at most `patience`, for answers that are under way.
+  /// Stops serving and ends the thread; waits at most `patience` for answers in progress.
   void stop() noexcept {
     if (service_ == nullptr) return;
     if (running()) {
       service_->end();
       thread_->join();
-    } else {  // the thread and the sockets are the parent's; what it held when it forked stays held
+    } else {  // thread and sockets are the parent's; locks that it held at the fork stay held
       service_->leave_to_parent();
       static_cast<void>(service_.release());
       static_cast<void>(thread_.release());
@@ -422,7 +422,7 @@ class http_server {
     thread_.reset();
   }
 
-  /// Whether it answers: started, and not in a process that fork() made since.
+  /// Whether it answers: it was started, by this process and not by one that forked it.
   bool running() const noexcept { return service_ != nullptr && forks_ == detail::forks_so_far(); }
   int port() const noexcept { return running() ? service_->port() : 0; }  ///< 0 when not running
 
@@ -437,13 +437,13 @@ class http_server {
   unsigned forks_ = 0;
 };
 
-/// Serves `recorder` on 127.0.0.1 until the process ends; call it once for each port. For an end of
-/// your choice, or another address, use http_server.
+/// Serves `recorder` on 127.0.0.1 until the process ends; call it once for each port. To stop it,
+/// or for another address, use http_server.
 inline status start_http_server(int port,
                                 const prometheus_recorder& recorder = default_recorder()) noexcept {
   try {
     static std::mutex mutex;
-    // Kept, never destroyed: its thread may serve while other statics go.
+    // Never destroyed: its thread may serve while other statics are destroyed.
     static auto* const servers = new std::vector<std::unique_ptr<http_server>>;
     http_server_options options;
     options.port = port;

@@ -1,5 +1,5 @@
-// Structured logs: one JSON object a line, under names that Elasticsearch and Datadog index as they
-// are, written by a thread of their own.
+// Structured logs: one JSON object a line, with field names that Elasticsearch and Datadog index
+// without mapping, written by a thread of their own.
 #pragma once
 
 #include <atomic>
@@ -27,10 +27,10 @@
 
 ADAPTIVE_K_NAMESPACE_BEGIN
 
-/// How much a line matters, ascending.
+/// Severity of a line, ascending.
 enum class log_level { debug, info, warn, error };
 
-/// Which names the fields have. What neither standard names lies under "adaptive_k.".
+/// The field names. Fields that the standard does not name are under "adaptive_k.".
 enum class log_fields {
   ecs,  ///< Elastic Common Schema: `@timestamp`, log.level, log.logger, trace.id, event.duration
   datadog,  ///< standard attributes: timestamp, status, logger.name, dd.trace_id, duration
@@ -111,7 +111,7 @@ inline std::string_view name_of(log_level level) noexcept {
 
 }  // namespace detail
 
-/// Appends `event` as one JSON object and a newline; no other newline is among it.
+/// Appends `event` as one JSON object on one line, with its newline.
 inline void append_json(std::string& out, const log_event& event, std::string_view logger,
                         log_fields fields) {
   const bool ecs = fields == log_fields::ecs;
@@ -156,12 +156,11 @@ struct json_log_options {
   log_level least = log_level::info;    ///< what is below is not logged, and not counted as dropped
   std::string logger = "adaptive_k";    ///< name of the logger, in every line
   std::size_t capacity = 4096;  ///< lines that may wait, 0.6 kB each; a power of two, 2 to 2^20
-  /// Bytes that the strings of waiting lines may have, those of lines with at most 256 not counted;
-  /// at most 2^30. The line that is being written takes up to six times its own besides.
+  /// Most bytes of the strings of waiting lines, up to 2^30; lines whose strings have at most 256
+  /// bytes do not count. The line being written takes up to six times its size besides.
   std::size_t max_bytes = std::size_t{4} << 20;
-  std::chrono::milliseconds pause{10};  ///< how often a thread with nothing to write looks; >= 1
-  /// How long the logger's end, and `flush` without a time of its own, wait for the sink. 0 ms to
-  /// an hour.
+  std::chrono::milliseconds pause{10};  ///< between two looks at an empty queue; >= 1
+  /// How long the destructor, and `flush` without a timeout, wait for the sink. 0 ms to an hour.
   std::chrono::milliseconds patience{2000};
 };
 
@@ -229,7 +228,7 @@ class json_log_queue {
   status flush(std::chrono::milliseconds timeout) {
     const std::uint64_t until = next_.load(std::memory_order_acquire);
     std::unique_lock<std::mutex> lock(mutex_);
-    // The round under way may have looked at the drops already; the one behind it has not.
+    // The current round may have looked at the drops already; the next one has not.
     const std::uint64_t round = rounds_ + 2;
     if (wanted_ < round) wanted_ = round;
     wake_.notify_all();
@@ -242,7 +241,7 @@ class json_log_queue {
                          static_cast<long long>(timeout.count()));
   }
 
-  /// Whether `run` ended within `patience`. If not, it will begin no further call of the sink.
+  /// Whether `run` ended within `patience`. If not, it will not call the sink again.
   bool end() {
     std::unique_lock<std::mutex> lock(mutex_);
     stop_ = true;
@@ -279,7 +278,7 @@ class json_log_queue {
 
  private:
   static constexpr std::size_t reserved_text = 256;
-  /// Capacity that the text of a line keeps for the next.
+  /// Capacity that a line's text keeps for the next line.
   static constexpr std::size_t kept_line = 65536;
   struct slot {
     /// The ticket whose writer may fill it; one more: filled, the reader's.
@@ -379,7 +378,7 @@ class json_log_queue {
     if (write_line(event, line)) give(line);
   }
 
-  /// False where the logger has ended without waiting further, and nothing may be written any more.
+  /// False where the logger has stopped waiting, so that nothing more may be written.
   bool give(const std::string& line) {
     {
       const std::lock_guard<std::mutex> lock(mutex_);
@@ -410,17 +409,16 @@ class json_log_queue {
 }  // namespace detail
 
 /// Logs from any number of threads to a sink that may be slow. `log` copies the event into a queue
-/// of bounded length and bytes and returns: it never waits for the sink nor for other threads. When
-/// the queue is full the line is dropped, counted, and, once there is room, told of in a line of
-/// level warn.
+/// of bounded length and bytes and returns: it waits neither for the sink nor for other threads.
+/// When the queue is full the line is dropped and counted; once there is room, a line of level warn
+/// reports the number dropped.
 ///
-/// In a child of fork() the logger belongs to the parent: every line is dropped and counted,
-/// nothing waits, and its end leaves the parent's alone. A child that logs makes a logger of its
-/// own.
+/// In a child of fork() every line is dropped and counted, nothing waits, and destroying the logger
+/// does not affect the parent's. A child that logs needs a logger of its own.
 class json_logger {
  public:
-  /// Gets each line with its newline, on the logger's own thread, one at a time. Lines of one
-  /// thread come in its order. If it throws, the line counts as failed.
+  /// Called with each line, newline included, on the logger's own thread, one at a time. Lines of
+  /// one thread keep their order. If it throws, the line counts as failed.
   using sink = detail::json_log_queue::sink;
 
   /// Throws std::invalid_argument for options out of their ranges or an empty sink,
@@ -435,9 +433,9 @@ class json_logger {
   json_logger(const json_logger&) = delete;
   json_logger& operator=(const json_logger&) = delete;
 
-  /// Writes what is queued, for at most `options.patience`; `flush` before it says whether that
-  /// suffices. No thread may log any more. The sink is not called afterwards; but a call that still
-  /// blocks then goes on, on a thread that is left behind: what the sink refers to must outlive it.
+  /// Writes what is queued, for at most `options.patience`; call `flush` before to know whether
+  /// that suffices. No thread may log any more. The sink is not called afterwards, but a call that
+  /// still blocks then continues on a detached thread: what the sink refers to must outlive it.
   ~json_logger() {
     if (!own_process()) {  // the thread, and whatever it held when it forked, are the parent's
       static_cast<void>(owner_.release());
@@ -456,8 +454,8 @@ class json_logger {
     return own_process() ? queue_->log(event) : queue_->drop(0);
   }
 
-  /// Waits until every line whose `log` returned before went to the sink, or was told of as
-  /// dropped; at most `timeout`, and says so where that did not suffice. Not for the hot path.
+  /// Waits until every line logged before went to the sink or was reported as dropped; at most
+  /// `timeout`, with an error where that did not suffice. Not for the hot path.
   status flush(std::chrono::milliseconds timeout) {
     if (!own_process())
       return status::error(status_code::unsupported,
@@ -468,9 +466,9 @@ class json_logger {
   /// The same, waiting for json_log_options::patience at most.
   status flush() { return flush(queue_->options().patience); }
 
-  /// Lines lost because the queue was full (or memory was) since the start.
+  /// Lines lost since the start because the queue, or memory, was full.
   std::uint64_t dropped() const noexcept { return queue_->dropped(); }
-  /// Lines that the sink took, those about dropped ones among them.
+  /// Lines that the sink took, including those that report dropped ones.
   std::uint64_t written() const noexcept { return queue_->written(); }
   /// Lines that the sink threw at.
   std::uint64_t failed() const noexcept { return queue_->failed(); }

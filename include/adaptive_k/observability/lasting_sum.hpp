@@ -1,4 +1,4 @@
-// Sums that many threads add to and that no length of service fills.
+// Sums that many threads add to, and that never overflow.
 #pragma once
 
 #include <atomic>
@@ -10,15 +10,15 @@ ADAPTIVE_K_NAMESPACE_BEGIN
 
 namespace detail {
 
-/// A sum in two cells that 64 bits would not hold for ever: cells[0] runs round, and cells[1]
-/// counts how often its top bit has turned. `value` is below 2^63. No lock, and nothing is lost.
+/// Adds to a sum in two cells: cells[0] wraps around, and cells[1] counts how often its top bit has
+/// flipped. `value` is below 2^63. Lock-free, and no addition is lost.
 inline void add_to_sum(std::atomic<std::uint64_t>* cells, std::uint64_t value) noexcept {
   if (value == 0) return;
   const std::uint64_t before = cells[0].fetch_add(value, std::memory_order_relaxed);
   if (((before ^ (before + value)) >> 63) != 0) cells[1].fetch_add(1, std::memory_order_release);
 }
 
-/// Never less than before: a turn that is not counted yet shows in the parity of the count.
+/// Never less than before: a flip that is not counted yet shows in the parity of the count.
 inline double value_of_sum(const std::atomic<std::uint64_t>* cells) noexcept {
   std::uint64_t turns = cells[1].load(std::memory_order_acquire);
   const std::uint64_t low = cells[0].load(std::memory_order_relaxed);

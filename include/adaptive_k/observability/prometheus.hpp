@@ -25,9 +25,9 @@
 
 ADAPTIVE_K_NAMESPACE_BEGIN
 
-/// Counters that any number of threads feed and any number render. Recording into a known series
-/// takes no lock and allocates nothing: atomic additions of what is not zero. No count is lost or
-/// wraps, and a rendering holds every batch whose recording ended before it began.
+/// Counters that any number of threads add to, and any number render. Recording into a known series
+/// takes no lock and allocates nothing: it adds atomically what is not zero. No count is lost or
+/// wraps, and a rendering includes every batch whose recording ended before it began.
 class prometheus_recorder {
  public:
   /// One set of labels; lives as long as its recorder.
@@ -60,9 +60,9 @@ class prometheus_recorder {
   prometheus_recorder& operator=(const prometheus_recorder&) = delete;
 
   /// The series of `labels`, made at its first use (a lock and an allocation; afterwards a shared
-  /// lock). Keep the pointer. Null for labels past options.max_series or longer than
-  /// options.max_label_bytes, which adaptive_k_refused_labels_total counts; recording to null
-  /// counts as dropped.
+  /// lock). Keep the pointer. Null, and counted in adaptive_k_refused_labels_total, for labels past
+  /// options.max_series or longer than options.max_label_bytes; recording to null counts as
+  /// dropped.
   series* find(const metric_labels& labels) {
     if (labels.model.size() > options_.max_label_bytes ||
         labels.policy.size() > options_.max_label_bytes) {
@@ -114,8 +114,8 @@ class prometheus_recorder {
   }
 
   /// Adds how many tokens each expert got, [num_experts]: one batch's
-  /// routing_output::expert_counts, which started at zero. Ignored unless options.expert_load asks
-  /// for it; experts past max_experts are none.
+  /// routing_output::expert_counts, which started at zero. Ignored unless options.expert_load is
+  /// above 0, and for experts past max_experts.
   void record_expert_counts(series* to, const std::uint64_t* expert_counts,
                             int num_experts) noexcept {
     if (to == nullptr) {
@@ -128,7 +128,7 @@ class prometheus_recorder {
       add(cells[load_ + static_cast<std::size_t>(e)], expert_counts[e]);
   }
 
-  /// The same with a look-up of the labels; not noexcept, since the first of a series allocates.
+  /// The same by labels, which are looked up; not noexcept, as the first use of a series allocates.
   void record(const metric_labels& labels, const routing_metrics& batch, double latency_seconds) {
     record(find(labels), batch, latency_seconds);
   }
@@ -162,7 +162,7 @@ class prometheus_recorder {
     add(cells[invalid_entropies], bad);
   }
 
-  /// All that was recorded, as text. Cost: one pass over the cells of every series.
+  /// All that was recorded, as text. Cost: one pass over the counters of every series.
   std::string render(exposition format = exposition::prometheus) const {
     std::vector<snapshot> all;
     {

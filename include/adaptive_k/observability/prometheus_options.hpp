@@ -1,4 +1,4 @@
-// What prometheus.hpp records under and how it shows it: labels, options and formats.
+// The labels, options and formats of prometheus.hpp.
 #pragma once
 
 #include <cstddef>
@@ -9,15 +9,17 @@
 
 ADAPTIVE_K_NAMESPACE_BEGIN
 
-/// What a time series is of. Any bytes: one that is zero or of no UTF-8 is exposed as U+FFFD and
-/// its two hexadecimal digits, U+FFFD itself twice, so that different labels stay different.
+/// What identifies a time series. Names may be any bytes: a zero byte, or one that is not UTF-8, is
+/// exposed as U+FFFD and its two hexadecimal digits, and U+FFFD itself twice, so that different
+/// labels stay different.
 struct metric_labels {
   std::string_view model;   ///< by name
   int layer = -1;           ///< negative: all layers together, exposed as layer="all"
   std::string_view policy;  ///< by name
 };
 
-/// What is exposed, and what it may cost. Ranges are checked by the recorder, which throws.
+/// What is exposed, and limits on its cost. The recorder's constructor throws for values out of
+/// range.
 struct prometheus_options {
   /// Upper bounds in seconds, finite and ascending, 1 to 64 of them; +Inf is added.
   std::vector<double> latency_buckets = {1e-6, 2.5e-6, 5e-6, 1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4,

@@ -1,4 +1,4 @@
-// Text that other programs read: valid UTF-8 whatever came in, and numbers free of locales.
+// Text for other programs: valid UTF-8 whatever the input, and numbers independent of the locale.
 #pragma once
 
 #include <charconv>
@@ -37,7 +37,7 @@ inline void append_number(std::string& out, std::int64_t value) {
   out.append(digits, std::to_chars(digits, digits + sizeof digits, value).ptr);
 }
 
-/// The shortest text that reads back as `value`, which is finite; always seen to be a real number.
+/// The shortest text that reads back as `value`, which is finite; it has a point or an exponent.
 inline void append_number(std::string& out, double value) {
   char digits[32];
   const std::string_view text(
@@ -47,7 +47,7 @@ inline void append_number(std::string& out, double value) {
   if (text.find_first_of(".e") == std::string_view::npos) out += ".0";
 }
 
-/// With so many digits behind the point, 0 to 3; not printf, which follows the locale.
+/// `value` with 0 to 3 digits after the point; without printf, which follows the locale.
 inline void append_decimals(std::string& out, double value, int digits) {
   char text[320];  // the largest number has 309 before the point
   out.append(text,

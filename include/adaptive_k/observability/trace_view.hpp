@@ -35,7 +35,7 @@ struct bar_options {
   bool color = false;         ///< green up to half of full_k, yellow below it; see color_wanted
 };
 
-/// Whether to colour what goes to a terminal: not if the user set NO_COLOR to anything but nothing.
+/// Whether to colour output: for a terminal, unless NO_COLOR is set and not empty.
 inline bool color_wanted(bool is_terminal) noexcept {
   const char* const no_color = std::getenv("NO_COLOR");
   return is_terminal && (no_color == nullptr || *no_color == '\0');
@@ -67,7 +67,7 @@ inline bar_scale scale_of(const std::vector<trace_call>& calls, const bar_option
   return scale;
 }
 
-/// Such as "####....", `value` of `full`; nothing of a bar that is not a number.
+/// Appends a bar such as "####....", `value` of `full`; an empty one where that is NaN.
 inline void append_bar(std::string& out, double value, double full, int width,
                        const char* color = "") {
   int filled = 0;
@@ -81,7 +81,7 @@ inline void append_bar(std::string& out, double value, double full, int width,
   out.append(static_cast<std::size_t>(width - filled), '.');
 }
 
-/// Two digits behind the point, right-aligned to `width`; "-" for what is not finite.
+/// Appends `value` with two digits after the point, right-aligned to `width`; "-" if not finite.
 inline void append_fixed(std::string& out, double value, int width) {
   std::string text;
   if (std::isfinite(value) && std::abs(value) < 1e15)
@@ -161,8 +161,8 @@ inline std::string layer_bars(const std::vector<trace_call>& calls,
   return out;
 }
 
-/// One line a token of one call. `names`, where given, [num_tokens], any bytes, stands before it,
-/// what a terminal would act upon replaced; padding tokens are left out.
+/// One line a token of one call, without padding tokens. `names`, where given, [num_tokens], any
+/// bytes, stand before the bars, with what a terminal would act upon replaced.
 inline std::string token_bars(const trace_call& call, const bar_options& options = {},
                               const std::string_view* names = nullptr) {
   const detail::bar_scale scale = detail::scale_of({call}, options);
@@ -187,12 +187,12 @@ inline std::string token_bars(const trace_call& call, const bar_options& options
   return out;
 }
 
-/// Collects calls as trace events, which ui.perfetto.dev and chrome://tracing open: a track a layer
-/// with a slice a call, and counters of entropy and K. Not for several threads at once.
+/// Collects calls as trace events, for ui.perfetto.dev and chrome://tracing: for each layer a track
+/// with a slice for each call, and counters of entropy and K. Not for several threads at once.
 class perfetto_trace {
  public:
-  /// `process` names what ran, such as the model: any bytes. Its id and that of its threads are
-  /// made up: a track stands for a layer.
+  /// `process` names what ran, such as the model: any bytes. Process and thread ids are made up, as
+  /// a track stands for a layer.
   explicit perfetto_trace(std::string_view process) {
     events_ =
         "{\"name\":\"process_name\",\"ph\":\"M\",\"ts\":0,\"pid\":1,\"tid\":0,\"args\":{\"name\":";
@@ -201,9 +201,9 @@ class perfetto_trace {
   }
 
   /// Adds a call: a slice with its means. With `tokens`, also the entropy and K of each token, as
-  /// counters at equal steps over the call: which of its moments a token took is not measured.
-  /// Calls with a negative duration or with times that are none, or that lie 9e15 us (285 years)
-  /// and more from zero, where the viewer's clock ends, are counted and left out.
+  /// counters at equal steps over the call, as the time of a single token is not measured. Calls
+  /// with a negative duration, or with times that are not finite or 9e15 us (285 years) or more
+  /// from zero, where the viewer's clock ends, are left out and counted.
   void add(const trace_call& call, bool tokens = true) {
     if (!(call.start_us > -most_us) || !(call.duration_us >= 0) ||
         !(call.start_us + call.duration_us < most_us)) {
@@ -253,7 +253,7 @@ class perfetto_trace {
 
   static constexpr double most_us = 9e15;  // Perfetto keeps ns in 64 bits
 
-  /// Clocks tell no more, and digits behind it would only be noise of the conversion.
+  /// Rounded to ns: clocks tell no more, and further digits would be noise of the conversion.
   static double in_ns(double us) noexcept { return std::round(us * 1e3) / 1e3; }
 
   void argument(std::string_view name, double value) {

@@ -53,12 +53,12 @@ inline void distortion_features(const layer_record& record, std::int64_t t, int 
   features[4] = std::log(std::fmax(static_cast<double>(record.topk_share(t)), least));
 }
 
-/// To five decimals, so that what a file holds is what was measured.
+/// Rounded to five decimals, so that a file holds exactly what was measured.
 inline float rounded_coefficient(double value) {
   return static_cast<float>(std::round(value * 1e5) / 1e5);
 }
 
-/// The same for numbers of any size: six digits.
+/// Rounded to six significant digits, for numbers of any size.
 inline double rounded(double value) {
   if (!(std::fabs(value) > 0.0) || !std::isfinite(value)) return value;
   const double scale = std::pow(10.0, 5.0 - std::floor(std::log10(std::fabs(value))));

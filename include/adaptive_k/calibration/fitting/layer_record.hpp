@@ -31,7 +31,7 @@ struct expert_output_block {
 /// One layer's tokens. Memory: (5 K0 + 2) * 4 bytes a token, 4 (2 K0 + 2) without distortions.
 class layer_record {
  public:
-  /// Of a layer of `model`, without tokens.
+  /// An empty record of one layer of `model`.
   explicit layer_record(const gating& model) : model_(model), scores_(model) {
     // Scores that neither sum to 1 nor are scaled: their sum is the share S_K0.
     if (scores_.kind == gating_kind::top_k_softmax) scores_.kind = gating_kind::softmax;
@@ -43,7 +43,7 @@ class layer_record {
   int top_k() const noexcept { return model_.top_k; }
   /// E.
   int num_experts() const noexcept { return model_.num_experts; }
-  /// Recorded so far.
+  /// Tokens recorded so far.
   std::int64_t num_tokens() const noexcept { return static_cast<std::int64_t>(share_.size()); }
   /// Whether blocks came with the experts' outputs, so that distortions are known.
   bool has_distortion() const noexcept { return !parts_.empty() || model_.top_k == 1; }
@@ -52,7 +52,7 @@ class layer_record {
   const float* weights(std::int64_t t) const { return weights_.data() + t * top_k(); }
   /// Its top K0 experts, [K0], in rank order.
   const std::int32_t* experts(std::int64_t t) const { return experts_.data() + t * top_k(); }
-  /// Its scores' sum over the top K0: S_K0 of distortion_ref.
+  /// The sum of its top K0 scores: S_K0 of distortion_ref.
   float topk_share(std::int64_t t) const { return share_[static_cast<std::size_t>(t)]; }
   /// Its entropy over all E, nats.
   float softmax_entropy(std::int64_t t) const { return entropy_[static_cast<std::size_t>(t)]; }
@@ -109,7 +109,7 @@ class layer_record {
     }
   }
 
-  /// Adds tokens of which only the router's logits are known.
+  /// Adds tokens by their router logits alone, [num_tokens, E]; their distortions stay unknown.
   void add_logits(const float* logits, std::int64_t num_tokens, const float* routing_bias) {
     const routed_batch batch = routed(scores_, logits, num_tokens, routing_bias);
     for (std::int64_t t = 0; t < num_tokens; ++t) {

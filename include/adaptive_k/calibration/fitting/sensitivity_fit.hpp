@@ -38,8 +38,8 @@ inline Eigen::VectorXd nonnegative_least_squares(const Eigen::MatrixXd& a,
 }  // namespace detail
 
 /// mean_distortion [n][layers] and kl [n] of windows run with K's that differ by layer; weights
-/// 1 / (KL + 0.1 mean KL). A layer whose share comes out as nothing gets a twentieth of the mean:
-/// no layer is free. Scaled to mean 1 and rounded.
+/// 1 / (KL + 0.1 mean KL). A layer that the fit gives 0 gets a twentieth of the mean, as no layer
+/// is free. Scaled to mean 1 and rounded.
 inline std::vector<double> fit_sensitivities(
     const std::vector<std::vector<double>>& mean_distortion, const std::vector<double>& kl) {
   const auto rows = static_cast<Eigen::Index>(kl.size());

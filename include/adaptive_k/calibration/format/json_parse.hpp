@@ -1,5 +1,5 @@
-// JSON from files that nobody vouches for: bounded in size, depth, number of values and time, every
-// key once. Every reader of the project gets its JSON here, and its words for what it refuses.
+// JSON from untrusted files: bounded in size, depth, number of values and time, with every key
+// once. All readers of the project parse here, so that their refusals read alike.
 #pragma once
 
 #include <algorithm>
@@ -163,8 +163,8 @@ class json_builder {
     return true;
   }
 
-  /// Where the next value belongs. It stays there: an array does not grow while what is in it is
-  /// read.
+  /// Where the next value belongs. The pointer stays valid, as an array does not grow while one of
+  /// its elements is being read.
   json* next() {
     if (++count_ > limits_.values)
       refuse("more than " + std::to_string(limits_.values) + " values, expected at most that");
@@ -217,7 +217,7 @@ inline json parse_json_text(std::string_view text, const std::string& file,
   return builder.take();
 }
 
-/// Says of a file that could not be opened, or is no regular file, why.
+/// Why a file cannot be read: it could not be opened, or is no regular file.
 inline std::string unreadable(const std::filesystem::path& path) {
   std::error_code error;
   const std::filesystem::file_status found = std::filesystem::status(path, error);

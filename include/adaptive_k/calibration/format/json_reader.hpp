@@ -145,7 +145,7 @@ class json_node {
   std::string path_;
 };
 
-/// Throws file_error, as all that reads files here.
+/// Throws file_error, as everything here that reads files does.
 inline json_node parse_json(std::string_view text, const std::string& file,
                             const json_limits& limits = {}) {
   return json_node(

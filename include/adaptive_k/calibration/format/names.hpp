@@ -1,4 +1,4 @@
-// The words for the library's enumerations, read: to_string of core/ writes them.
+// Reads the names of the library's enumerations, which to_string in core/ writes.
 #pragma once
 
 #include <optional>
@@ -20,7 +20,7 @@ void for_each_value(F f) {
   for (int i = 0; i < num_values(Enum{}); ++i) f(static_cast<Enum>(i));
 }
 
-/// The value of that name, or none.
+/// The value with that name, if there is one.
 template <class Enum>
 std::optional<Enum> find_name(std::string_view name) {
   std::optional<Enum> found;

@@ -33,7 +33,7 @@ struct preset_policy : policy_origin {
 
 namespace detail {
 
-/// Keys of one layer: its own first, then those that the policy gives to every layer.
+/// A layer's keys: its own, then those that the policy sets for all layers.
 class layered_node {
  public:
   layered_node(std::optional<json_node> own, std::optional<json_node> shared)
@@ -53,7 +53,7 @@ class layered_node {
     return {own_ ? own_->find(key) : std::nullopt, shared_ ? shared_->find(key) : std::nullopt};
   }
 
-  /// Where a value that is found nowhere would belong.
+  /// The object that a missing value is reported for.
   const json_node& home() const { return own_ ? *own_ : *shared_; }
   bool exists() const { return own_ || shared_; }
 
@@ -62,7 +62,7 @@ class layered_node {
   std::optional<json_node> shared_;
 };
 
-/// Refuses what `validate` does, at the key of the field that is at fault.
+/// Throws what `validate` refused, at the key of the field that is at fault.
 inline void refuse_unless(const status& checked, const layered_node& node) {
   if (checked.ok()) return;
   std::string field(checked.field());
@@ -89,7 +89,7 @@ inline void refuse_unless(const status& checked, const layered_node& node) {
   throw preset_error(found->file(), found->path() + index, std::string(problem));
 }
 
-/// The numbers that distortion policies point to. Layers that share a table share its storage.
+/// Owns the numbers that distortion policies point to. Layers that share a table share its storage.
 class policy_tables {
  public:
   /// `node` holds [rows, columns] numbers.
@@ -194,7 +194,7 @@ inline k_policy read_k_policy(const layered_node& node, const gating& model,
   return policy;
 }
 
-/// Refuses keys that the rule of the layer does not read: they would be silently without effect.
+/// Refuses keys that the layer's rule does not read, as they would have no effect.
 inline void expect_keys_of_rule(const json_node& own, k_rule rule) {
   const auto refuse_key = [&](const char* key) {
     if (const auto stray = own.find(key))
@@ -313,8 +313,8 @@ inline preset_policy read_default_policy(const json_node& root, const gating& mo
 
 }  // namespace detail
 
-/// Routes with `policy`. A policy that owns tables is given to each of the model's MoE layers, for
-/// the router to keep the tables alive; hence `num_layers`.
+/// A router for `policy`. The router keeps the tables of a policy alive, for which it needs a
+/// policy for each of the model's `num_layers` MoE layers.
 inline router make_router(const gating& model, const preset_policy& policy, int num_layers,
                           router_options options = {}) {
   if (policy.layers.size() == 1 && policy.tables == nullptr)

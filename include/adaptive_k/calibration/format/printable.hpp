@@ -1,4 +1,4 @@
-// Text from files and command lines, as messages may repeat it: printable, and of bounded length.
+// Makes text from files and command lines fit for messages: printable, and of bounded length.
 #pragma once
 
 #include <cstddef>
@@ -12,8 +12,8 @@ ADAPTIVE_K_NAMESPACE_BEGIN
 
 namespace detail {
 
-/// `text` as a message shows it: bytes that are no printable UTF-8 as \xNN, and where that would
-/// take more than `most` bytes, cut between two characters, with "..." behind.
+/// `text` as a message shows it: bytes that are not printable UTF-8 as \xNN; what takes more than
+/// `most` bytes is cut between two characters and ends with "...".
 inline std::string printable(std::string_view text, std::size_t most) {
   constexpr std::string_view dots = "...";
   std::string out;
@@ -33,7 +33,7 @@ inline std::string printable(std::string_view text, std::size_t most) {
   return out;
 }
 
-/// The same of a message, whose end says what was expected: cut in the middle.
+/// The same for a message, cut in the middle, as its end says what was expected.
 inline std::string printable_message(std::string_view text, std::size_t most) {
   std::string whole = printable(text, 4 * text.size());
   if (whole.size() <= most) return whole;
@@ -42,7 +42,7 @@ inline std::string printable_message(std::string_view text, std::size_t most) {
   return printable(whole, most - most / 3) + whole.substr(tail);
 }
 
-/// The same of a path, which tells more by its end.
+/// The same for a path, cut at its front, as its end says more.
 inline std::string printable_path(std::string_view path, std::size_t most) {
   if (path.size() <= most) return printable(path, 4 * most);
   path.remove_prefix(path.size() - most);

@@ -12,7 +12,7 @@
 
 ADAPTIVE_K_NAMESPACE_BEGIN
 
-/// What the origin of a policy claims for it. Nothing here was measured by this project.
+/// What a policy's publication claims for it; none of it was measured by this project.
 struct published_claims {
   std::string unit;                           ///< of `thresholds` and `mean_signal`, as published
   std::vector<double> thresholds;             ///< as published
@@ -116,7 +116,7 @@ inline policy_measurement read_measurement(const json_node& node) {
   return result;
 }
 
-/// Provenance and what has to stand beside it.
+/// Reads the provenance, and the claims or the measurement that it requires.
 inline void read_provenance(const json_node& node, policy_origin& policy) {
   const json_node provenance = node.at("provenance", "where the numbers come from");
   policy.provenance = provenance.as_string();

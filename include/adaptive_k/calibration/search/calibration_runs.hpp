@@ -84,8 +84,7 @@ struct paired_estimate {
   double se = std::numeric_limits<double>::quiet_NaN();  ///< standard error, likewise
 };
 
-/// The KL of `a` less that of `b`, which ran the same windows, or less 0, which is full K's own;
-/// nats.
+/// The KL of `a` minus that of `b` on the same windows, in nats; without `b` minus full K's own, 0.
 inline paired_estimate kl_difference(const routing_outcome& a, const routing_outcome* b = nullptr) {
   const auto at = [&](std::size_t w) {
     return a.windows[w].kl - (b != nullptr ? b->windows[w].kl : 0.0);
@@ -122,13 +121,13 @@ struct policy_set {
   std::shared_ptr<const void> tables;  ///< what distortion policies point to, or null
 };
 
-/// Where results of runs are kept, so that work cut short goes on. `recall` returns false for an
-/// unknown key; a result of another number of windows or layers is not used. Both may be null.
-/// `step` is told before every run, and may throw to stop.
+/// Stores results of runs, so that interrupted work can resume. `recall` and `remember` may be
+/// null. A stored result with another number of windows or layers is not used. `step` is called
+/// before every run, and may throw to stop.
 struct run_memory {
-  /// Whether `outcome` was filled with what is kept by `key`.
+  /// Fills `outcome` with the result stored under `key`; false if there is none.
   std::function<bool(const std::string& key, routing_outcome& outcome)> recall;
-  /// Keeps `outcome` by `key`.
+  /// Stores `outcome` under `key`.
   std::function<void(const std::string& key, const routing_outcome& outcome)> remember;
   std::function<void(const std::string& what)> step;  ///< told what runs next
 };
@@ -136,14 +135,14 @@ struct run_memory {
 /// Runs routings over a source. Throws std::runtime_error where a router refuses.
 class calibration_runner {
  public:
-  /// Runs over `source`, which it keeps.
+  /// Runs over `source`, of which it keeps a copy.
   explicit calibration_runner(calibration_source source, run_memory memory = {})
       : source_(std::move(source)), memory_(std::move(memory)) {}
 
-  /// What it runs over.
+  /// The model and text that it runs over.
   const calibration_source& source() const noexcept { return source_; }
 
-  /// Per layer what the full-K run showed.
+  /// Runs the windows under full K and records every layer, [num_layers].
   std::vector<layer_record> record(window_range range) const {
     if (memory_.step) memory_.step("full K, recorded");
     std::vector<layer_record> records(static_cast<std::size_t>(source_.num_layers),
@@ -155,7 +154,8 @@ class calibration_runner {
     return records;
   }
 
-  /// Routes the windows of `range` by `policies`; `seed` deals the K's where they are not `chosen`.
+  /// Routes the windows of `range` by `policies`. `seed` is for K's that are not `chosen` but
+  /// reassigned.
   routing_outcome run(const policy_set& policies, window_range range,
                       k_assignment assignment = k_assignment::chosen,
                       std::uint64_t seed = 1) const {
@@ -167,8 +167,8 @@ class calibration_runner {
                       });
   }
 
-  /// The ceiling: K's from the true distortion of each token, layer after layer on what the layers
-  /// before left of it: argmin g_l d + lambda k. Costs num_layers + 1 passes.
+  /// The oracle: K's from the true distortion of each token, argmin g_l d + lambda k, layer by
+  /// layer under the K's chosen in the layers before. Costs num_layers + 1 passes.
   routing_outcome run_oracle(const std::vector<double>& sensitivities, double lambda,
                              double mass_exponent, window_range range) const {
     std::string key = "oracle " + bits(lambda) + bits(mass_exponent) + range_key(range);
@@ -309,7 +309,7 @@ class calibration_runner {
     return outcome;
   }
 
-  // A key holds all that a result depends on; numbers go in as their bits.
+  // A key covers all that a result depends on; numbers are added as their bits.
   template <class Number>
   static std::string bits(Number value) {
     std::uint64_t word = 0;

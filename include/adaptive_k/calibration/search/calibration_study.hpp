@@ -64,11 +64,11 @@ class calibration_study {
     fit_sensitivities();
   }
 
-  /// Of the text that is fitted on.
+  /// The runner of the text that it fits on.
   const calibration_runner& runner() const noexcept { return runner_; }
   /// K0.
   int top_k() const noexcept { return runner_.source().model.top_k; }
-  /// Of the windows that were fitted on and chosen on.
+  /// Tokens of the windows for fitting and for choosing.
   std::int64_t tokens_analyzed() const noexcept {
     return (fit_.count + choice_.count) * runner_.source().window_length;
   }
@@ -76,7 +76,7 @@ class calibration_study {
   window_range choice_windows() const noexcept { return choice_; }
   /// g of each layer, [num_layers].
   const std::vector<double>& sensitivities() const noexcept { return sensitivities_; }
-  /// What the fit's windows showed under full K, [num_layers].
+  /// The records of the windows for fitting, under full K, [num_layers].
   const std::vector<layer_record>& records() const noexcept { return records_; }
 
   /// The policies that give the recorded tokens this mean K. Not for `oracle`; static rules round
@@ -106,8 +106,8 @@ class calibration_study {
         price_for(fit(mass_exponent)->predicted, sensitivities_, mean_k, top_k()));
   }
 
-  /// The same, set so that the choice windows, with K really applied, get this mean K: skipped
-  /// experts move the logits of the layers behind them.
+  /// The same, corrected so that the choice windows get this mean K when K is really applied:
+  /// skipped experts change the logits of later layers.
   policy_set settled_policies(calibration_rule rule, double mean_k, double mass_exponent) const {
     policy_set result = policies(rule, mean_k, mass_exponent);
     if (rule == calibration_rule::fixed || rule == calibration_rule::static_per_layer ||
@@ -173,7 +173,7 @@ class calibration_study {
     return gain.value + 2.0 * gain.se < 0.0 ? best->exponent : cheap->exponent;
   }
 
-  /// Every rule at every mean K on every text, each mean K with the exponent that suits
+  /// Every rule at every mean K on every text. At one mean K all have the exponent that suits
   /// `distortion` best, so that rules differ in their K's alone.
   std::vector<frontier_point> frontier(const std::vector<calibration_rule>& rules,
                                        const std::vector<double>& mean_ks,

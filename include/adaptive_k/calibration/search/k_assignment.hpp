@@ -1,4 +1,4 @@
-// The K's that a policy chose, dealt out anew: the controls that say whether its signal matters.
+// A policy's K's, reassigned among the tokens: the controls that show whether its signal matters.
 #pragma once
 
 #include <algorithm>
@@ -14,7 +14,7 @@
 
 ADAPTIVE_K_NAMESPACE_BEGIN
 
-/// How the K's that a policy chooses are given to the tokens of a call.
+/// How the K's that a policy chooses are assigned to the tokens of a call.
 enum class k_assignment {
   chosen,    ///< each token its own
   shuffled,  ///< at random
@@ -42,7 +42,7 @@ class integer_rng {
   std::uint64_t state_;
 };
 
-/// Fisher-Yates: the same K's, each token's equally likely to be any of them.
+/// Fisher-Yates: a uniformly random permutation of the same K's.
 inline void shuffle_counts(std::vector<std::uint8_t>& counts, integer_rng& rng) {
   for (std::size_t i = counts.size(); i > 1; --i)
     std::swap(counts[i - 1], counts[static_cast<std::size_t>(rng.below(i))]);
@@ -64,15 +64,15 @@ inline void invert_counts(std::vector<std::uint8_t>& counts, const std::vector<f
     counts[surest_first[rank]] = own[surest_first[own.size() - 1 - rank]];
 }
 
-/// The K's of one call, anew; `signal` is that of their policy.
+/// Reassigns the K's of one call; `signal` is that of their policy.
 inline void assign_counts(k_assignment how, std::vector<std::uint8_t>& counts,
                           const std::vector<float>& signal, signal_kind kind, integer_rng& rng) {
   if (how == k_assignment::shuffled) shuffle_counts(counts, rng);
   if (how == k_assignment::inverted) invert_counts(counts, signal, kind);
 }
 
-/// Per layer: full K with the policy's own signal and mass_exponent, so that what routes under it
-/// and other K's differs from the policy in its K's alone.
+/// Per layer full K with the policy's signal and mass_exponent: with K's given by the caller it
+/// differs from the policy in its K's alone.
 inline std::vector<k_policy> full_like(const std::vector<k_policy>& policies) {
   std::vector<k_policy> result;
   for (const k_policy& policy : policies) {

@@ -17,7 +17,7 @@
 
 ADAPTIVE_K_NAMESPACE_BEGIN
 
-/// What sets the K's in a calibration: rules, controls and the ceiling.
+/// What sets the K's in a calibration: rules, controls and the oracle.
 enum class calibration_rule {
   fixed,             ///< one K for every token and layer
   static_per_layer,  ///< one K a layer, from the layers' mean distortions
@@ -25,9 +25,9 @@ enum class calibration_rule {
   score_ratio,       ///< one ratio for all layers
   top_p,             ///< one mass for all layers
   distortion,        ///< predicted distortion
-  random_mix,        ///< distortion's K's, dealt out at random
-  inverted,          ///< distortion's K's, the wrong way round
-  oracle,            ///< the true distortion: the ceiling, not a rule that can run
+  random_mix,        ///< distortion's K's, assigned at random
+  inverted,          ///< distortion's K's, the surest token with the most
+  oracle,            ///< the true distortion: the upper bound, not a rule that can run
 };
 
 /// In the order of reports.
@@ -75,7 +75,7 @@ inline double mean_k_at_price(const distortion_arrays& d, const std::vector<doub
   return count > 0.0 ? sum / count : top_k;
 }
 
-/// Bisects a parameter in which the mean K falls.
+/// Bisects a parameter whose growth lowers the mean K.
 template <class MeanK>
 double bisect(double low, double high, double mean_k, const MeanK& mean_k_at) {
   for (int i = 0; i < 40; ++i) {
@@ -116,7 +116,7 @@ struct fitted_distortion {
   detail::distortion_arrays predicted;    ///< [T, K0 - 1] a layer
 };
 
-/// Fits each layer's record by itself.
+/// Fits every layer on its own record.
 inline std::shared_ptr<const fitted_distortion> fit_layers(const std::vector<layer_record>& records,
                                                            double mass_exponent) {
   auto fit = std::make_shared<fitted_distortion>();
@@ -145,7 +145,7 @@ inline policy_set distortion_policies(const std::shared_ptr<const fitted_distort
   return result;
 }
 
-/// `policy` for each of `num_layers` layers, with this mass exponent.
+/// `policy` for every layer, with this mass exponent.
 inline policy_set same_policy(k_policy policy, double mass_exponent, std::size_t num_layers) {
   policy.mass_exponent = static_cast<float>(mass_exponent);
   return {std::vector<k_policy>(num_layers, policy), nullptr};
@@ -190,8 +190,8 @@ inline policy_set score_ratio_policies(const std::vector<layer_record>& records,
                      mass_exponent, records.size());
 }
 
-/// Three neighbouring K's (two at the ends), half of the tokens in the middle; thresholds are
-/// quantiles of the softmax entropy over all layers.
+/// Three neighbouring K's (two at the ends), with half of the tokens at the middle one; thresholds
+/// are quantiles of the softmax entropy over all layers.
 inline policy_set entropy_policies(const std::vector<layer_record>& records, double mass_exponent,
                                    double mean_k) {
   const int top_k = records.front().top_k();
@@ -227,8 +227,8 @@ inline policy_set entropy_policies(const std::vector<layer_record>& records, dou
   return same_policy(policy, mass_exponent, records.size());
 }
 
-/// Starts from one expert a layer and gives the next one where it helps most: g_l times the fall
-/// of the mean distortion; until the layers' mean K is at most `mean_k`.
+/// Starts from one expert a layer and gives the next one to the layer where g_l times the mean
+/// distortion falls most, as long as the layers' mean K is at most `mean_k`.
 inline policy_set static_policies(const detail::distortion_arrays& d,
                                   const std::vector<double>& sensitivities, double mass_exponent,
                                   double mean_k, int top_k) {
