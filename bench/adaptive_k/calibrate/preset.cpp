@@ -36,30 +36,38 @@ ordered_json table_json(const std::vector<float>& values, std::size_t columns) {
 ordered_json layer_json(const adaptive_k::k_policy& policy, const adaptive_k::gating& model) {
   ordered_json json;
   json["rule"] = adaptive_k::to_string(policy.rule);
-  if (policy.rule == adaptive_k::k_rule::fixed) json["k"] = policy.k_values[0];
-  if (policy.rule == adaptive_k::k_rule::thresholds) {
-    json["signal"] = adaptive_k::to_string(policy.signal);
-    const bool in_nats = policy.signal == adaptive_k::signal_kind::softmax_entropy;
-    const char* key = in_nats ? "thresholds_nats" : "thresholds";
-    json["k_values"] = ordered_json::array();
-    json[key] = ordered_json::array();
-    for (int i = 0; i < policy.num_k_values; ++i) json["k_values"].push_back(policy.k_values[i]);
-    for (int i = 0; i + 1 < policy.num_k_values; ++i)
-      json[key].push_back(std::stod(adaptive_k::detail::shortest(policy.thresholds[i])));
-  }
-  if (policy.rule == adaptive_k::k_rule::distortion) {
-    const auto rows = static_cast<std::size_t>(model.top_k - 1);
-    const auto experts = static_cast<std::size_t>(model.num_experts);
-    const auto copy = [&](const float* from, std::size_t columns) {
-      return table_json(std::vector<float>(from, from + rows * columns), columns);
-    };
-    const adaptive_k::distortion_ref& d = policy.distortion;
-    json["distortion"] = {
-        {"lambda", six_digits(static_cast<double>(d.lambda))},
-        {"sensitivity", six_digits(static_cast<double>(d.sensitivity))},
-        {"coefficients", copy(d.coefficients, adaptive_k::distortion_ref::num_features)},
-        {"first_expert", copy(d.first_expert, experts)},
-        {"next_expert", copy(d.next_expert, experts)}};
+  switch (policy.rule) {
+    case adaptive_k::k_rule::full:
+      break;
+    case adaptive_k::k_rule::fixed:
+      json["k"] = policy.k_values[0];
+      break;
+    case adaptive_k::k_rule::thresholds: {
+      json["signal"] = adaptive_k::to_string(policy.signal);
+      const bool in_nats = *adaptive_k::unit_of(policy.signal) != '\0';
+      const char* key = in_nats ? "thresholds_nats" : "thresholds";
+      json["k_values"] = ordered_json::array();
+      json[key] = ordered_json::array();
+      for (int i = 0; i < policy.num_k_values; ++i) json["k_values"].push_back(policy.k_values[i]);
+      for (int i = 0; i + 1 < policy.num_k_values; ++i)
+        json[key].push_back(std::stod(adaptive_k::detail::shortest(policy.thresholds[i])));
+      break;
+    }
+    case adaptive_k::k_rule::distortion: {
+      const auto rows = static_cast<std::size_t>(model.top_k - 1);
+      const auto experts = static_cast<std::size_t>(model.num_experts);
+      const auto copy = [&](const float* from, std::size_t columns) {
+        return table_json(std::vector<float>(from, from + rows * columns), columns);
+      };
+      const adaptive_k::distortion_ref& d = policy.distortion;
+      json["distortion"] = {
+          {"lambda", six_digits(static_cast<double>(d.lambda))},
+          {"sensitivity", six_digits(static_cast<double>(d.sensitivity))},
+          {"coefficients", copy(d.coefficients, adaptive_k::distortion_ref::num_features)},
+          {"first_expert", copy(d.first_expert, experts)},
+          {"next_expert", copy(d.next_expert, experts)}};
+      break;
+    }
   }
   json["mass_exponent"] = std::stod(adaptive_k::detail::shortest(policy.mass_exponent));
   return json;
