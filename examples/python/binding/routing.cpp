@@ -55,10 +55,9 @@ router make_router(const gating& model, const bound_policy& policy, const std::s
   adaptive_k::router_options options;
   options.fill = fill_of(fill);
   options.instructions = instructions_of(instructions);
-  router made = policy.layers.size() == 1
-                    ? router(model, std::vector<adaptive_k::k_policy>{policy.layers[0]}, options,
-                             policy.tables)
-                    : router(model, policy.layers, options, policy.tables);
+  // One that serves every layer takes no tables along: `policy` lives as long as its router.
+  router made = policy.layers.size() == 1 ? router(model, policy.layers[0], options)
+                                          : router(model, policy.layers, options, policy.tables);
   require(made.validity());
   return made;
 }
@@ -296,11 +295,13 @@ void add_metrics(nb::module_& module) {
 
 void add_router(nb::module_& module) {
   nb::class_<router>(module, "Router")
-      .def("__init__",
-           [](router* self, const gating& model, const bound_policy& policy,
-              const std::string& fill, const std::string& instructions) {
-             new (self) router(make_router(model, policy, fill, instructions));
-           })
+      .def(
+          "__init__",
+          [](router* self, const gating& model, const bound_policy& policy, const std::string& fill,
+             const std::string& instructions) {
+            new (self) router(make_router(model, policy, fill, instructions));
+          },
+          nb::keep_alive<1, 3>())
       .def_prop_ro("gating", [](const router& r) { return r.model(); })
       .def_prop_ro("num_layers", &router::num_layers)
       .def_prop_ro("instructions",

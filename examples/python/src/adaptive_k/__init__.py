@@ -26,9 +26,11 @@ from ._core import (  # noqa: E402
     instructions,
     list_presets,
 )
+from .known import AdaptiveKRouter, RoutingConfig, RoutingMetrics  # noqa: E402
 from .router import Routed, Router  # noqa: E402
 
 __all__ = [
+    "AdaptiveKRouter",
     "Gating",
     "Metrics",
     "Policy",
@@ -36,6 +38,8 @@ __all__ = [
     "PresetError",
     "Routed",
     "Router",
+    "RoutingConfig",
+    "RoutingMetrics",
     "__version__",
     "instructions",
     "list_presets",
