@@ -1,4 +1,5 @@
-// Causal self-attention of one layer, with rotary positions and shared key-value heads.
+// Causal self-attention of one layer, with rotary positions, shared key-value heads, and biases and
+// norms of queries and keys where the model has them.
 #pragma once
 
 #include <cstdint>
@@ -9,20 +10,34 @@
 
 namespace moe_engine {
 
-/// Rotation of every position: HuggingFace's rotate-half, the first half of a head's channels
-/// paired with the second.
+/// Rotation of every position: HuggingFace's rotate-half, the first half of a head's rotated
+/// channels paired with the second.
 struct rotary_table {
   rotary_table(const model_config& config, int length);
 
-  std::vector<float> cosine;  // [length, D / 2]
-  std::vector<float> sine;    // [length, D / 2]
+  std::vector<float> cosine;  // [length, rotary_dim / 2]
+  std::vector<float> sine;    // [length, rotary_dim / 2]
+};
+
+/// Empty vectors are what the model does not have.
+struct attention_weights {
+  std::vector<float> qkv;       // [(num_heads + 2 * num_kv_heads) * D, H]: q, k, v
+  std::vector<float> qkv_bias;  // [(num_heads + 2 * num_kv_heads) * D]
+  std::vector<float> q_norm;    // [D] or [num_heads * D], as config.qk_norm says
+  std::vector<float> k_norm;    // [D] or [num_kv_heads * D]
+  std::vector<float> o;         // [H, num_heads * D]
+  std::vector<float> o_bias;    // [H]
+};
+
+/// One token of a call on texts in progress: which text, and where in it.
+struct token_place {
+  int sequence;
+  int position;
 };
 
 class attention_layer {
  public:
-  attention_layer(const model_config& config,
-                  const float* qkv /* [(num_heads + 2 * num_kv_heads) * D, H]: q, k, v */,
-                  const float* o /* [H, num_heads * D] */);
+  attention_layer(const model_config& config, attention_weights weights);
 
   /// output [T, H] = attention(x [T, H]) of T = num_sequences * length tokens; the residual is not
   /// added. `buffer` keeps its memory from call to call.
@@ -36,15 +51,33 @@ class attention_layer {
                     const std::vector<std::int64_t>& rows, float* output,
                     std::vector<float>& buffer) const;
 
+  /// The same for tokens that continue texts: output [T, H] of x [T, H] at `places` [T].
+  /// kv[sequence] holds the keys and values of the text before, [position, 2 * num_kv_heads * D],
+  /// and has room for those of these tokens, which are added. A token's bits do not depend on how
+  /// its text was cut into calls, as far as `dense` keeps rows apart.
+  void extend(const float* x, const std::vector<token_place>& places, const rotary_table& rotary,
+              std::vector<float>* kv, float* output, std::vector<float>& buffer) const;
+
+  /// Floats that one position of one text has in `kv`.
+  int kv_width() const noexcept { return kv_.outputs(); }
+
  private:
-  void rotate(float* token, int num_heads, const float* cosine, const float* sine) const;
+  void finish_queries(float* q, const rotary_table& rotary, std::int64_t position) const;
+  void finish_keys_and_values(float* kv, const rotary_table& rotary, std::int64_t position) const;
+  void normalize(float* heads, int num_heads, const std::vector<float>& weight) const;
+  void rotate(float* heads, int num_heads, const rotary_table& rotary, std::int64_t position) const;
+  void project_out(const float* attended, std::int64_t rows, float* output) const;
   void attend_row(const float* q, const float* kv, int position, float* output) const;
   void attend(const float* qkv, int head, int first_query, int last_query, float* output) const;
 
   int num_heads_;
   int num_kv_heads_;
   int head_dim_;
+  int rotary_dim_;
   int window_;  // 0 is all
+  query_key_norm norm_;
+  float epsilon_;
+  attention_weights weights_;  // without the matrices
   dense qkv_;
   dense q_;  // parts of qkv_ again, packed for calls that need one without the other
   dense kv_;

@@ -5,6 +5,9 @@
 #include <algorithm>
 #include <initializer_list>
 #include <optional>
+#include <utility>
+
+#include "config_settings.hpp"
 
 namespace moe_engine {
 namespace {
@@ -12,139 +15,6 @@ namespace {
 using adaptive_k::file_error;
 using adaptive_k::detail::json;
 using adaptive_k::detail::json_node;
-
-/// How the engine takes a setting of config.json. One that is in no table is refused, unless it is
-/// null, which asks for nothing.
-struct setting {
-  const char* key;
-  /// read: by `parse_config`. inert: says nothing about what a forward pass computes.
-  /// fixed: implemented with `value` (JSON) alone.
-  enum { read, inert, fixed } use;
-  const char* value = nullptr;
-};
-
-/// Of every model type: what HuggingFace's PreTrainedConfig writes, and other programs add.
-constexpr setting common_settings[] = {
-    {"model_type", setting::read},
-    {"_name_or_path", setting::read},
-    {"vocab_size", setting::read},
-    {"hidden_size", setting::read},
-    {"intermediate_size", setting::read},
-    {"num_hidden_layers", setting::read},
-    {"num_attention_heads", setting::read},
-    {"num_key_value_heads", setting::read},
-    {"head_dim", setting::read},
-    {"max_position_embeddings", setting::read},
-    {"rms_norm_eps", setting::read},
-    {"rope_theta", setting::read},
-    {"rope_scaling", setting::read},
-    {"rope_parameters", setting::read},
-    {"tie_word_embeddings", setting::read},
-    {"hidden_act", setting::fixed, "\"silu\""},
-    {"attention_bias", setting::fixed, "false"},
-    {"qkv_bias", setting::fixed, "false"},
-    {"mlp_bias", setting::fixed, "false"},
-    {"use_bias", setting::fixed, "false"},
-    {"partial_rotary_factor", setting::fixed, "1.0"},
-    {"rotary_pct", setting::fixed, "1.0"},
-    {"quantization_config", setting::fixed, "null"},
-    {"num_shared_experts", setting::fixed, "0"},
-    {"n_shared_experts", setting::fixed, "0"},
-    {"shared_expert_intermediate_size", setting::fixed, "0"},
-    {"pretraining_tp", setting::fixed, "1"},
-    {"pruned_heads", setting::fixed, "{}"},
-    {"chunk_size_feed_forward", setting::fixed, "0"},
-    {"is_causal", setting::fixed, "true"},
-    {"is_encoder_decoder", setting::fixed, "false"},
-    {"add_cross_attention", setting::fixed, "false"},
-    {"tie_encoder_decoder", setting::fixed, "false"},
-    {"use_qk_norm", setting::fixed, "false"},
-    {"is_decoder", setting::inert},  // the model type says it
-    {"unsloth_version", setting::inert},
-    {"unsloth_fixed", setting::inert},
-    {"torchscript", setting::inert},
-    {"use_bfloat16", setting::inert},
-    {"tf_legacy_loss", setting::inert},
-    {"transformers_version", setting::inert},
-    {"torch_dtype", setting::inert},  // tensors say their own
-    {"dtype", setting::inert},
-    {"auto_map", setting::inert},
-    {"bos_token_id", setting::inert},
-    {"eos_token_id", setting::inert},
-    {"pad_token_id", setting::inert},
-    {"sep_token_id", setting::inert},
-    {"decoder_start_token_id", setting::inert},
-    {"tokenizer_class", setting::inert},
-    {"prefix", setting::inert},
-    {"id2label", setting::inert},
-    {"label2id", setting::inert},
-    {"problem_type", setting::inert},
-    {"finetuning_task", setting::inert},
-    {"task_specific_params", setting::inert},
-    {"initializer_range", setting::inert},
-    {"attention_dropout", setting::inert},  // training alone drops
-    {"hidden_dropout", setting::inert},
-    {"use_cache", setting::inert},
-    {"return_dict", setting::inert},
-    {"output_attentions", setting::inert},
-    {"output_hidden_states", setting::inert},
-    {"output_router_logits", setting::inert},
-    {"router_aux_loss_coef", setting::inert},
-    // What old files hold for sampling.
-    {"do_sample", setting::inert},
-    {"early_stopping", setting::inert},
-    {"output_scores", setting::inert},
-    {"return_dict_in_generate", setting::inert},
-    {"remove_invalid_values", setting::inert},
-    {"max_length", setting::inert},
-    {"min_length", setting::inert},
-    {"temperature", setting::inert},
-    {"top_k", setting::inert},
-    {"top_p", setting::inert},
-    {"typical_p", setting::inert},
-    {"num_beams", setting::inert},
-    {"num_beam_groups", setting::inert},
-    {"num_return_sequences", setting::inert},
-    {"length_penalty", setting::inert},
-    {"repetition_penalty", setting::inert},
-    {"no_repeat_ngram_size", setting::inert},
-    {"encoder_no_repeat_ngram_size", setting::inert},
-    {"diversity_penalty", setting::inert},
-};
-
-constexpr setting mixtral_settings[] = {
-    {"num_local_experts", setting::read},
-    {"num_experts_per_tok", setting::read},
-    {"sliding_window", setting::read},
-    {"router_jitter_noise", setting::inert},  // training alone adds it
-    {"architectures", setting::fixed, "[\"MixtralForCausalLM\"]"},
-    {"norm_topk_prob", setting::fixed, "true"},
-};
-
-const setting* find_setting(const std::string& key) {
-  for (const setting& s : mixtral_settings)
-    if (key == s.key) return &s;
-  for (const setting& s : common_settings)
-    if (key == s.key) return &s;
-  return nullptr;
-}
-
-void check_settings(const json_node& root) {
-  for (const auto& [key, value] : root.value().items()) {
-    // Names that begin with _ are the library's notes to itself; _name_or_path is read.
-    if (value.is_null() || (!key.empty() && key.front() == '_')) continue;
-    const setting* known = find_setting(key);
-    if (known == nullptr)
-      throw file_error(root.file(), key,
-                       adaptive_k::detail::shown_value(value) +
-                           ", expected a setting that the engine knows, or null: what it would "
-                           "change is not computed");
-    if (known != nullptr && known->use == setting::fixed && value != json::parse(known->value))
-      throw file_error(root.file(), key,
-                       adaptive_k::detail::shown_value(value) + ", expected " + known->value +
-                           ": anything else is not implemented");
-  }
-}
 
 /// Null is HuggingFace's way to leave a setting out.
 std::optional<json_node> given(const json_node& node, const char* key) {
@@ -175,57 +45,74 @@ float read_theta(const json_node& node) {
   return number_within(node, 1.0, 1e15, "a number in 1..1e15");
 }
 
-/// The base frequency in an object of its own, as newer files have it beside or instead of
-/// rope_theta; every other scheme than the default one is refused.
-std::optional<float> theta_of_object(const json_node& node) {
+bool flag(const json_node& root, const char* key, bool when_absent) {
+  const auto found = given(root, key);
+  return found ? found->as_bool() : when_absent;
+}
+
+struct rope {
+  std::optional<float> theta;
+  std::optional<double> rotated;  // the share of a head's channels
+};
+
+/// The rotated share; where all channels are, the model's class takes no other.
+double read_rotated(const json_node& node, bool may_be_partial) {
+  if (!may_be_partial && node.value() != json(1.0))
+    node.refuse("1.0: anything else is not implemented");
+  const double share = node.as_number();
+  if (!(share > 0.0 && share <= 1.0)) node.refuse("a number above 0 and at most 1");
+  return share;
+}
+
+/// Positions in an object of their own, as newer files have them beside or instead of rope_theta;
+/// every other scheme than the default one is refused.
+rope read_rope_object(const json_node& node, bool may_be_partial) {
   for (const char* key : {"rope_type", "type"})  // first: it is why there are other keys
     if (const auto type = given(node, key); type && type->value() != "default")
       type->refuse("\"default\": no other positions are implemented");
   node.expect_keys({"rope_type", "type", "rope_theta", "partial_rotary_factor"});
-  if (const auto factor = given(node, "partial_rotary_factor");
-      factor && factor->value() != json(1.0))
-    factor->refuse("1.0: anything else is not implemented");
-  const auto theta = given(node, "rope_theta");
-  return theta ? std::optional<float>(read_theta(*theta)) : std::nullopt;
+  rope result;
+  if (const auto share = given(node, "partial_rotary_factor"))
+    result.rotated = read_rotated(*share, may_be_partial);
+  if (const auto theta = given(node, "rope_theta")) result.theta = read_theta(*theta);
+  return result;
 }
 
-float read_rope(const json_node& root) {
-  std::optional<float> theta;
-  for (const char* key : {"rope_theta", "rope_scaling", "rope_parameters"}) {
+template <class Value>
+void agree(const json_node& node, std::optional<Value>& value, const std::optional<Value>& found,
+           const char* what) {
+  if (value && found && *found != *value)
+    node.refuse(std::string("the ") + what + " that the keys before it give, " +
+                std::to_string(*value));
+  if (found) value = found;
+}
+
+rope read_rope(const json_node& root, bool may_be_partial) {
+  rope result;
+  for (const char* key :
+       {"rope_theta", "partial_rotary_factor", "rope_scaling", "rope_parameters"}) {
     const auto node = given(root, key);
     if (!node) continue;
-    const std::optional<float> found = std::string(key) == "rope_theta"
-                                           ? std::optional<float>(read_theta(*node))
-                                           : theta_of_object(*node);
-    if (theta && found && *found != *theta)
-      node->refuse("the base frequency that the keys before it give, " + std::to_string(*theta));
-    if (found) theta = found;
+    rope found;
+    if (std::string_view(key) == "rope_theta")
+      found.theta = read_theta(*node);
+    else if (std::string_view(key) == "partial_rotary_factor")
+      found.rotated = read_rotated(*node, may_be_partial);
+    else
+      found = read_rope_object(*node, may_be_partial);
+    agree(*node, result.theta, found.theta, "base frequency");
+    agree(*node, result.rotated, found.rotated, "partial_rotary_factor");
   }
-  if (!theta) {
+  if (!result.theta) {
     const char* expected = "a number in 1..1e15, or rope_parameters with it";
     root.at("rope_theta", expected).refuse(expected);  // missing, or null
   }
-  return *theta;
+  return result;
 }
 
-}  // namespace
+constexpr int most_layers = 1 << 16;
 
-model_config parse_config(std::string_view text, const std::string& file) {
-  const json_node root = adaptive_k::detail::parse_json(text, file);
-  if (!root.value().is_object()) root.refuse("an object");
-  const json_node type = root.at("model_type", "\"mixtral\"");
-  if (type.value() != "mixtral") type.refuse("\"mixtral\"");
-  check_settings(root);
-
-  model_config config;
-  if (const auto name = given(root, "_name_or_path")) {
-    if (!name->value().is_string()) name->refuse("a string");
-    config.declared_name = name->value().get<std::string>();
-  }
-  config.vocab_size = count(root, "vocab_size");
-  config.hidden_size = count(root, "hidden_size");
-  config.intermediate_size = count(root, "intermediate_size");
-  config.num_layers = count(root, "num_hidden_layers");
+void read_attention(const json_node& root, model_config& config) {
   config.num_heads = count(root, "num_attention_heads");
   config.num_kv_heads = count(root, "num_key_value_heads", config.num_heads);
   if (config.num_heads % config.num_kv_heads != 0)
@@ -236,22 +123,157 @@ model_config parse_config(std::string_view text, const std::string& file) {
         .refuse("a divisor of hidden_size = " + std::to_string(config.hidden_size));
   config.head_dim = count(root, "head_dim", config.hidden_size / config.num_heads);
   if (config.head_dim % 2 != 0)
-    throw file_error(file, "head_dim",
+    throw file_error(root.file(), "head_dim",
                      std::to_string(config.head_dim) + ", expected an even number");
+  const bool is_glm = config.model_type == "glm4_moe";
+  const rope positions = read_rope(root, is_glm);
+  config.rope_theta = *positions.theta;
+  const double rotated = positions.rotated.value_or(is_glm ? 0.5 : 1.0);
+  config.rotary_dim = static_cast<int>(config.head_dim * rotated);
+  if (config.rotary_dim < 2 || config.rotary_dim % 2 != 0)
+    throw file_error(root.file(), "partial_rotary_factor",
+                     std::to_string(rotated) + ", which rotates " +
+                         std::to_string(config.rotary_dim) + " of head_dim = " +
+                         std::to_string(config.head_dim) + " channels, expected an even number");
+  if (config.model_type == "qwen2_moe") {
+    config.qkv_bias = flag(root, "qkv_bias", true);
+  } else if (config.model_type == "olmoe") {
+    config.qkv_bias = config.o_bias = flag(root, "attention_bias", false);
+    config.qk_norm = query_key_norm::all_heads;
+    if (std::int64_t{config.num_heads} * config.head_dim != config.hidden_size)
+      root.at("head_dim", "")
+          .refuse("hidden_size / num_attention_heads: its norms have that width");
+  } else if (is_glm) {
+    config.qkv_bias = flag(root, "attention_bias", false);
+    if (flag(root, "use_qk_norm", false)) config.qk_norm = query_key_norm::each_head;
+  } else if (const auto window = given(root, "sliding_window")) {
+    config.sliding_window = window->as_int(1, most);
+  }
+}
+
+void read_experts(const json_node& root, const char* key, adaptive_k::gating& gating) {
+  gating.num_experts = root.at(key, "an integer").as_int(1, adaptive_k::max_experts);
+  gating.top_k = root.at("num_experts_per_tok", "an integer")
+                     .as_int(1, (std::min)(adaptive_k::max_top_k, gating.num_experts));
+}
+
+void read_mixtral(const json_node& root, model_config& config) {
+  read_experts(root, "num_local_experts", config.gating);
+  config.gating.renormalize = true;
+}
+
+void read_olmoe(const json_node& root, model_config& config) {
+  read_experts(root, "num_experts", config.gating);
+  config.gating.renormalize = flag(root, "norm_topk_prob", false);
+}
+
+void read_qwen2_moe(const json_node& root, model_config& config) {
+  read_experts(root, "num_experts", config.gating);
+  config.gating.renormalize = flag(root, "norm_topk_prob", false);
+  config.dense_intermediate_size = config.intermediate_size;
+  config.intermediate_size = count(root, "moe_intermediate_size");
+  config.num_shared_experts = 1;
+  config.shared_intermediate_size = count(root, "shared_expert_intermediate_size");
+  config.shared_expert_gate = true;
+  const int step = count(root, "decoder_sparse_step", 1);
+  for (int i = 0; i < config.num_layers; ++i)
+    config.is_dense[static_cast<std::size_t>(i)] = (i + 1) % step == 0 ? 0 : 1;
+  if (const auto listed = given(root, "mlp_only_layers")) {
+    const std::size_t size = listed->expect_array("an array of layers");
+    for (std::size_t i = 0; i < size; ++i)
+      config.is_dense[static_cast<std::size_t>(listed->at(i).as_int(0, config.num_layers - 1))] = 1;
+  }
+  if (const auto types = given(root, "layer_types")) {
+    const std::string expected =
+        "an array of \"full_attention\", one for each of num_hidden_layers = " +
+        std::to_string(config.num_layers);
+    if (types->expect_array(expected.c_str()) != static_cast<std::size_t>(config.num_layers))
+      types->refuse(expected);
+    for (std::size_t i = 0; i < types->value().size(); ++i)
+      if (types->at(i).value() != "full_attention")
+        types->at(i).refuse("\"full_attention\": anything else is not implemented");
+  }
+}
+
+void read_glm4_moe(const json_node& root, model_config& config) {
+  adaptive_k::gating& gating = config.gating;
+  read_experts(root, "n_routed_experts", gating);
+  gating.kind = adaptive_k::gating_kind::sigmoid;
+  gating.selection_bias = true;
+  gating.renormalize = flag(root, "norm_topk_prob", true);
+  if (const auto scale = given(root, "routed_scaling_factor"))
+    gating.routed_scaling_factor = number_within(*scale, 1e-6, 1e5, "a number in 1e-6..1e5");
+  gating.n_group = count(root, "n_group", 1);
+  gating.topk_group = count(root, "topk_group", 1);
+  config.dense_intermediate_size = config.intermediate_size;
+  config.intermediate_size = count(root, "moe_intermediate_size");
+  config.num_shared_experts = count(root, "n_shared_experts", 1);
+  const std::int64_t shared = std::int64_t{config.num_shared_experts} * config.intermediate_size;
+  if (shared > most) root.at("n_shared_experts", "").refuse("fewer for experts of that width");
+  config.shared_intermediate_size = static_cast<int>(shared);
+  int dense = 1;
+  if (const auto first = given(root, "first_k_dense_replace"))
+    dense = first->as_int(0, config.num_layers);
+  std::fill_n(config.is_dense.begin(), (std::min)(dense, config.num_layers), std::uint8_t{1});
+}
+
+}  // namespace
+
+const std::vector<std::string>& model_types() {
+  static const std::vector<std::string> types = {"mixtral", "qwen2_moe", "olmoe", "glm4_moe"};
+  return types;
+}
+
+std::string model_types_text() {
+  std::string text;
+  for (std::size_t i = 0; i < model_types().size(); ++i)
+    text += (i == 0                          ? "\""
+             : i + 1 == model_types().size() ? " or \""
+                                             : ", \"") +
+            model_types()[i] + '"';
+  return text;
+}
+
+model_config parse_config(std::string_view text, const std::string& file) {
+  const json_node root = adaptive_k::detail::parse_json(text, file);
+  if (!root.value().is_object()) root.refuse("an object");
+  const std::string expected_types = model_types_text();
+  const json_node type = root.at("model_type", expected_types.c_str());
+  if (std::find(model_types().begin(), model_types().end(), type.value()) == model_types().end())
+    type.refuse(expected_types);
+
+  model_config config;
+  config.model_type = type.value().get<std::string>();
+  check_settings(root, config.model_type);
+  if (const auto name = given(root, "_name_or_path")) {
+    if (!name->value().is_string()) name->refuse("a string");
+    config.declared_name = name->value().get<std::string>();
+  }
+  config.vocab_size = count(root, "vocab_size");
+  config.hidden_size = count(root, "hidden_size");
+  config.intermediate_size = count(root, "intermediate_size");
+  config.num_layers =
+      root.at("num_hidden_layers", "an integer of 1 or more").as_int(1, most_layers);
+  read_attention(root, config);
   config.max_positions = count(root, "max_position_embeddings");
-  config.sliding_window = count(root, "sliding_window", 0);
   const char* expected_eps = "a number in 1e-30..1";
   config.rms_norm_eps =
       number_within(root.at("rms_norm_eps", expected_eps), 1e-30, 1.0, expected_eps);
-  config.rope_theta = read_rope(root);
-  if (const auto tie = given(root, "tie_word_embeddings"))
-    config.tie_word_embeddings = tie->as_bool();
-  config.gating.num_experts =
-      root.at("num_local_experts", "an integer").as_int(1, adaptive_k::max_experts);
-  config.gating.top_k =
-      root.at("num_experts_per_tok", "an integer")
-          .as_int(1, (std::min)(adaptive_k::max_top_k, config.gating.num_experts));
-  config.gating.renormalize = true;
+  config.tie_word_embeddings = flag(root, "tie_word_embeddings", false);
+  config.is_dense.assign(static_cast<std::size_t>(config.num_layers), 0);
+  if (config.model_type == "mixtral")
+    read_mixtral(root, config);
+  else if (config.model_type == "qwen2_moe")
+    read_qwen2_moe(root, config);
+  else if (config.model_type == "olmoe")
+    read_olmoe(root, config);
+  else
+    read_glm4_moe(root, config);
+  config.num_moe_layers =
+      static_cast<int>(std::count(config.is_dense.begin(), config.is_dense.end(), std::uint8_t{0}));
+  if (config.num_moe_layers == 0)
+    root.at("num_hidden_layers", "")
+        .refuse("more: its other settings make all of them dense, and there is nothing to route");
   const adaptive_k::status valid = adaptive_k::validate(config.gating);
   if (!valid.ok()) throw file_error(file, "", valid.message());
   return config;

@@ -84,6 +84,22 @@ class stacked_pass {
     }
   }
 
+  void count_moe(std::int64_t num_routed, std::uint64_t calls) {
+    const auto hidden = static_cast<std::uint64_t>(hidden_);
+    const auto routed = static_cast<std::uint64_t>(num_routed);
+    const auto gate = config_.shared_expert_gate ? hidden : 0;
+    work.expert_calls += calls;
+    work.experts += calls * 3 * hidden * static_cast<std::uint64_t>(config_.intermediate_size);
+    work.router += routed * hidden * static_cast<std::uint64_t>(config_.gating.num_experts);
+    work.unrouted_mlps +=
+        routed * (3 * hidden * static_cast<std::uint64_t>(config_.shared_intermediate_size) + gate);
+  }
+
+  void count_dense() {
+    work.unrouted_mlps += rows_.size() * 3 * static_cast<std::uint64_t>(hidden_) *
+                          static_cast<std::uint64_t>(config_.dense_intermediate_size);
+  }
+
   work_count work;
 
  private:
@@ -145,10 +161,11 @@ void engine::forward_stacked(const std::int32_t* tokens, int num_sequences, int 
   const auto begin_total = clock_type::now();
   implementation& p = *parts_;
   const model_config& config = p.config;
-  p.read_tokens(tokens, num_sequences, length);
+  p.check_lengths(num_sequences, length);
   const std::int64_t num_tokens = std::int64_t{num_sequences} * length;
+  p.read_tokens(tokens, num_tokens);
   const std::int64_t hidden = config.hidden_size;
-  const rotary_table rotary(config, length);
+  const rotary_table& rotary = p.rotary_of(length);
   stacked_pass pass(config, num_sequences, length, hooks);
   std::vector<float> gathered;
   std::vector<float> predicted;
@@ -188,18 +205,25 @@ void engine::forward_stacked(const std::int32_t* tokens, int num_sequences, int 
 
     rms_norm(p.residual.data(), num_tokens, l.post_attention_norm, config.rms_norm_eps,
              p.normed.data());
-    const auto begin_moe = clock_type::now();
-    pass.match(i, p.normed.data());
-    gather(p.normed.data(), pass.routed(), hidden, gathered);
-    const auto num_routed = static_cast<std::int64_t>(pass.routed().size());
-    l.moe.forward(i, gathered.data(), num_routed, route, p.update.data(), p.workspace);
-    moe_seconds += seconds_since(begin_moe);
-    for (const std::int64_t t : pass.rows())
-      add_row(p.update.data() + pass.slot_of(t) * hidden, hidden, p.residual.data() + t * hidden);
-    const std::uint64_t calls = num_routed == 0 ? 0 : p.workspace.tokens.size();
-    pass.work.expert_calls += calls;
-    pass.work.experts += calls * static_cast<std::uint64_t>(3 * hidden * config.intermediate_size);
-    pass.work.router += static_cast<std::uint64_t>(num_routed * hidden * config.gating.num_experts);
+    if (l.moe) {
+      const auto begin_moe = clock_type::now();
+      pass.match(l.moe_index, p.normed.data());
+      gather(p.normed.data(), pass.routed(), hidden, gathered);
+      const auto num_routed = static_cast<std::int64_t>(pass.routed().size());
+      l.moe->forward(l.moe_index, gathered.data(), num_routed, route, p.update.data(), p.workspace);
+      moe_seconds += seconds_since(begin_moe);
+      for (const std::int64_t t : pass.rows())
+        add_row(p.update.data() + pass.slot_of(t) * hidden, hidden, p.residual.data() + t * hidden);
+      pass.count_moe(num_routed, num_routed == 0 ? 0 : p.workspace.tokens.size());
+    } else {
+      gather(p.normed.data(), pass.rows(), hidden, gathered);
+      const auto live = static_cast<std::int64_t>(pass.rows().size());
+      l.dense->forward(gathered.data(), live, p.update.data());
+      for (std::int64_t r = 0; r < live; ++r)
+        add_row(p.update.data() + r * hidden, hidden,
+                p.residual.data() + pass.rows()[static_cast<std::size_t>(r)] * hidden);
+      pass.count_dense();
+    }
 
     if (i + 1 < config.num_layers && pass.can_exit() &&
         (!hooks.early_exit.asks || hooks.early_exit.asks(i))) {

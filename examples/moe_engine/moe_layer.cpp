@@ -5,6 +5,7 @@
 #include <cmath>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 #include "parallel.hpp"
 
@@ -20,13 +21,6 @@ constexpr std::int64_t num_slices(int size, int slice) {
 
 using float_array = Eigen::Map<Eigen::ArrayXf>;
 using const_float_array = Eigen::Map<const Eigen::ArrayXf>;
-
-/// activations [F] slice = silu(gate) * up.
-void swiglu(const float* gate, const float* up, int size, float* activations) {
-  const const_float_array g(gate, size);
-  const const_float_array u(up, size);
-  float_array(activations, size) = g / (1.0f + (-g).exp()) * u;
-}
 
 /// Uniform values of variance `variance`, from integers, so that every build makes the same.
 void fill_random(std::vector<float>& values, double variance, std::uint64_t seed) {
@@ -44,8 +38,9 @@ void fill_random(std::vector<float>& values, double variance, std::uint64_t seed
 
 route_function route_with(const adaptive_k::router& router, adaptive_k::routing_metrics* metrics) {
   return [router, metrics](int layer, const adaptive_k::logits_view<float>& logits,
-                           const adaptive_k::routing_output<>& output) {
-    return router.route(layer, logits, output, metrics);
+                           const adaptive_k::routing_output<>& output,
+                           const adaptive_k::routing_extras& extras) {
+    return router.route(layer, logits, output, metrics, extras);
   };
 }
 
@@ -63,7 +58,8 @@ moe_layer moe_layer::random(int hidden_size, int intermediate_size,
   const std::uint64_t first_seed = seed << 20;
   std::vector<float> router(static_cast<std::size_t>(gating.num_experts) * hidden);
   fill_random(router, 1.0 / hidden_size, first_seed);
-  layer.set_router(router.data());
+  const std::vector<float> no_bias(static_cast<std::size_t>(gating.num_experts), 0.0f);
+  layer.set_router(router.data(), gating.selection_bias ? no_bias.data() : nullptr);
   parallel_for(gating.num_experts, [&](std::int64_t expert) {
     std::vector<float> w1(size);
     std::vector<float> w3(size);
@@ -77,8 +73,16 @@ moe_layer moe_layer::random(int hidden_size, int intermediate_size,
   return layer;
 }
 
-void moe_layer::set_router(const float* weight) {
+void moe_layer::set_router(const float* weight, const float* bias) {
   router_ = dense(weight, gating_.num_experts, hidden_size_);
+  bias_.clear();
+  if (bias != nullptr) bias_.assign(bias, bias + gating_.num_experts);
+}
+
+void moe_layer::set_shared_experts(gated_mlp experts, const float* gate) {
+  shared_ = std::move(experts);
+  shared_gate_.clear();
+  if (gate != nullptr) shared_gate_.assign(gate, gate + hidden_size_);
 }
 
 void moe_layer::set_expert(int index, const float* w1, const float* w3, const float* w2) {
@@ -107,6 +111,7 @@ void moe_layer::forward(int layer, const float* x, std::int64_t num_tokens,
   group_by_expert(layer, num_tokens, work);
   run_experts(x, work);
   combine(num_tokens, work, output);
+  add_shared(x, num_tokens, work, output);
 }
 
 // Router logits, then the caller's routing: the one place where an engine meets adaptive_k.
@@ -122,9 +127,11 @@ void moe_layer::choose(int layer, const float* x, std::int64_t num_tokens,
     router_.multiply(x + begin * hidden_size_, end - begin,
                      work.logits.data() + begin * gating_.num_experts);
   });
+  adaptive_k::routing_extras extras;
+  if (!bias_.empty()) extras.routing_bias = bias_.data();
   const adaptive_k::status status =
       route(layer, {work.logits.data(), num_tokens, gating_.num_experts},
-            {work.ids.data(), work.weights.data(), work.counts.data()});
+            {work.ids.data(), work.weights.data(), work.counts.data()}, extras);
   if (!status.ok()) {
     throw std::runtime_error("routing of layer " + std::to_string(layer) + ": " + status.message());
   }
@@ -258,11 +265,30 @@ void moe_layer::combine(std::int64_t num_tokens, const moe_workspace& work, floa
   });
 }
 
+// No router decides these, so they run whatever K is.
+void moe_layer::add_shared(const float* x, std::int64_t num_tokens, moe_workspace& work,
+                           float* output) const {
+  if (!shared_) return;
+  work.shared.resize(static_cast<std::size_t>(num_tokens * hidden_size_));
+  shared_->forward(x, num_tokens, work.shared.data());
+  for (std::int64_t t = 0; t < num_tokens; ++t) {
+    float_array own(work.shared.data() + t * hidden_size_, hidden_size_);
+    if (!shared_gate_.empty()) {
+      const float gate = (const_float_array(x + t * hidden_size_, hidden_size_) *
+                          const_float_array(shared_gate_.data(), hidden_size_))
+                             .sum();
+      own *= 1.0f / (1.0f + std::exp(-gate));
+    }
+    float_array(output + t * hidden_size_, hidden_size_) += own;
+  }
+}
+
 void moe_layer::show(int layer, const float* residual, std::int64_t num_tokens,
                      const moe_workspace& work, const observe_function& observe) const {
   const std::int64_t top_k = gating_.top_k;
   const auto num_rows = static_cast<std::int64_t>(work.tokens.size());
   std::vector<float> outputs(static_cast<std::size_t>(row_block * top_k * hidden_size_));
+  std::vector<float> base;  // residual and shared experts
   for (std::int64_t first = 0; first < num_tokens; first += row_block) {
     const std::int64_t count = std::min(row_block, num_tokens - first);
     std::fill(outputs.begin(), outputs.end(), 0.0f);
@@ -278,9 +304,17 @@ void moe_layer::show(int layer, const float* residual, std::int64_t num_tokens,
         }
       }
     }
+    const float* added_to = residual + first * hidden_size_;
+    if (shared_) {
+      base.assign(added_to, added_to + count * hidden_size_);
+      const auto size = static_cast<Eigen::Index>(base.size());
+      float_array(base.data(), size) +=
+          const_float_array(work.shared.data() + first * hidden_size_, size);
+      added_to = base.data();
+    }
     observe({layer, count, gating_.top_k, hidden_size_,
-             work.logits.data() + first * gating_.num_experts, residual + first * hidden_size_,
-             outputs.data()});
+             work.logits.data() + first * gating_.num_experts, added_to, outputs.data(),
+             bias_.empty() ? nullptr : bias_.data()});
   }
 }
 

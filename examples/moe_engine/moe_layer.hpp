@@ -1,23 +1,26 @@
-// One mixture-of-experts layer: router logits, the routing call, and only the experts it asks for.
+// One mixture-of-experts layer: router logits, the routing call, and only the experts it asks for,
+// beside those that every token shares.
 #pragma once
 
 #include <adaptive_k/core/gating.hpp>
 #include <adaptive_k/host/router.hpp>
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <vector>
 
 #include "dense.hpp"
+#include "mlp.hpp"
 
 namespace moe_engine {
 
 /// Chooses experts: called once per MoE layer and forward pass, with the layer's router logits
 /// [T, E]; must fill `topk_ids` [T, K0], `topk_weights` [T, K0] and `topk_counts` [T] (`signal` is
-/// null). Slots past k_t are not read. A refusal ends the forward pass with an exception that
-/// holds its message.
-using route_function =
-    std::function<adaptive_k::status(int layer, const adaptive_k::logits_view<float>& logits,
-                                     const adaptive_k::routing_output<>& output)>;
+/// null). Slots past k_t are not read. `extras` holds the layer's selection bias where the model
+/// has one. A refusal ends the forward pass with an exception that holds its message.
+using route_function = std::function<adaptive_k::status(
+    int layer, const adaptive_k::logits_view<float>& logits,
+    const adaptive_k::routing_output<>& output, const adaptive_k::routing_extras& extras)>;
 
 /// The usual choice: `router.route`, adding to `metrics` where given, which must outlive the
 /// result.
@@ -31,8 +34,10 @@ struct expert_outputs {
   int top_k = 0;
   int hidden_size = 0;
   const float* logits = nullptr;    ///< [num_tokens, E], the router's
-  const float* residual = nullptr;  ///< [num_tokens, H], what the layer's output is added to
+  const float* residual = nullptr;  ///< [num_tokens, H], what the routed experts' sum is added to:
+                                    ///< the shared experts' output is in it
   const float* outputs = nullptr;   ///< [num_tokens, K0, H], each expert's own, before its weight
+  const float* routing_bias = nullptr;  ///< [E], null where the model has none
 };
 
 /// Sees every MoE layer of a forward pass, block of tokens after block of tokens, in their order.
@@ -53,18 +58,24 @@ struct moe_workspace {
   std::vector<float> inputs;          // [R, H]
   std::vector<float> activations;     // [R, F]
   std::vector<float> outputs;         // R * H floats, slice by slice
+  std::vector<float> shared;          // [T, H], of the shared experts, if there are any
 };
 
 class moe_layer {
  public:
-  /// Random weights of a real model's shape, for timing only; the same for the same seed.
+  /// Random weights of a real model's shape, for timing only; the same for the same seed. Without
+  /// shared experts; a selection bias is 0.
   static moe_layer random(int hidden_size, int intermediate_size, const adaptive_k::gating& gating,
                           std::uint64_t seed);
 
   /// A layer without weights: give it a router and every expert before the first `forward`.
   moe_layer(int hidden_size, int intermediate_size, const adaptive_k::gating& gating);
 
-  void set_router(const float* weight /* [E, H] */);
+  /// `bias` [E]: what selection adds to the scores, for a gating with selection_bias.
+  void set_router(const float* weight /* [E, H] */, const float* bias = nullptr);
+  /// What every token runs beside the experts that it is routed to; its output is multiplied by
+  /// sigmoid(gate . x) where `gate` [H] is given.
+  void set_shared_experts(gated_mlp experts, const float* gate = nullptr);
   /// HuggingFace's w1 (gate), w3 (up) [F, H] and w2 (down) [H, F]. Threads may set different
   /// experts at the same time.
   void set_expert(int expert, const float* w1, const float* w3, const float* w2);
@@ -102,11 +113,16 @@ class moe_layer {
   void run_gate_up(int expert, std::int64_t slice, moe_workspace& work) const;
   void run_down(int expert, std::int64_t slice, moe_workspace& work) const;
   void combine(std::int64_t num_tokens, const moe_workspace& work, float* output) const;
+  void add_shared(const float* x, std::int64_t num_tokens, moe_workspace& work,
+                  float* output) const;
 
   int hidden_size_;
   int intermediate_size_;
   adaptive_k::gating gating_;
   dense router_;
+  std::vector<float> bias_;  // [E], or empty
+  std::optional<gated_mlp> shared_;
+  std::vector<float> shared_gate_;  // [H], or empty
   std::vector<expert_weights> experts_;
 };
 

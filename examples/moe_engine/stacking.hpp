@@ -19,7 +19,7 @@ struct exit_hook {
 
 /// One sequence in front of a layer's experts.
 struct merge_input {
-  int layer = 0;
+  int layer = 0;             ///< among the MoE layers
   const float* x = nullptr;  ///< [length, hidden_size], what router and experts read
   std::int64_t length = 0;
   int hidden_size = 0;
@@ -51,14 +51,16 @@ struct work_count {
   std::uint64_t projections = 0;  ///< attention's q, k, v and output
   std::uint64_t attention = 0;    ///< scores and weighted values
   std::uint64_t router = 0;
-  std::uint64_t experts = 0;
-  std::uint64_t head = 0;        ///< final predictions
-  std::uint64_t exit_heads = 0;  ///< intermediate predictions: what early exit itself costs
-  std::uint64_t matching = 0;    ///< lengths and comparisons: what token merging itself costs
+  std::uint64_t experts = 0;        ///< that were routed to
+  std::uint64_t unrouted_mlps = 0;  ///< dense layers and shared experts: what no K saves
+  std::uint64_t head = 0;           ///< final predictions
+  std::uint64_t exit_heads = 0;     ///< intermediate predictions: what early exit itself costs
+  std::uint64_t matching = 0;       ///< lengths and comparisons: what token merging itself costs
   std::uint64_t expert_calls = 0;
 
   std::uint64_t multiply_adds() const noexcept {
-    return projections + attention + router + experts + head + exit_heads + matching;
+    return projections + attention + router + experts + unrouted_mlps + head + exit_heads +
+           matching;
   }
 
   work_count& operator+=(const work_count& other) noexcept {
@@ -66,6 +68,7 @@ struct work_count {
     attention += other.attention;
     router += other.router;
     experts += other.experts;
+    unrouted_mlps += other.unrouted_mlps;
     head += other.head;
     exit_heads += other.exit_heads;
     matching += other.matching;

@@ -108,7 +108,7 @@ std::vector<std::vector<float>> small_logits() {
 TEST(Trace, ReadsWhatWasWritten) {
   scratch_folder folder;
   const auto file = folder.path() / "t.safetensors";
-  bench::write_trace(file, small_trace(), small_logits());
+  bench::write_trace(file, small_trace(), {small_logits(), {}});
   const bench::trace_reader trace(file);
   EXPECT_EQ(trace.info().model, "small");
   EXPECT_EQ(trace.info().num_layers, 2);
@@ -127,7 +127,7 @@ TEST(Trace, ReadsWhatWasWritten) {
 TEST(Trace, EveryPartIsChecked) {
   scratch_folder folder;
   const auto file = folder.path() / "t.safetensors";
-  bench::write_trace(file, small_trace(), small_logits());
+  bench::write_trace(file, small_trace(), {small_logits(), {}});
   const std::string good = bench::read_file(file);
   const auto refusal_of = [&](const std::string& content) {
     const auto bad = folder.write("bad.safetensors", content);

@@ -261,7 +261,8 @@ TEST_F(wide_layer, runs_only_what_routing_asks_for) {
   }
   int calls = 0;
   const auto route = [&](int layer_index, const adaptive_k::logits_view<float>& logits,
-                         const adaptive_k::routing_output<>& out) -> adaptive_k::status {
+                         const adaptive_k::routing_output<>& out,
+                         const adaptive_k::routing_extras&) -> adaptive_k::status {
     ++calls;
     EXPECT_EQ(layer_index, 7);
     EXPECT_EQ(logits.num_experts, experts);
@@ -289,7 +290,8 @@ TEST_F(wide_layer, runs_only_what_routing_asks_for) {
 
 TEST_F(wide_layer, gives_zero_to_tokens_without_experts) {
   const auto route = [&](int, const adaptive_k::logits_view<float>& logits,
-                         const adaptive_k::routing_output<>& out) -> adaptive_k::status {
+                         const adaptive_k::routing_output<>& out,
+                         const adaptive_k::routing_extras&) -> adaptive_k::status {
     std::fill_n(out.topk_counts, logits.num_tokens, 0);
     return {};
   };
@@ -302,7 +304,8 @@ TEST_F(wide_layer, gives_zero_to_tokens_without_experts) {
 TEST_F(wide_layer, refuses_impossible_choices) {
   for (const int count : {-1, top_k + 1, 1}) {
     const auto route = [&](int, const adaptive_k::logits_view<float>&,
-                           const adaptive_k::routing_output<>& out) -> adaptive_k::status {
+                           const adaptive_k::routing_output<>& out,
+                           const adaptive_k::routing_extras&) -> adaptive_k::status {
       out.topk_counts[0] = count;
       out.topk_ids[0] = experts;
       return {};

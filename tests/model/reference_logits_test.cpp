@@ -18,13 +18,14 @@ TEST(reference_model, has_the_recorded_logits) {
   ASSERT_GE(tokens.size(), static_cast<std::size_t>(length));
   int layers_seen = 0;
   const auto route = [&](int layer, const adaptive_k::logits_view<float>& logits,
-                         const adaptive_k::routing_output<>& output) {
+                         const adaptive_k::routing_output<>& output,
+                         const adaptive_k::routing_extras& extras) {
     const auto wanted =
         recorded.read("router." + std::to_string(layer), {logits.num_tokens, logits.num_experts});
     for (std::size_t i = 0; i < wanted.size(); ++i)
       EXPECT_NEAR(logits.data[i], wanted[i], 1e-4) << "layer " << layer << ", value " << i;
     ++layers_seen;
-    return router.route(layer, logits, output);
+    return router.route(layer, logits, output, nullptr, extras);
   };
   std::vector<float> logits(expected.size());
   engine.forward(tokens.data(), 1, length, route, logits.data());

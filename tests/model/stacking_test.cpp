@@ -195,9 +195,10 @@ TEST_F(stacking, all_may_leave_at_once) {
       moe_engine::exit_with(early_exit_policy::uniform(exit_signal::max_probability, 0.0f, 1));
   int calls = 0;
   const auto once = [&, inner = fixed_k(3)](int layer, const adaptive_k::logits_view<float>& logits,
-                                            const adaptive_k::routing_output<>& out) {
+                                            const adaptive_k::routing_output<>& out,
+                                            const adaptive_k::routing_extras& extras) {
     ++calls;
-    return inner(layer, logits, out);
+    return inner(layer, logits, out, extras);
   };
   moe_engine::work_count work;
   const auto logits = run(hooks, once, tokens, &work);

@@ -67,9 +67,9 @@ benchmark_result run_benchmark(const benchmark_options& options, live_view& live
   result.random_seed = options.seed;
   policy_facts& policy = result.policy;
   policy.choice = choose_policy(options.policy, inputs.model);
-  policy.is_adaptive = parse_layers(options.layers, config.num_layers);
+  policy.is_adaptive = parse_layers(options.layers, config.num_moe_layers);
   policy.layers =
-      restrict_to(layer_policies(policy.choice.policy, config.num_layers), policy.is_adaptive);
+      restrict_to(layer_policies(policy.choice.policy, config.num_moe_layers), policy.is_adaptive);
 
   line_up routings = make_line_up(config.gating, policy, options.seed);
   for (std::size_t i = 0; i < routings.all.size(); ++i) {

@@ -44,7 +44,7 @@ std::vector<adaptive_k::window_outcome> calibration_model::run(
   if (observe)
     shown = [&](const moe_engine::expert_outputs& block) {
       observe({block.layer, block.num_tokens, block.hidden_size, block.logits, block.residual,
-               block.outputs, nullptr});
+               block.outputs, block.routing_bias});
     };
   std::vector<adaptive_k::window_outcome> outcomes;
   std::vector<float> logits;

@@ -30,7 +30,7 @@ class calibration_model {
       : model_(model), windows_per_call_(windows_per_call) {}
 
   const adaptive_k::gating& router_gating() const { return model_.config().gating; }
-  int num_layers() const { return model_.config().num_layers; }
+  int num_layers() const { return model_.config().num_moe_layers; }
   int window_length(const calibration_text& text) const { return text.length; }
   std::int64_t num_windows(const calibration_text& text) const { return text.count; }
 

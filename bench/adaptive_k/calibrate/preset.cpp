@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstddef>
 #include <filesystem>
+#include <utility>
 
 #include "bench/adaptive_k/measure/figure_text.hpp"
 #include "bench/adaptive_k/output/files.hpp"
@@ -98,22 +99,28 @@ std::string figures_text(const std::vector<adaptive_k::frontier_point>& points,
 ordered_json new_file(const loaded_model& model) {
   const moe_engine::model_config& config = model.engine.config();
   const adaptive_k::gating& g = config.gating;
+  ordered_json gating = {{"kind", adaptive_k::to_string(g.kind)},
+                         {"num_experts", g.num_experts},
+                         {"top_k", g.top_k},
+                         {"renormalize", g.renormalize},
+                         {"selection_bias", g.selection_bias}};
+  if (g.routed_scaling_factor != 1.0f) gating["routed_scaling_factor"] = g.routed_scaling_factor;
+  if (g.n_group != 1) gating.update({{"n_group", g.n_group}, {"topk_group", g.topk_group}});
+  const int shared_width = config.num_shared_experts == 0
+                               ? 0
+                               : config.shared_intermediate_size / config.num_shared_experts;
   return {{"$schema", "schema.json"},
           {"schema_version", adaptive_k::calibration_schema_version},
           {"name", model.name},
           {"aliases", ordered_json::array()},
-          {"gating",
-           {{"kind", adaptive_k::to_string(g.kind)},
-            {"num_experts", g.num_experts},
-            {"top_k", g.top_k},
-            {"renormalize", g.renormalize},
-            {"selection_bias", g.selection_bias}}},
+          {"gating", std::move(gating)},
           {"sizes",
-           {{"num_moe_layers", config.num_layers},
+           {{"num_moe_layers", config.num_moe_layers},
             {"hidden", config.hidden_size},
             {"intermediate", config.intermediate_size},
             {"matrices", 3},
-            {"shared_experts", {{"count", 0}, {"intermediate", 0}}}}},
+            {"shared_experts",
+             {{"count", config.num_shared_experts}, {"intermediate", shared_width}}}}},
           {"sources", {"the model's config.json"}},
           {"policies",
            {{{"name", "full"}, {"provenance", "the model's own routing"}, {"rule", "full"}}}},

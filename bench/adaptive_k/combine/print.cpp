@@ -44,6 +44,7 @@ json work_json(const moe_engine::work_count& work) {
           {"attention", work.attention},
           {"router", work.router},
           {"experts", work.experts},
+          {"unrouted_mlps", work.unrouted_mlps},
           {"head", work.head},
           {"exit_heads", work.exit_heads},
           {"matching", work.matching},

@@ -241,7 +241,7 @@ combine_result run_combine(const combine_options& options, file_roles& roles) {
     throw failure(fmt::format("--merge-similarity, --merge-window: {}", valid.message()));
   policy_facts& policy = result.policy;
   policy.choice = choose_policy(options.policy, inputs.model);
-  policy.layers = layer_policies(policy.choice.policy, config.num_layers);
+  policy.layers = layer_policies(policy.choice.policy, config.num_moe_layers);
   policy.is_adaptive.assign(policy.layers.size(), true);
 
   const auto router_of = [&](std::vector<adaptive_k::k_policy> layers) {
@@ -262,7 +262,7 @@ combine_result run_combine(const combine_options& options, file_roles& roles) {
       run.hooks.early_exit = moe_engine::exit_with(result.exit, &run.figures.exits);
     if (run.figures.merges_tokens)
       run.hooks.merge =
-          counted_merge(run, moe_engine::merge_with(result.merging), config.num_layers);
+          counted_merge(run, moe_engine::merge_with(result.merging), config.num_moe_layers);
   }
   evaluate(inputs.model.engine, inputs.data, inputs.windows, runs);
 
@@ -275,7 +275,7 @@ combine_result run_combine(const combine_options& options, file_roles& roles) {
       random_exit(result.exit, runs[leave].figures.exits, options.seed, &controls[1].figures.exits);
   controls[2].hooks.merge = counted_merge(
       controls[2], random_merge(result.merging, runs[merge].figures.merges_by_layer, options.seed),
-      config.num_layers);
+      config.num_moe_layers);
   evaluate(inputs.model.engine, inputs.data, inputs.windows, controls);
 
   std::vector<const combined_run*> by_k;

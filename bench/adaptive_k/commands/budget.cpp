@@ -51,8 +51,9 @@ class budget_route {
         admitted_(mass_.size()) {}
 
   adaptive_k::status operator()(int layer, const adaptive_k::logits_view<float>& logits,
-                                const adaptive_k::routing_output<>& output) {
-    const adaptive_k::status routed = router_.route(layer, logits, output);
+                                const adaptive_k::routing_output<>& output,
+                                const adaptive_k::routing_extras& extras) {
+    const adaptive_k::status routed = router_.route(layer, logits, output, nullptr, extras);
     if (!routed.ok()) return routed;
     const std::int64_t windows = logits.num_tokens / length_;
     for (std::int64_t first = 0; first < windows; first += batch_)
@@ -152,7 +153,7 @@ void run(const budget_options& options) {
                                  inputs.windows.length};
   const policy_choice choice = choose_policy(options.policy, model);
   const adaptive_k::router router =
-      adaptive_k::make_router(config.gating, choice.policy, config.num_layers);
+      adaptive_k::make_router(config.gating, choice.policy, config.num_moe_layers);
   const std::vector<int> batches = batches_for(options, text.count);
   const std::vector<int> budgets = budgets_for(options, config.gating);
 
@@ -166,11 +167,12 @@ void run(const budget_options& options) {
     const auto measure = [&](int budget, adaptive_k::admission order, const std::string& name) {
       budget_route route(router, batch, text.length, budget, options.k_min, order);
       adaptive_k::routing_outcome outcome;
-      outcome.windows = adapter.run(text, {0, whole},
-                                    [&](int layer, const auto& logits, const auto& output) {
-                                      return route(layer, logits, output);
-                                    },
-                                    {});
+      outcome.windows =
+          adapter.run(text, {0, whole},
+                      [&](int layer, const auto& logits, const auto& output, const auto& extras) {
+                        return route(layer, logits, output, extras);
+                      },
+                      {});
       const auto kl = adaptive_k::kl_difference(outcome);
       const bool is_all = budget == config.gating.num_experts;
       table.add_row({std::to_string(batch), is_all ? "-" : std::to_string(budget), name,

@@ -118,13 +118,13 @@ void run(const inspect_options& options) {
   const moe_engine::model_config& config = model.engine.config();
   const policy_choice choice = choose_policy(options.policy, model);
   const std::vector<adaptive_k::k_policy> policies =
-      layer_policies(choice.policy, config.num_layers);
+      layer_policies(choice.policy, config.num_moe_layers);
   const std::vector<std::int32_t> tokens = choose_tokens(options, model);
   const auto length = static_cast<int>(tokens.size());
 
   variant routing("policy", adaptive_k::router(config.gating, policies, {}, choice.policy.tables),
                   adaptive_k::router(config.gating, adaptive_k::full_like(policies)));
-  routing.prepare(config.num_layers, length);
+  routing.prepare(config.num_moe_layers, length);
   adaptive_k::perfetto_trace timeline(model.name);
   if (!options.perfetto.empty()) {
     check_entropy(policies);
@@ -134,19 +134,19 @@ void run(const inspect_options& options) {
   model.engine.forward(
       tokens.data(), 1, length,
       [&](int layer, const adaptive_k::logits_view<float>& router_logits,
-          const adaptive_k::routing_output<>& output) {
-        return routing.route(layer, router_logits, output);
+          const adaptive_k::routing_output<>& output, const adaptive_k::routing_extras& extras) {
+        return routing.route(layer, router_logits, output, extras);
       },
       logits.data());
   if (!options.perfetto.empty()) write_file("--perfetto", options.perfetto, timeline.json());
   if (roles.stdout_is_taken()) return;
 
   fmt::print("Model    {}: {} layers, {} experts of which {}\nPolicy   {} ({})\nSignal   {}\n",
-             adaptive_k::detail::printable(model.name, 200), config.num_layers,
+             adaptive_k::detail::printable(model.name, 200), config.num_moe_layers,
              config.gating.num_experts, config.gating.top_k, choice.policy.name, choice.origin,
              describe_signal(policies.front().signal, config.gating));
-  print_tokens(tokens, routing, config.num_layers, config.vocab_size);
-  print_summary(routing, config.num_layers);
+  print_tokens(tokens, routing, config.num_moe_layers, config.vocab_size);
+  print_summary(routing, config.num_moe_layers);
   const adaptive_k::routing_metrics total = routing.total();
   fmt::print(
       "\nMean K {:.2f} of {}, {:.1f}% of expert calls saved; what that costs, `adaptive-k "

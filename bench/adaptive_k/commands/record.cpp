@@ -28,25 +28,30 @@ struct record_options : input_options {
   std::string output;
 };
 
-/// One [T, E] a layer.
-std::vector<std::vector<float>> record_logits(moe_engine::engine& model, const dataset& data,
-                                              const window_plan& plan) {
+trace_values record_logits(moe_engine::engine& model, const dataset& data,
+                           const window_plan& plan) {
   const moe_engine::model_config& config = model.config();
   const int at_once = windows_at_once(config, plan.length);
   const auto width = static_cast<std::size_t>(config.gating.num_experts);
-  std::vector<std::vector<float>> recorded(static_cast<std::size_t>(config.num_layers));
-  for (auto& layer : recorded)
+  trace_values recorded;
+  recorded.logits.resize(static_cast<std::size_t>(config.num_moe_layers));
+  recorded.biases.resize(recorded.logits.size());
+  for (auto& layer : recorded.logits)
     layer.reserve(static_cast<std::size_t>(plan.count * plan.length) * width);
 
   const adaptive_k::router router(config.gating, adaptive_k::k_policy::full());
   const auto route = [&](int layer, const adaptive_k::logits_view<float>& logits,
-                         const adaptive_k::routing_output<>& output) {
+                         const adaptive_k::routing_output<>& output,
+                         const adaptive_k::routing_extras& extras) {
     const std::int64_t stride = logits.row_stride != 0 ? logits.row_stride : logits.num_experts;
-    auto& rows = recorded[static_cast<std::size_t>(layer)];
+    auto& rows = recorded.logits[static_cast<std::size_t>(layer)];
     for (std::int64_t t = 0; t < logits.num_tokens; ++t)
       rows.insert(rows.end(), logits.data + t * stride,
                   logits.data + t * stride + logits.num_experts);
-    return router.route(layer, logits, output);
+    if (extras.routing_bias != nullptr)
+      recorded.biases[static_cast<std::size_t>(layer)].assign(
+          extras.routing_bias, extras.routing_bias + logits.num_experts);
+    return router.route(layer, logits, output, nullptr, extras);
   };
   std::vector<float> outputs(static_cast<std::size_t>(at_once) *
                              static_cast<std::size_t>(plan.length) *
@@ -73,7 +78,7 @@ void run(const record_options& options) {
 
   trace_info info;
   info.model = inputs.model.name;
-  info.num_layers = config.num_layers;
+  info.num_layers = config.num_moe_layers;
   info.gating = config.gating;
   info.num_tokens = plan.count * plan.length;
   info.window = plan.length;

@@ -34,11 +34,11 @@ double bytes_of(const std::string& dtype) {
 /// Refuses a model that the engine cannot run, and says how it can still be measured.
 [[noreturn]] void refuse_kind(const fs::path& file, const std::string& what) {
   throw failure(fmt::format(
-      "--model: {}: {}, and the engine here runs Mixtral's architecture from safetensors alone. "
+      "--model: {}: {}, and the engine here runs {} from safetensors alone. "
       "What works: record the router's logits where the model runs (record_trace.py beside the "
       "reference model does it with transformers), then `adaptive-k benchmark --trace FILE` for "
       "what a policy saves and `adaptive-k calibrate --trace FILE` for a policy",
-      file.string(), what));
+      file.string(), what, moe_engine::model_types_text()));
 }
 
 bool is_gguf(const fs::path& file) {
@@ -65,7 +65,9 @@ void check_kind(const fs::path& folder) {
         config.string());
     if (!json.is_object()) return;
     const auto type = json.find("model_type");
-    if (type != json.end() && type->is_string() && *type != "mixtral")
+    if (type != json.end() && type->is_string() &&
+        std::find(moe_engine::model_types().begin(), moe_engine::model_types().end(), *type) ==
+            moe_engine::model_types().end())
       refuse_kind(config, fmt::format("model_type is '{}'",
                                       adaptive_k::detail::printable(type->get<std::string>(), 60)));
   } catch (const adaptive_k::file_error&) {
@@ -133,7 +135,7 @@ loaded_model load_model(const std::string& name_or_folder) {
 
 policy_choice choose_policy(const std::string& spec, const loaded_model& model) {
   const moe_engine::model_config& config = model.engine.config();
-  return choose_policy(spec, config.gating, config.num_layers, model.preset);
+  return choose_policy(spec, config.gating, config.num_moe_layers, model.preset);
 }
 
 }  // namespace bench

@@ -160,9 +160,8 @@ std::vector<float> trace_reader::selection_bias(int layer) const {
   return file_.read(tensor_name(layer, "selection_bias"), {info_.gating.num_experts});
 }
 
-void write_trace(const std::filesystem::path& file, const trace_info& info,
-                 std::vector<std::vector<float>> logits) {
-  const std::map<std::string, std::string> metadata = {
+void write_trace(const std::filesystem::path& file, const trace_info& info, trace_values values) {
+  std::map<std::string, std::string> metadata = {
       {"format", format_name},
       {"version", format_version},
       {"model", info.model},
@@ -176,11 +175,21 @@ void write_trace(const std::filesystem::path& file, const trace_info& info,
       {"dataset", info.dataset},
       {"dataset_sha256", info.dataset_sha256},
   };
+  if (info.gating.n_group > 1) {
+    metadata["num_groups"] = std::to_string(info.gating.n_group);
+    metadata["groups_kept"] = std::to_string(info.gating.topk_group);
+  }
   std::vector<float_tensor> tensors;
-  for (int layer = 0; layer < info.num_layers; ++layer)
+  for (int layer = 0; layer < info.num_layers; ++layer) {
+    const auto l = static_cast<std::size_t>(layer);
     tensors.push_back({tensor_name(layer, "router_logits"),
                        {info.num_tokens, info.gating.num_experts},
-                       std::move(logits[static_cast<std::size_t>(layer)])});
+                       std::move(values.logits[l])});
+    if (info.gating.selection_bias)
+      tensors.push_back({tensor_name(layer, "selection_bias"),
+                         {info.gating.num_experts},
+                         std::move(values.biases[l])});
+  }
   write_safetensors(file, tensors, metadata);
 }
 

@@ -39,8 +39,12 @@ class trace_reader {
   trace_info info_;
 };
 
-/// logits: one [T, E] a layer.
-void write_trace(const std::filesystem::path& file, const trace_info& info,
-                 std::vector<std::vector<float>> logits);
+/// What a run gave, layer by layer.
+struct trace_values {
+  std::vector<std::vector<float>> logits;  ///< [T, E] each
+  std::vector<std::vector<float>> biases;  ///< [E] each where the gating has a selection bias
+};
+
+void write_trace(const std::filesystem::path& file, const trace_info& info, trace_values values);
 
 }  // namespace bench

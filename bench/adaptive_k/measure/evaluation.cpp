@@ -12,8 +12,9 @@ namespace {
 
 moe_engine::route_function route_of(variant& routing) {
   return [&routing](int layer, const adaptive_k::logits_view<float>& logits,
-                    const adaptive_k::routing_output<>& output) {
-    return routing.route(layer, logits, output);
+                    const adaptive_k::routing_output<>& output,
+                    const adaptive_k::routing_extras& extras) {
+    return routing.route(layer, logits, output, extras);
   };
 }
 
@@ -83,7 +84,7 @@ int windows_at_once(const moe_engine::model_config& model, int length) {
 void evaluate(moe_engine::engine& model, const dataset& data, const window_plan& plan,
               std::vector<evaluated>& routings) {
   const int at_once = windows_at_once(model.config(), plan.length);
-  for (evaluated& each : routings) each.routing.prepare(model.config().num_layers, plan.length);
+  for (evaluated& each : routings) each.routing.prepare(model.config().num_moe_layers, plan.length);
   batch_run run(model, plan.length, at_once);
   progress line("benchmark", plan.count);
   for (std::int64_t first = 0, batch = 0; first < plan.count; first += at_once, ++batch) {

@@ -48,7 +48,7 @@ model_facts facts_of(const loaded_model& model, const std::string& policy) {
   model_facts facts;
   facts.name = model.name;
   facts.path = model.folder.string();
-  facts.num_layers = model.engine.config().num_layers;
+  facts.num_layers = model.engine.config().num_moe_layers;
   facts.gating = model.engine.config().gating;
   facts.sizes = model.sizes;
   facts.weight_dtype = model.weight_dtype;

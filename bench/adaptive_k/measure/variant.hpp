@@ -40,7 +40,7 @@ class variant {
   void prepare(int num_layers, int length);
 
   /// Routes one layer's call; counts metrics, keeps ids, K's and signals. `output.signal` may be
-  /// null. The first three arguments are a moe_engine::route_function.
+  /// null. A moe_engine::route_function.
   adaptive_k::status route(int layer, const adaptive_k::logits_view<float>& logits,
                            const adaptive_k::routing_output<>& output,
                            const adaptive_k::routing_extras& extras = {});

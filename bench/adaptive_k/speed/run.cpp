@@ -53,13 +53,12 @@ struct contender {
 
 class stack_of_layers {
  public:
-  stack_of_layers(const adaptive_k::preset& shape, int layers, std::uint64_t seed)
-      : gating_(shape.model), bias_(static_cast<std::size_t>(shape.model.num_experts), 0.0f) {
+  stack_of_layers(const adaptive_k::preset& shape, int layers, std::uint64_t seed) {
     progress line("random weights", layers);
     for (int layer = 0; layer < layers; ++layer) {
       layers_.push_back(moe_engine::moe_layer::random(
-          static_cast<int>(shape.sizes.hidden), static_cast<int>(shape.sizes.intermediate), gating_,
-          seed + static_cast<std::uint64_t>(layer)));
+          static_cast<int>(shape.sizes.hidden), static_cast<int>(shape.sizes.intermediate),
+          shape.model, seed + static_cast<std::uint64_t>(layer)));
       line.update(layer + 1);
     }
   }
@@ -72,12 +71,7 @@ class stack_of_layers {
   double run(const std::vector<float>& x, int batch, const adaptive_k::router& router,
              adaptive_k::routing_metrics* metrics) {
     output_.resize(x.size());
-    adaptive_k::routing_extras extras;
-    if (gating_.selection_bias) extras.routing_bias = bias_.data();
-    const auto route = [&](int layer, const adaptive_k::logits_view<float>& logits,
-                           const adaptive_k::routing_output<>& output) {
-      return router.route(layer, logits, output, metrics, extras);
-    };
+    const auto route = moe_engine::route_with(router, metrics);
     const auto start = seconds_clock::now();
     for (std::size_t layer = 0; layer < layers_.size(); ++layer)
       layers_[layer].forward(static_cast<int>(layer), x.data(), batch, route, output_.data(),
@@ -86,8 +80,6 @@ class stack_of_layers {
   }
 
  private:
-  adaptive_k::gating gating_;
-  std::vector<float> bias_;
   std::vector<moe_engine::moe_layer> layers_;
   moe_engine::moe_workspace workspace_;
   std::vector<float> output_;

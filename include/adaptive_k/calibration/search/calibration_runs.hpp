@@ -10,6 +10,7 @@
 #include <memory>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -35,9 +36,26 @@ struct window_range {
   std::int64_t count = 0;  ///< 0 or more
 };
 
-/// Routes one call of one layer, as `router::route` does.
-using layer_route = std::function<status(int layer, const logits_view<float>& logits,
-                                         const routing_output<>& output)>;
+/// Routes one call of one layer, as `router::route` does; any callable of the four arguments is
+/// one.
+class layer_route {
+ public:
+  /// Calls `route`, which it keeps.
+  template <class Route,
+            std::enable_if_t<!std::is_same_v<std::decay_t<Route>, layer_route>, int> = 0>
+  layer_route(Route route) : route_(std::move(route)) {}
+
+  /// A gating with a selection bias needs the layer's in `extras`.
+  status operator()(int layer, const logits_view<float>& logits, const routing_output<>& output,
+                    const routing_extras& extras = {}) const {
+    return route_(layer, logits, output, extras);
+  }
+
+ private:
+  std::function<status(int, const logits_view<float>&, const routing_output<>&,
+                       const routing_extras&)>
+      route_;
+};
 /// Shown every block of a full-K run.
 using block_observer = std::function<void(const expert_output_block& block)>;
 
@@ -179,8 +197,9 @@ class calibration_runner {
 
  private:
   static layer_route route_of(const router& with) {
-    return [&with](int layer, const logits_view<float>& logits, const routing_output<>& output) {
-      return with.route(layer, logits, output);
+    return [&with](int layer, const logits_view<float>& logits, const routing_output<>& output,
+                   const routing_extras& extras) {
+      return with.route(layer, logits, output, nullptr, extras);
     };
   }
 
@@ -194,15 +213,16 @@ class calibration_runner {
     const router with = checked_router(policies);
     std::vector<std::int64_t> sums(policies.layers.size(), 0);
     routing_outcome outcome;
-    outcome.windows = source_.run(
-        range,
-        [&](int layer, const logits_view<float>& logits, const routing_output<>& output) {
-          const status result = with.route(layer, logits, output);
-          for (std::int64_t t = 0; result.ok() && t < logits.num_tokens; ++t)
-            sums[static_cast<std::size_t>(layer)] += output.topk_counts[t];
-          return result;
-        },
-        {});
+    outcome.windows =
+        source_.run(range,
+                    [&](int layer, const logits_view<float>& logits, const routing_output<>& output,
+                        const routing_extras& extras) {
+                      const status result = with.route(layer, logits, output, nullptr, extras);
+                      for (std::int64_t t = 0; result.ok() && t < logits.num_tokens; ++t)
+                        sums[static_cast<std::size_t>(layer)] += output.topk_counts[t];
+                      return result;
+                    },
+                    {});
     set_mean_k(sums, range, outcome);
     return outcome;
   }
@@ -216,27 +236,29 @@ class calibration_runner {
     std::vector<float> signal;
     std::vector<std::uint8_t> counts;
     routing_outcome outcome;
-    outcome.windows = source_.run(
-        range,
-        [&](int layer, const logits_view<float>& logits, const routing_output<>& output) {
-          signal.resize(static_cast<std::size_t>(logits.num_tokens));
-          routing_output<> own = output;
-          own.signal = signal.data();
-          const status result = with.route(layer, logits, own);
-          if (!result.ok()) return result;
-          counts.assign(output.topk_counts, output.topk_counts + logits.num_tokens);
-          assign_counts(assignment, counts, signal, with.policy(layer).signal, rng);
-          for (const std::uint8_t k : counts) sums[static_cast<std::size_t>(layer)] += k;
-          return route_with_counts(full, layer, logits, output, counts.data());
-        },
-        {});
+    outcome.windows =
+        source_.run(range,
+                    [&](int layer, const logits_view<float>& logits, const routing_output<>& output,
+                        const routing_extras& extras) {
+                      signal.resize(static_cast<std::size_t>(logits.num_tokens));
+                      routing_output<> own = output;
+                      own.signal = signal.data();
+                      const status result = with.route(layer, logits, own, nullptr, extras);
+                      if (!result.ok()) return result;
+                      counts.assign(output.topk_counts, output.topk_counts + logits.num_tokens);
+                      assign_counts(assignment, counts, signal, with.policy(layer).signal, rng);
+                      for (const std::uint8_t k : counts)
+                        sums[static_cast<std::size_t>(layer)] += k;
+                      return route_with_counts(full, layer, logits, output, extras, counts.data());
+                    },
+                    {});
     set_mean_k(sums, range, outcome);
     return outcome;
   }
 
   static status route_with_counts(const router& full, int layer, const logits_view<float>& logits,
-                                  const routing_output<>& output, const std::uint8_t* counts) {
-    routing_extras extras;
+                                  const routing_output<>& output, routing_extras extras,
+                                  const std::uint8_t* counts) {
     extras.k_min = counts;
     extras.k_max = counts;
     return full.route(layer, logits, output, nullptr, extras);
@@ -253,10 +275,10 @@ class calibration_runner {
         sensitivities.size(), std::vector<std::uint8_t>(tokens, static_cast<std::uint8_t>(top_k)));
     std::vector<std::size_t> begun(sensitivities.size());
     const layer_route route = [&](int layer, const logits_view<float>& logits,
-                                  const routing_output<>& output) {
+                                  const routing_output<>& output, const routing_extras& extras) {
       const auto l = static_cast<std::size_t>(layer);
       const status result =
-          route_with_counts(full, layer, logits, output, counts[l].data() + begun[l]);
+          route_with_counts(full, layer, logits, output, extras, counts[l].data() + begun[l]);
       begun[l] += static_cast<std::size_t>(logits.num_tokens);
       return result;
     };
