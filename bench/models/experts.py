@@ -1,7 +1,7 @@
 """Routed SwiGLU experts for training on a CPU, as an experts implementation of transformers.
 
 Tokens are sorted by expert, each expert multiplies its own rows, and nothing else is computed.  T tokens,
-H hidden size, E experts, K experts a token, F expert width; float32.
+H hidden size, E experts, K experts a token, F expert width; float32 outside, products of bfloat16.
 """
 
 from __future__ import annotations
@@ -14,26 +14,37 @@ from transformers.integrations.moe import ExpertsInterface
 NAME = "sorted_rows"
 
 
+def factor(x: Tensor) -> Tensor:
+    """x as a product takes it: bfloat16 for float32, as it is for others (float64, for a check)."""
+    return x.bfloat16() if x.dtype == torch.float32 else x
+
+
+def term(x: Tensor) -> Tensor:
+    """x as sums and functions take it: float32 for bfloat16, as it is for others."""
+    return x.float() if x.dtype == torch.bfloat16 else x
+
+
 def swiglu(gate_up: Tensor, weight: Tensor) -> Tensor:
     """silu(gate) * up * weight: [T*K, 2F], [T*K, 1] -> [T*K, F]."""
-    gate, up = gate_up.chunk(2, dim=-1)
-    return F.silu(gate) * up * weight
+    gate, up = term(gate_up).chunk(2, dim=-1)
+    return (F.silu(gate) * up * weight).to(gate_up.dtype)
 
 
 def swiglu_backward(grad: Tensor, gate_up: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of :func:`swiglu`: to gate_up [T*K, 2F] and to weight [T*K]."""
-    gate, up = gate_up.chunk(2, dim=-1)
+    gate, up = term(gate_up).chunk(2, dim=-1)
+    grad = term(grad)
     sigmoid = torch.sigmoid(gate)
     silu = gate * sigmoid
     grad_weight = (grad * silu * up).sum(-1)
     grad = grad * weight
     grad_gate = grad * up * (sigmoid + silu * (1 - sigmoid))
-    return torch.cat((grad_gate, grad * silu), dim=-1), grad_weight
+    return torch.cat((grad_gate, grad * silu), dim=-1).to(gate_up.dtype), grad_weight
 
 
 def combine(rows: Tensor, inverse: Tensor, tokens: int) -> Tensor:
-    """Sum of each token's K rows: sorted [T*K, H] -> [T, H]."""
-    return rows[inverse].view(tokens, -1, rows.shape[-1]).sum(1)
+    """Sum of each token's K rows: sorted [T*K, H] -> [T, H], float32."""
+    return term(rows[inverse].view(tokens, -1, rows.shape[-1])).sum(1)
 
 
 class Kernels:
@@ -63,6 +74,7 @@ class Experts(torch.autograd.Function):
         inverse[order] = torch.arange(order.numel())
         rows = order // top_k
         sorted_weight = weight.reshape(-1)[order].unsqueeze(1)
+        x, gate_up, down = factor(x), factor(gate_up), factor(down)
         inputs = x.index_select(0, rows)
         products = x.new_empty(rows.numel(), gate_up.shape[1])
         outputs = torch.empty_like(inputs)
@@ -80,7 +92,7 @@ class Experts(torch.autograd.Function):
         """grad [T, H] -> gradients of x, weight, gate_up and down."""
         rows, inverse, inputs, products, hidden, sorted_weight, gate_up, down = ctx.saved_tensors
         counts, tokens = ctx.counts, grad.shape[0]
-        grad_rows = grad.index_select(0, rows)
+        grad_rows = factor(grad).index_select(0, rows)
         grad_hidden, grad_inputs = torch.empty_like(hidden), torch.empty_like(inputs)
         grad_gate_up, grad_down = torch.empty_like(gate_up), torch.empty_like(down)
         parts = zip(grad_rows.split(counts), hidden.split(counts), grad_hidden.split(counts))
@@ -93,7 +105,7 @@ class Experts(torch.autograd.Function):
             torch.mm(g, gate_up[i], out=out)
             torch.mm(g.t(), a, out=grad_gate_up[i])
         grad_x = Kernels.combine(grad_inputs, inverse, tokens)
-        return grad_x, None, grad_weight[inverse].view(tokens, -1), grad_gate_up, grad_down
+        return grad_x, None, grad_weight[inverse].view(tokens, -1), term(grad_gate_up), term(grad_down)
 
 
 @torch.compiler.disable

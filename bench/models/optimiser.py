@@ -12,14 +12,18 @@ UPDATE_RMS = 0.2  # root mean square of a matrix's update, as AdamW's: one learn
 
 
 def orthogonalise(x: Tensor) -> Tensor:
-    """The nearest matrices with singular values of about 1, by five steps of Newton-Schulz: [..., R, C]."""
+    """The nearest matrices with singular values of about 1, by five steps of Newton-Schulz: [..., R, C].
+
+    In bfloat16, which is exact enough for them.
+    """
+    dtype, x = x.dtype, x.bfloat16()
     tall = x.shape[-2] > x.shape[-1]
     x = x.mT if tall else x
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(5):
         square = x @ x.mT
         x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
-    return x.mT if tall else x
+    return (x.mT if tall else x).to(dtype)
 
 
 def is_matrix(name: str, parameter: Tensor) -> bool:

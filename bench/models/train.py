@@ -27,7 +27,7 @@ import torch.distributed as dist  # noqa: E402
 import torch.multiprocessing as processes  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel  # noqa: E402
+from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, PreTrainedModel  # noqa: E402
 
 import data  # noqa: E402
 import experts  # noqa: E402
@@ -43,12 +43,30 @@ def arguments() -> argparse.Namespace:
     p.add_argument("model", help="folder of config.json and training.json")
     p.add_argument("--work", type=Path, default=HERE / "data", help="folder of checkpoints and tokens")
     p.add_argument("--debs", type=Path, default=texts.DEBS, help="folder of the packages")
-    p.add_argument("--workers", type=int, default=2, help="processes, each with its share of every batch")
+    p.add_argument("--workers", type=int, default=1, help="processes, each with its share of every batch")
     p.add_argument("--threads", type=int, default=1, help="threads of each process")
     p.add_argument("--until", type=int, default=math.inf, help="stop, with a checkpoint, after this many steps")
     p.add_argument("--save-minutes", type=float, default=5.0, help="time between checkpoints")
     p.add_argument("--no-compile", action="store_true", help="no torch.compile")
     return p.parse_args()
+
+
+def attention(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float,
+              **_kwargs: object) -> tuple[Tensor, None]:
+    """Causal attention of whole windows as transformers calls it, by products of bfloat16.
+
+    q [B, heads, T, D], k and v [B, key heads, T, D] -> [B, T, heads, D]; no padding, so ``mask`` is not read.
+    """
+    length, groups = q.shape[-2], q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+    factor, term = experts.factor, experts.term
+    scores = factor(q * scaling) @ factor(k).mT
+    later = torch.ones(length, length, dtype=torch.bool).triu(1)
+    shares = term(scores).masked_fill(later, -torch.inf).softmax(-1)
+    return term(factor(shares) @ factor(v)).transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register("bfloat16_products", attention)
 
 
 def average(x: Tensor) -> Tensor:
@@ -69,6 +87,7 @@ def create(folder: Path, seed: int) -> PreTrainedModel:
     config = AutoConfig.from_pretrained(folder)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model.set_experts_implementation(experts.NAME)
+    model.set_attn_implementation("bfloat16_products")
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, p in model.named_parameters():
@@ -93,6 +112,7 @@ class Run:
         self.training, self.validation = data.load(args.work, args.debs)
         self.model = create(self.folder, self.settings["seed"])
         self.routers = routers(self.model)
+        self.cross_entropy = F.cross_entropy
         self.routed: list[tuple[Tensor, Tensor]] = []  # logits [T, E] and chosen [T, K] of each router
         self.optimiser = Optimiser(self.model, self.settings["weight_decay"])
         self.step, self.processor_seconds = 0, 0.0
@@ -136,7 +156,7 @@ class Run:
     def loss(self, tokens: Tensor) -> Tensor:
         """Mean nats a token of windows [B, WINDOW + 1]."""
         logits = self.model(input_ids=tokens[:, :-1], use_cache=False).logits
-        return F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+        return self.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
 
     def train_step(self) -> float:
         """One optimiser step; the workers' mean loss."""
@@ -205,6 +225,7 @@ class Run:
             router.register_forward_hook(self.route)
         if not self.args.no_compile:
             experts.Kernels.compile()
+            self.cross_entropy = torch.compile(F.cross_entropy)
             for layer in self.model.model.layers:
                 layer.compile()
         self.model.train()
@@ -229,6 +250,7 @@ class Run:
 def work(rank: int, args: argparse.Namespace, store: str) -> None:
     """One worker process."""
     torch.set_num_threads(args.threads)
+    torch.set_float32_matmul_precision("medium")  # factors of bfloat16, sums of float32
     if args.workers > 1:
         patience = datetime.timedelta(days=7)  # a worker may be starved, or paused, for long
         dist.init_process_group("gloo", f"file://{store}", patience, args.workers, rank)
