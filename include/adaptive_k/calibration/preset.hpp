@@ -93,7 +93,6 @@ inline void read_sizes(const json_node& node, preset& result) {
       shared.at("intermediate", "an integer").as_integer(0, widest);
 }
 
-/// The name first, then the aliases.
 inline void read_names(const json_node& root, preset& result) {
   result.name = root.at("name", "a name").as_string();
   const json_node aliases = root.at("aliases", "an array of strings");

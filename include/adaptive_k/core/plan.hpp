@@ -98,7 +98,6 @@ namespace detail {
 template <class Plan>
 struct keeps_limits : std::false_type {};
 
-/// The plan of a policy.
 template <class Policy>
 using plan_of = decltype(make_plan(std::declval<const gating&>(), std::declval<const Policy&>()));
 

@@ -31,7 +31,6 @@ struct softmax_score {};
 /// The same for the sums over all E; the chosen are scored by masked softmaxes, shares already.
 struct sparsemixer_score {};
 
-/// Whether scores are masked softmaxes.
 template <class Score>
 inline constexpr bool is_masked = std::is_same_v<Score, sparsemixer_score>;
 /// Whether scores are relative to the row's largest logit.

@@ -1,4 +1,5 @@
 // Selection: the best experts of a token by their keys, descending, equal ones by lower index.
+// Vectors (host/simd/top_k.hpp) and kernels (cuda/) select by code of their own, in the same order.
 #pragma once
 
 #include <cstdint>

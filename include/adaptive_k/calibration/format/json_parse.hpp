@@ -61,7 +61,6 @@ struct json_limits {
   std::size_t values = std::size_t{2} << 20;  ///< of any type, objects and arrays included
 };
 
-/// What a message shows of a value.
 inline std::string shown_value(const json& value) {
   constexpr std::size_t longest = 60;
   if (value.is_string() && value.get_ref<const std::string&>().size() > longest)

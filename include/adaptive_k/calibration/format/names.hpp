@@ -20,7 +20,6 @@ void for_each_value(F f) {
   for (int i = 0; i < num_values(Enum{}); ++i) f(static_cast<Enum>(i));
 }
 
-/// The value with that name, if there is one.
 template <class Enum>
 std::optional<Enum> find_name(std::string_view name) {
   std::optional<Enum> found;
