@@ -136,9 +136,8 @@ struct routing_output {
   /// [num_experts], added to: the tokens of each expert, without padding. Threads that share a call
   /// by `route_range` need an array each.
   std::uint64_t* expert_counts = nullptr;
-  /// [num_tokens], r^-a of core/weights.hpp, 1 or more: for engines that keep their own weights,
-  /// what those of the experts kept are to be multiplied by; 1 at k = K0 and for padding. Host
-  /// only.
+  /// [num_tokens], r^-a of core/weights.hpp, 1 or more: an engine that keeps its own weights
+  /// multiplies those of the kept experts by it. 1 at k = K0 and for padding. Host only.
   float* weight_factors = nullptr;
 };
 
