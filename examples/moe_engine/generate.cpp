@@ -1,5 +1,4 @@
-// Continues a prompt with a byte-level model, with fewer experts per token where the router is
-// sure:
+// Continues a prompt, with fewer experts per token where the router is sure:
 //   moe_engine_generate <model folder> <prompt> [tokens] [top_p] [seed]
 #include <adaptive_k/adaptive_k.hpp>
 #include <algorithm>
@@ -7,10 +6,14 @@
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
+#include <filesystem>
+#include <optional>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "engine.hpp"
+#include "tokenizer.hpp"
 
 namespace {
 
@@ -28,16 +31,37 @@ int pick(const float* logits, int vocab_size, std::uint64_t& state) {
   return static_cast<int>(std::min<std::ptrdiff_t>(found - cumulative.begin(), vocab_size - 1));
 }
 
-/// Keeps experts until they hold `mass` of the weight that the model's own top k have.
-adaptive_k::k_policy top_p(int top_k, float mass) {
-  adaptive_k::k_policy policy;
-  policy.rule = adaptive_k::k_rule::thresholds;
-  policy.signal = adaptive_k::signal_kind::topk_mass;
-  policy.num_k_values = static_cast<std::uint8_t>(top_k);
-  for (int k = 1; k <= top_k; ++k) policy.k_values[k - 1] = static_cast<std::uint8_t>(k);
-  for (int k = 1; k < top_k; ++k) policy.thresholds[k - 1] = mass;
-  return policy;
-}
+/// Text to tokens and back: by the folder's tokenizer, or byte by byte.
+class text_coder {
+ public:
+  text_coder(const std::filesystem::path& folder, int vocab_size) {
+    const std::filesystem::path file = folder / "tokenizer.json";
+    if (std::filesystem::exists(file)) {
+      tokenizer_.emplace(file);
+      if (tokenizer_->vocab_size() > vocab_size)
+        throw std::runtime_error(
+            file.string() + ": has " + std::to_string(tokenizer_->vocab_size()) +
+            " tokens, expected at most vocab_size = " + std::to_string(vocab_size) +
+            " of config.json");
+    } else if (vocab_size != 256) {
+      throw std::runtime_error(file.string() + ": missing, and vocab_size is " +
+                               std::to_string(vocab_size) + ", expected 256: a model of bytes");
+    }
+  }
+
+  std::vector<std::int32_t> encode(const std::string& text) const {
+    if (tokenizer_) return tokenizer_->encode(text);
+    std::vector<std::int32_t> tokens;
+    for (const char c : text) tokens.push_back(static_cast<unsigned char>(c));
+    return tokens;
+  }
+  std::string bytes_of(std::int32_t token) const {
+    return tokenizer_ ? tokenizer_->bytes_of(token) : std::string(1, static_cast<char>(token));
+  }
+
+ private:
+  std::optional<moe_engine::tokenizer> tokenizer_;
+};
 
 int generate(const std::string& folder, const std::string& prompt, int num_tokens, float mass,
              std::uint64_t seed) {
@@ -45,29 +69,36 @@ int generate(const std::string& folder, const std::string& prompt, int num_token
   for (const std::string& warning : model.warnings())
     std::fprintf(stderr, "warning: %s\n", warning.c_str());
   const moe_engine::model_config& config = model.config();
-  if (config.vocab_size != 256) {
-    std::fprintf(stderr, "%s: vocab_size is %d, expected 256: this program has no tokenizer\n",
-                 folder.c_str(), config.vocab_size);
-    return 2;
-  }
-  const adaptive_k::k_policy policy =
-      mass < 1.0f ? top_p(config.gating.top_k, mass) : adaptive_k::k_policy::full();
+  const text_coder coder(folder, config.vocab_size);
+  const adaptive_k::k_policy policy = mass < 1.0f
+                                          ? adaptive_k::k_policy::top_p(mass, config.gating.top_k)
+                                          : adaptive_k::k_policy::full();
   const adaptive_k::router router(config.gating, policy);
   adaptive_k::routing_metrics metrics;
   const auto route = moe_engine::route_with(router, &metrics);
 
-  std::vector<std::int32_t> tokens;
-  for (const char c : prompt) tokens.push_back(static_cast<unsigned char>(c));
+  std::vector<std::int32_t> next = coder.encode(prompt);
+  const auto room = static_cast<std::size_t>(config.max_positions);
+  if (next.empty() || next.size() > room) {
+    std::fprintf(stderr, "the prompt has %zu tokens, expected 1..%zu, the model's context\n",
+                 next.size(), room);
+    return 2;
+  }
   std::vector<float> logits;
+  moe_engine::text_cache cache(1);
   std::printf("%s", prompt.c_str());
   for (int i = 0; i < num_tokens; ++i) {
-    // Without a cache of keys and values every step computes the whole context anew.
-    const auto length = std::min(static_cast<int>(tokens.size()), config.max_positions);
-    logits.resize(static_cast<std::size_t>(length) * 256);
-    model.forward(tokens.data() + tokens.size() - static_cast<std::size_t>(length), 1, length,
-                  route, logits.data());
-    tokens.push_back(pick(logits.data() + (length - 1) * 256, 256, seed));
-    std::putchar(tokens.back());
+    const auto count = static_cast<int>(next.size());
+    if (cache.length(0) + count > config.max_positions) {
+      std::printf("\n(the model's context of %d tokens is full)", config.max_positions);
+      break;
+    }
+    logits.resize(next.size() * static_cast<std::size_t>(config.vocab_size));
+    model.extend(cache, next.data(), {count}, route, logits.data());
+    next = {pick(logits.data() + std::ptrdiff_t{count - 1} * config.vocab_size, config.vocab_size,
+                 seed)};
+    const std::string bytes = coder.bytes_of(next.front());
+    std::fwrite(bytes.data(), 1, bytes.size(), stdout);
     std::fflush(stdout);
   }
   std::printf("\n\nmean K %.2f of %d, %.1f%% of expert calls saved\n", metrics.mean_k(),
