@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "bench/adaptive_k/failure.hpp"
+#include "bench/adaptive_k/input/heldout.hpp"
 #include "bench/adaptive_k/input/sha256.hpp"
 #include "bench/adaptive_k/output/text_table.hpp"
 #include "bench/adaptive_k/version.hpp"
@@ -41,13 +42,6 @@ work_identity identity_of(const loaded_model& model, const calibration_options& 
   return identity;
 }
 
-/// Without --dataset also the model's own test text; a data set alone is halved.
-std::string test_file(const calibration_options& options, const std::filesystem::path& folder) {
-  if (!options.test.empty() || !options.dataset.empty()) return options.test;
-  const std::filesystem::path own = folder / "heldout_test.txt";
-  return std::filesystem::exists(own) ? own.string() : std::string();
-}
-
 }  // namespace
 
 void add_roles(file_roles& roles, const calibration_options& options) {
@@ -63,14 +57,16 @@ calibration_setup::calibration_setup(const calibration_options& options, int exp
   const moe_engine::model_config& config = model_.engine.config();
   const int length = window_length(options.context, config.max_positions);
   dataset data =
-      dataset_for(options.dataset, model_.folder, config.vocab_size, "heldout_calibration.txt");
+      dataset_for(options.dataset, model_.folder, model_.words, length, text_part::calibration);
   const window_plan plan = plan_windows(data, length, 0);
-  const std::string test = test_file(options, model_.folder);
+  // Without --dataset also the model's own test text; a data set alone is halved.
+  const bool has_test = !options.test.empty() ||
+                        (options.dataset.empty() && has_own_text(model_.folder, text_part::test));
   std::vector<calibration_text> texts;
   const std::int64_t half = plan.count / 2;
-  if (!test.empty()) {
+  if (has_test) {
     texts.push_back({data, 0, plan.count, length});
-    dataset other = read_dataset(test, config.vocab_size);
+    dataset other = dataset_for(options.test, model_.folder, model_.words, length);
     const window_plan windows = plan_windows(other, length, options.test_windows);
     texts.push_back({std::move(other), 0, windows.count, length});
   } else {
@@ -81,7 +77,7 @@ calibration_setup::calibration_setup(const calibration_options& options, int exp
     texts.push_back({data, half, std::min(plan.count - half, options.test_windows), length});
   }
   if (!options.other_domain.empty()) {
-    dataset other = read_dataset(options.other_domain, config.vocab_size);
+    dataset other = dataset_for(options.other_domain, model_.folder, model_.words, length);
     const window_plan windows = plan_windows(other, length, options.test_windows);
     texts.push_back({std::move(other), 0, windows.count, length});
   }

@@ -20,6 +20,7 @@
 #include "bench/adaptive_k/commands/option_checks.hpp"
 #include "bench/adaptive_k/commands/shared_options.hpp"
 #include "bench/adaptive_k/failure.hpp"
+#include "bench/adaptive_k/input/heldout.hpp"
 #include "bench/adaptive_k/input/inputs.hpp"
 #include "bench/adaptive_k/measure/controls.hpp"
 #include "bench/adaptive_k/measure/variant.hpp"
@@ -37,19 +38,13 @@ struct inspect_options : input_options {
   std::string perfetto;
 };
 
-std::string token_text(std::int32_t token, int vocab_size) {
-  if (vocab_size != 256) return fmt::format("{}", token);
-  if (token == '\n') return "'\\n'";
-  if (token < 32 || token > 126) return fmt::format("0x{:02x}", token);
-  return fmt::format("'{}'", static_cast<char>(token));
-}
-
 /// The tokens to look at.
 std::vector<std::int32_t> choose_tokens(const inspect_options& options, const loaded_model& model) {
   const moe_engine::model_config& config = model.engine.config();
   const bool is_text = !options.text.empty();
-  const dataset data = is_text ? dataset_of_text(options.text, config.vocab_size)
-                               : dataset_for(options.dataset, model.folder, config.vocab_size);
+  const dataset data =
+      is_text ? dataset_of_text(options.text, model.words)
+              : dataset_for(options.dataset, model.folder, model.words, config.max_positions);
   const auto total = static_cast<std::int64_t>(data.tokens.size());
   const std::int64_t count = is_text ? total : std::min(options.tokens, total - options.offset);
   if (count < 1)
@@ -63,11 +58,11 @@ std::vector<std::int32_t> choose_tokens(const inspect_options& options, const lo
 }
 
 void print_tokens(const std::vector<std::int32_t>& tokens, const variant& routing, int num_layers,
-                  int vocab_size) {
+                  const vocabulary& words) {
   const bool color = adaptive_k::color_wanted(isatty(STDOUT_FILENO) != 0);
   const adaptive_k::gating& gating = routing.router().model();
   for (std::size_t t = 0; t < tokens.size(); ++t) {
-    fmt::print("\nToken {} {}\n", t, token_text(tokens[t], vocab_size));
+    fmt::print("\nToken {} {}\n", t, words.shown(tokens[t]));
     for (int layer = 0; layer < num_layers; ++layer) {
       const adaptive_k::signal_kind kind = routing.router().policy(layer).signal;
       fmt::print("{}\n", inspect_line(layer, kind, routing.signal(layer)[t],
@@ -145,7 +140,7 @@ void run(const inspect_options& options) {
              adaptive_k::detail::printable(model.name, 200), config.num_moe_layers,
              config.gating.num_experts, config.gating.top_k, choice.policy.name, choice.origin,
              describe_signal(policies.front().signal, config.gating));
-  print_tokens(tokens, routing, config.num_moe_layers, config.vocab_size);
+  print_tokens(tokens, routing, config.num_moe_layers, model.words);
   print_summary(routing, config.num_moe_layers);
   const adaptive_k::routing_metrics total = routing.total();
   fmt::print(

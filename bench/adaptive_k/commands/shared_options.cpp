@@ -14,7 +14,8 @@ CLI::Option* add_model_option(CLI::App& command, input_options& options) {
 
 CLI::Option* add_dataset_option(CLI::App& command, input_options& options) {
   return command.add_option("--dataset", options.dataset,
-                            "Text to read (default: the model's heldout_test.txt)");
+                            "Text to read, or a domain of the texts.json beside the model: novels, "
+                            "... (default: the model's heldout_test.txt, or all domains in turn)");
 }
 
 CLI::Option* add_policy_option(CLI::App& command, input_options& options) {
@@ -42,15 +43,15 @@ CLI::Option* add_windows_option(CLI::App& command, input_options& options) {
 std::vector<CLI::Option*> add_calibration_options(CLI::App& command, calibration_options& options) {
   std::vector<CLI::Option*> added;
   added.push_back(add_model_option(command, options));
-  added.push_back(
-      command.add_option("--dataset", options.dataset,
-                         "Text to calibrate on (default: the model's heldout_calibration.txt)"));
-  added.push_back(
-      command.add_option("--test", options.test,
-                         "Text to report on (default: the second half of --dataset, or the model's "
-                         "heldout_test.txt)"));
+  added.push_back(command.add_option("--dataset", options.dataset,
+                                     "Text to calibrate on, or a domain (default: the model's "
+                                     "heldout_calibration.txt, or all domains in turn)"));
+  added.push_back(command.add_option(
+      "--test", options.test,
+      "Text to report on, or a domain (default: the second half of --dataset, or the "
+      "model's own test text)"));
   added.push_back(command.add_option("--other-domain", options.other_domain,
-                                     "Text of another kind, reported too"));
+                                     "Text of another kind, or a domain, reported too"));
   added.push_back(add_context_option(command, options));
   command.add_option("--tokens", options.fit_tokens, "Tokens to fit on (default 16384)")
       ->check(one_or_more());

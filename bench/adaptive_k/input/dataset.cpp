@@ -6,14 +6,13 @@
 #include <algorithm>
 #include <fstream>
 #include <iterator>
+#include <stdexcept>
 
 #include "bench/adaptive_k/failure.hpp"
 #include "bench/adaptive_k/input/sha256.hpp"
 
 namespace bench {
 namespace {
-
-constexpr int byte_vocabulary = 256;
 
 std::vector<std::int32_t> tokens_of_bytes(const std::string& bytes) {
   std::vector<std::int32_t> tokens(bytes.size());
@@ -54,6 +53,16 @@ std::vector<std::int32_t> tokens_of_binary(const std::string& path, const std::s
   return tokens;
 }
 
+std::vector<std::int32_t> tokens_of_text(const std::string& path, const std::string& bytes,
+                                         const vocabulary& words) {
+  const moe_engine::tokenizer& tokenizer = words.tokenizer();
+  try {
+    return tokenizer.encode(bytes);
+  } catch (const std::runtime_error& error) {
+    throw failure(fmt::format("{}: {}", path, error.what()));
+  }
+}
+
 }  // namespace
 
 std::string read_file(const std::filesystem::path& file) {
@@ -67,12 +76,12 @@ std::string read_file(const std::filesystem::path& file) {
   return bytes;
 }
 
-dataset read_dataset(const std::filesystem::path& file, int vocab_size) {
+dataset read_dataset(const std::filesystem::path& file, const vocabulary& words) {
   const std::string bytes = read_file(file);
   dataset data;
   data.path = file.string();
   data.sha256 = sha256_hex(bytes);
-  if (vocab_size == byte_vocabulary) {
+  if (words.is_bytes()) {
     data.unit = "bytes";
     data.tokens = tokens_of_bytes(bytes);
     return data;
@@ -82,39 +91,34 @@ dataset read_dataset(const std::filesystem::path& file, int vocab_size) {
     data.tokens = tokens_of_json(data.path, bytes);
   } else if (file.extension() == ".bin") {
     data.tokens = tokens_of_binary(data.path, bytes);
+  } else if (words.has_tokenizer()) {
+    data.unit = "tokens";
+    data.tokens = tokens_of_text(data.path, bytes, words);
   } else {
-    throw failure(
-        fmt::format("{}: the model has a vocabulary of {}, so it does not read bytes: give its "
-                    "token ids, as a .json array or a .bin of little-endian int32",
-                    data.path, vocab_size));
+    throw failure(fmt::format(
+        "{}: the model has a vocabulary of {} and no tokenizer.json, so it reads neither "
+        "bytes nor text: give its token ids, as a .json array or a .bin of "
+        "little-endian int32",
+        data.path, words.size()));
   }
   for (std::size_t i = 0; i < data.tokens.size(); ++i)
-    if (data.tokens[i] < 0 || data.tokens[i] >= vocab_size)
+    if (data.tokens[i] < 0 || data.tokens[i] >= words.size())
       throw failure(fmt::format("{}: the value at index {} is outside the vocabulary's ids 0..{}",
-                                data.path, i, vocab_size - 1));
+                                data.path, i, words.size() - 1));
   return data;
 }
 
-dataset dataset_for(const std::string& asked, const std::filesystem::path& model_folder,
-                    int vocab_size, const char* own) {
-  if (!asked.empty()) return read_dataset(asked, vocab_size);
-  const std::filesystem::path file = model_folder / own;
-  if (!std::filesystem::exists(file))
-    throw failure(fmt::format("--dataset: missing, and the model has no {}", file.string()));
-  return read_dataset(file, vocab_size);
-}
-
-dataset dataset_of_text(const std::string& text, int vocab_size) {
-  if (vocab_size != byte_vocabulary)
-    throw failure(
-        fmt::format("--text: the model has a vocabulary of {} and no byte input; give "
-                    "token ids with --dataset",
-                    vocab_size));
+dataset dataset_of_text(const std::string& text, const vocabulary& words) {
   dataset data;
   data.path = "--text";
   data.sha256 = sha256_hex(text);
-  data.unit = "bytes";
-  data.tokens = tokens_of_bytes(text);
+  data.unit = words.is_bytes() ? "bytes" : "tokens";
+  if (!words.is_bytes() && !words.has_tokenizer())
+    throw failure(
+        fmt::format("--text: the model has a vocabulary of {} and no tokenizer.json; give "
+                    "token ids with --dataset",
+                    words.size()));
+  data.tokens = words.is_bytes() ? tokens_of_bytes(text) : tokens_of_text(data.path, text, words);
   return data;
 }
 
@@ -135,7 +139,7 @@ window_plan plan_windows(const dataset& data, int length, std::int64_t most) {
     throw failure(
         fmt::format("{}: {} {}, fewer than one window of {}", data.path, total, data.unit, length));
   if (most > 0) plan.count = std::min(plan.count, most);
-  plan.unused_tokens = total - plan.count * length;
+  plan.unused_tokens = total - plan.count * length + data.left_out;
   return plan;
 }
 

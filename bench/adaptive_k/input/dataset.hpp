@@ -6,28 +6,28 @@
 #include <string>
 #include <vector>
 
+#include "bench/adaptive_k/input/vocabulary.hpp"
+
 namespace bench {
 
 struct dataset {
-  std::string path;    ///< as given
-  std::string sha256;  ///< of the file
-  std::string unit;    ///< "bytes" or "token ids"
+  std::string path;    ///< as given; of several texts, their names
+  std::string sha256;  ///< of the file; of several, of one behind the other
+  std::string unit;    ///< "bytes", "tokens" of a text, or "token ids"
   std::vector<std::int32_t> tokens;
+  std::int64_t left_out = 0;  ///< tokens that were cut off already
 };
 
 /// The whole file. Throws failure naming it when it cannot be read.
 std::string read_file(const std::filesystem::path& file);
 
-/// A model of 256 tokens reads the file's bytes. Any other reads token ids: `.json`, an array of
-/// integers, or `.bin`, little-endian int32. Ids outside 0..vocab_size-1 are refused.
-dataset read_dataset(const std::filesystem::path& file, int vocab_size);
-
-/// The data set asked for, else the model's own of the name `own`. Throws failure.
-dataset dataset_for(const std::string& asked, const std::filesystem::path& model_folder,
-                    int vocab_size, const char* own = "heldout_test.txt");
+/// A model of bytes reads the file's bytes. Any other reads token ids: `.json`, an array of
+/// integers, or `.bin`, little-endian int32; one with a tokenizer reads every other file as text.
+/// Ids outside 0..vocab_size-1 are refused.
+dataset read_dataset(const std::filesystem::path& file, const vocabulary& words);
 
 /// The same of a text typed on the command line; its path is "--text".
-dataset dataset_of_text(const std::string& text, int vocab_size);
+dataset dataset_of_text(const std::string& text, const vocabulary& words);
 
 /// Non-overlapping windows of `length` tokens from the start; what does not fill one is left out.
 struct window_plan {

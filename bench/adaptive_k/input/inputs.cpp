@@ -2,6 +2,7 @@
 
 #include <utility>
 
+#include "bench/adaptive_k/input/heldout.hpp"
 #include "bench/adaptive_k/input/policy_choice.hpp"
 
 namespace bench {
@@ -22,9 +23,9 @@ loaded_model load_model(const std::string& name_or_folder, file_roles& roles,
 model_inputs load_inputs(const input_options& options, file_roles& roles) {
   loaded_model model = load_model(options.model, roles);
   const moe_engine::model_config& config = model.engine.config();
-  dataset data = dataset_for(options.dataset, model.folder, config.vocab_size);
-  const window_plan windows =
-      plan_windows(data, window_length(options.context, config.max_positions), options.windows);
+  const int length = window_length(options.context, config.max_positions);
+  dataset data = dataset_for(options.dataset, model.folder, model.words, length);
+  const window_plan windows = plan_windows(data, length, options.windows);
   return {std::move(model), std::move(data), windows};
 }
 

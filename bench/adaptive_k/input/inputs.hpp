@@ -12,7 +12,7 @@ namespace bench {
 
 struct input_options {
   std::string model;         ///< "": the project's own
-  std::string dataset;       ///< "": the model's heldout_test.txt
+  std::string dataset;       ///< a file or a domain; "": the model's own text
   std::string policy;        ///< "": its preset's
   int context = 0;           ///< 0: the model's own
   std::int64_t windows = 0;  ///< 0: all

@@ -110,7 +110,11 @@ fs::path reference_folder() {
 loaded_model load_model(const std::string& name_or_folder) {
   const fs::path folder = folder_of(name_or_folder);
   moe_engine::engine engine = moe_engine::engine::load(folder);
-  loaded_model model{"", folder, std::move(engine), "", {}, {}, {}};
+  const fs::path tokenizer = folder / "tokenizer.json";
+  std::error_code error;
+  vocabulary words(engine.config().vocab_size,
+                   fs::exists(tokenizer, error) ? tokenizer : fs::path());
+  loaded_model model{"", folder, std::move(engine), std::move(words), "", {}, {}, {}};
   model.weight_dtype = model.engine.expert_dtype();
   for (const std::string& warning : model.engine.warnings())
     std::fprintf(stderr, "adaptive-k: warning: %s\n", warning.c_str());

@@ -8,6 +8,7 @@
 #include <string>
 
 #include "bench/adaptive_k/input/policy_choice.hpp"
+#include "bench/adaptive_k/input/vocabulary.hpp"
 
 namespace bench {
 
@@ -15,6 +16,7 @@ struct loaded_model {
   std::string name;  ///< as it calls itself, else that of its folder
   std::filesystem::path folder;
   moe_engine::engine engine;
+  vocabulary words;
   std::string weight_dtype;        ///< of the experts, as stored: "F16", "BF16", "F32"
   adaptive_k::expert_sizes sizes;  ///< with the bytes per weight of that type
   std::optional<adaptive_k::preset> preset;

@@ -51,6 +51,7 @@ model_facts facts_of(const loaded_model& model, const std::string& policy) {
   facts.num_layers = model.engine.config().num_moe_layers;
   facts.gating = model.engine.config().gating;
   facts.sizes = model.sizes;
+  facts.shared_intermediate = model.engine.config().shared_intermediate_size;
   facts.weight_dtype = model.weight_dtype;
   if (policy.empty() && !model.preset) facts.preset_note = model.preset_note;
   return facts;
@@ -79,6 +80,7 @@ json model_json(const model_facts& model) {
     result["intermediate_size"] = model.sizes.intermediate;
     result["weight_dtype"] = model.weight_dtype;
     result["expert_bytes"] = model.sizes.expert_bytes();
+    result["shared_intermediate_size"] = model.shared_intermediate;
   }
   return result;
 }
@@ -126,6 +128,14 @@ void print_facts(const model_facts& model, const data_facts& data, const policy_
     fmt::print("         experts {} x {} in {}, {} each\n", model.sizes.hidden,
                model.sizes.intermediate, model.weight_dtype,
                bytes_text(model.sizes.expert_bytes()));
+  if (model.shared_intermediate > 0) {
+    const double routed =
+        static_cast<double>(g.top_k) * static_cast<double>(model.sizes.intermediate);
+    fmt::print(
+        "         shared experts {} wide run for every token and are in no saving: of the experts' "
+        "arithmetic\n         at full K the routed ones have {:.1f}%\n",
+        model.shared_intermediate, 100.0 * routed / (routed + model.shared_intermediate));
+  }
   fmt::print("Data     {}\n         sha256 {}\n", data.path, data.sha256);
   fmt::print("         {} windows of {} {}", data.windows.count, data.windows.length, data.unit);
   if (data.windows.unused_tokens > 0)

@@ -20,6 +20,7 @@ struct model_facts {
   int num_layers = 0;
   adaptive_k::gating gating;
   adaptive_k::expert_sizes sizes;  ///< zero where only a trace is known
+  int shared_intermediate = 0;     ///< width of the shared experts, which run whatever K is
   std::string weight_dtype;
   std::string preset_note;  ///< why the policy is not a preset's; "" where it is, or was asked for
 };
