@@ -42,7 +42,7 @@ TEST(Benchmark, ReportHasEveryKey) {
   const json& report = default_report();
   ASSERT_TRUE(report.is_object());
   expect_keys(report, {"format", "schema_version", "version", "model", "dataset", "baseline",
-                       "policy", "layers", "controls", "beats_fixed_k"});
+                       "policy", "layers", "controls", "beats_fixed_k", "continuation"});
   expect_keys(report["model"], {"name", "num_layers", "num_experts", "top_k"});
   expect_keys(report["dataset"], {"path", "sha256", "tokens", "windows", "window", "predictions"});
   expect_keys(report["baseline"], {"perplexity", "mean_k", "distinct_experts"});

@@ -87,6 +87,24 @@ json layers_json(const policy_facts& policy, const model_facts& model) {
   return result;
 }
 
+json continuation_row(const continuation_figures& figures) {
+  return {{"name", figures.name},
+          {"mean_k", figures.mean_k},
+          {"median_tokens", figures.median},
+          {"never_differs", figures.never_differs},
+          {"tokens", figures.agreed}};
+}
+
+json continuation_json(const continuation_result& result) {
+  if (result.num_prompts == 0) return nullptr;
+  json rows = json::array({continuation_row(result.full), continuation_row(result.policy)});
+  for (const continuation_figures& fixed : result.fixed) rows.push_back(continuation_row(fixed));
+  return {{"prompts", result.num_prompts},
+          {"prompt_tokens", result.lengths.prompt_tokens},
+          {"new_tokens", result.lengths.new_tokens},
+          {"routings", std::move(rows)}};
+}
+
 }  // namespace
 
 nlohmann::ordered_json to_json(const benchmark_result& result) {
@@ -138,6 +156,7 @@ nlohmann::ordered_json to_json(const benchmark_result& result) {
                              {"delta_perplexity_se", result.comparison.delta_perplexity.se},
                              {"verdict", to_string(result.comparison.outcome)},
                              {"sentence", result.comparison.sentence}};
+  report["continuation"] = continuation_json(result.continuation);
   return report;
 }
 

@@ -126,6 +126,24 @@ void print_times(const benchmark_result& r) {
         bytes_text(bytes));
 }
 
+void print_continuation(const continuation_result& r, int top_k) {
+  if (!r.why_not.empty()) fmt::print("\nGreedy continuation: not measured ({})\n", r.why_not);
+  if (r.num_prompts == 0) return;
+  text_table table({"<", "mean K", "saving", "median tokens", "never differs"});
+  const auto add = [&](const std::string& name, const continuation_figures& f) {
+    table.add_row({name, fmt::format("{:.2f}", f.mean_k), percent(1.0 - f.mean_k / top_k),
+                   fmt::format("{:g}", f.median), percent(f.never_differs)});
+  };
+  add("policy", r.policy);
+  table.add_row({"controls"});
+  add("  full K, read at once", r.full);
+  for (const continuation_figures& fixed : r.fixed) add("  " + fixed.name, fixed);
+  fmt::print(
+      "\nGreedy continuation: tokens before the first that differs from full K's, of {} "
+      "({} prompts of {})\n{}",
+      r.lengths.new_tokens, r.num_prompts, r.lengths.prompt_tokens, table.text());
+}
+
 }  // namespace
 
 void print(const benchmark_result& result) {
@@ -137,6 +155,7 @@ void print(const benchmark_result& result) {
   print_distinct(result.full.distinct_experts, result.adaptive.distinct_experts,
                  result.fixed_at_equal_mean_k.distinct_experts, result.model);
   print_times(result);
+  print_continuation(result.continuation, result.model.gating.top_k);
   fmt::print("\n{}\n", result.comparison.sentence);
 }
 

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "bench/adaptive_k/benchmark/analysis.hpp"
+#include "bench/adaptive_k/measure/continuation.hpp"
 #include "bench/adaptive_k/measure/facts.hpp"
 
 namespace bench {
@@ -15,6 +16,16 @@ namespace bench {
 struct fixed_figures {
   int k = 0;
   routing_figures figures;
+};
+
+/// How long greedy continuations are full K's.
+struct continuation_result {
+  int num_prompts = 0;  ///< 0: not measured
+  std::string why_not;  ///< where the model or the windows have no room; "" where not asked for
+  continuation_lengths lengths;
+  continuation_figures full;  ///< the control: nothing but rounding can differ
+  continuation_figures policy;
+  std::vector<continuation_figures> fixed;  ///< k = 1..K0 - 1
 };
 
 struct benchmark_result {
@@ -30,6 +41,7 @@ struct benchmark_result {
   comparison_with_fixed comparison;
   batch_times times;
   std::uint64_t random_seed = 0;
+  continuation_result continuation;
 };
 
 /// What `benchmark --trace` can say.

@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "bench/adaptive_k/failure.hpp"
 #include "bench/adaptive_k/measure/controls.hpp"
 #include "bench/adaptive_k/measure/evaluation.hpp"
 
@@ -54,6 +55,30 @@ line_up make_line_up(const adaptive_k::gating& gating, const policy_facts& polic
   return routings;
 }
 
+/// Full K's continuations, and how long those of the policy and of every fixed K are the same.
+continuation_result run_continuations(model_inputs& inputs, const benchmark_options& options,
+                                      const line_up& routings) {
+  continuation_result result;
+  result.lengths.prompts = options.prompts.value_or(result.lengths.prompts);
+  if (result.lengths.prompts == 0) return result;
+  result.why_not =
+      why_no_continuations(inputs.model.engine.config(), inputs.windows, result.lengths);
+  if (options.prompts && !result.why_not.empty())
+    throw failure(fmt::format("--prompts: {}", result.why_not));
+  if (!result.why_not.empty()) return result;
+  const auto router_of = [&](std::size_t i) -> const adaptive_k::router& {
+    return routings.all[i].routing.router();
+  };
+  const continuations texts(inputs.model.engine, inputs.data, inputs.windows,
+                            router_of(line_up::full), result.lengths);
+  result.num_prompts = texts.num_prompts();
+  result.full = texts.compare("full K", router_of(line_up::full));
+  result.policy = texts.compare("policy", router_of(line_up::policy));
+  for (std::size_t i = line_up::fixed; i < routings.all.size(); ++i)
+    result.fixed.push_back(texts.compare(routings.all[i].routing.name(), router_of(i)));
+  return result;
+}
+
 }  // namespace
 
 benchmark_result run_benchmark(const benchmark_options& options, live_view& live,
@@ -96,6 +121,7 @@ benchmark_result run_benchmark(const benchmark_options& options, live_view& live
   result.comparison = compare_with_fixed(adaptive, result.fixed_at_equal_mean_k,
                                          config.gating.top_k, !is_one_k(policy));
   result.times = compare_times(full, adaptive);
+  result.continuation = run_continuations(inputs, options, routings);
   return result;
 }
 

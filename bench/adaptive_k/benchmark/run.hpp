@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 
 #include "bench/adaptive_k/benchmark/result.hpp"
@@ -15,7 +16,8 @@ struct benchmark_options : input_options {
   std::string layers;
   std::string trace;
   std::string json;
-  std::uint64_t seed = 1;  ///< of the random control
+  std::uint64_t seed = 1;      ///< of the random control
+  std::optional<int> prompts;  ///< to go on from greedily; none: 64 where there is room for them
   live_options live;
 };
 

@@ -48,6 +48,12 @@ void add_benchmark_command(CLI::App& app) {
   add_windows_option(*command, *options);
   CLI::Option* seed =
       command->add_option("--seed", options->seed, "Of the random control (default: 1)");
+  CLI::Option* prompts =
+      command
+          ->add_option("--prompts", options->prompts,
+                       "Windows whose first 64 tokens are gone on from, greedily, for 128 tokens "
+                       "(default: 64; 0: none)")
+          ->check(whole_number(0, 1 << 20));
   command->add_option("--json", options->json, "Write the report here ('-': stdout, and no table)");
   command
       ->add_option("--metrics-port", options->live.metrics_port,
@@ -68,7 +74,8 @@ void add_benchmark_command(CLI::App& app) {
       ->excludes(model)
       ->excludes(data)
       ->excludes(context)
-      ->excludes(seed);
+      ->excludes(seed)
+      ->excludes(prompts);
   command->callback([options] { run(*options); });
 }
 
