@@ -27,20 +27,45 @@ adaptive_k::study_options small_options() {
 
 TEST(layer_record, distortion_is_that_of_the_outputs) {
   // The toy's own KL is computed from outputs, the record's from its three products.
-  for (const double exponent : {0.0, 0.3, 1.0}) {
-    toy_model model(11, 5, {1.0});
-    const toy_text text;
-    const calibration_runner runner(adaptive_k::bind_source(model, text, "toy"));
-    const auto records = runner.record({2, 1});
-    for (int k = 1; k <= 5; ++k) {
-      const auto outcome =
-          runner.run(adaptive_k::same_policy(adaptive_k::k_policy::fixed(k), exponent, 1), {2, 1});
-      double mean = 0.0;
-      for (int t = 0; t < toy_model::length; ++t)
-        mean += records[0].distortion(t, k, exponent) / toy_model::length;
-      EXPECT_NEAR(outcome.mean_kl(), mean, 1e-5 * mean + 1e-9) << k << " " << exponent;
+  for (const bool is_biased : {false, true}) {
+    for (const double exponent : {0.0, 0.3, 1.0}) {
+      toy_model model(11, 5, {1.0});
+      if (is_biased) model.select_by_bias();
+      const toy_text text;
+      const calibration_runner runner(adaptive_k::bind_source(model, text, "toy"));
+      const auto records = runner.record({2, 1});
+      for (int k = 1; k <= 5; ++k) {
+        const auto outcome = runner.run(
+            adaptive_k::same_policy(adaptive_k::k_policy::fixed(k), exponent, 1), {2, 1});
+        double mean = 0.0;
+        for (int t = 0; t < toy_model::length; ++t)
+          mean += records[0].distortion(t, k, exponent) / toy_model::length;
+        EXPECT_NEAR(outcome.mean_kl(), mean, 1e-5 * mean + 1e-9) << k << " " << exponent;
+      }
     }
   }
+}
+
+// Every kind of run gives the router the layer's bias, without which it refuses.
+TEST(selection_bias, reaches_every_routing_call) {
+  toy_model model(11, 5, {1.0, 0.5});
+  model.select_by_bias();
+  const toy_text text;
+  const calibration_runner runner(adaptive_k::bind_source(model, text, "toy"));
+  const auto policies =
+      adaptive_k::same_policy(adaptive_k::k_policy::top_p(0.8f, 5), 1.0, model.num_layers());
+  const auto chosen = runner.run(policies, {0, 4});
+  EXPECT_GT(chosen.mean_k(), 1.0);
+  EXPECT_LT(chosen.mean_k(), 5.0);
+  const auto shuffled = runner.run(policies, {0, 4}, adaptive_k::k_assignment::shuffled);
+  EXPECT_NEAR(shuffled.mean_k(), chosen.mean_k(), 1e-12);
+  const auto oracle = runner.run_oracle({1.0, 0.5}, 0.001, 1.0, {0, 4});
+  EXPECT_GE(oracle.mean_k(), 1.0);
+  EXPECT_LT(oracle.mean_kl(), runner
+                                  .run(adaptive_k::same_policy(adaptive_k::k_policy::fixed(1), 1.0,
+                                                               model.num_layers()),
+                                       {0, 4})
+                                  .mean_kl());
 }
 
 TEST(sensitivities, are_the_weights_of_the_layers) {

@@ -31,6 +31,14 @@ class toy_model {
       experts_.push_back(uniform(numbers));
   }
 
+  /// Sigmoid scores, and a bias that selects: of the expert's number, so that it matters.
+  void select_by_bias() {
+    gating_.kind = adaptive_k::gating_kind::sigmoid;
+    gating_.selection_bias = true;
+    for (int e = 0; e < gating_.num_experts; ++e)
+      bias_.push_back(0.2f * static_cast<float>(e * 7 % 5));
+  }
+
   const adaptive_k::gating& router_gating() const { return gating_; }
   int num_layers() const { return static_cast<int>(weights_.size()); }
   int window_length(const toy_text&) const { return length; }
@@ -72,10 +80,15 @@ class toy_model {
       for (int c = 0; c < hidden; ++c) residual.push_back(2.0f * uniform(numbers));
     }
     const adaptive_k::logits_view<float> view = {logits.data(), length, experts};
-    const auto full = adaptive_k::router(gating_, adaptive_k::k_policy::full()).route(0, view);
+    adaptive_k::routing_extras extras;
+    if (!bias_.empty()) extras.routing_bias = bias_.data();
+    const auto full =
+        adaptive_k::router(gating_, adaptive_k::k_policy::full()).route(0, view, nullptr, extras);
     std::vector<std::int32_t> ids(full.topk_ids), counts(length);
     std::vector<float> w(full.topk_weights);
-    const auto result = route(layer, view, {ids.data(), w.data(), counts.data()});
+    const auto result = bias_.empty()
+                            ? route(layer, view, {ids.data(), w.data(), counts.data()})
+                            : route(layer, view, {ids.data(), w.data(), counts.data()}, extras);
     if (!result.ok()) throw std::runtime_error(result.message());
     const auto output = [&](int id, int c) {
       return experts_[static_cast<std::size_t>((layer * experts + id) * hidden + c)];
@@ -85,7 +98,8 @@ class toy_model {
       for (int i = 0; i < length * top_k; ++i)
         for (int c = 0; c < hidden; ++c)
           outputs.push_back(output(full.topk_ids[static_cast<std::size_t>(i)], c));
-      observe({layer, length, hidden, logits.data(), residual.data(), outputs.data(), nullptr});
+      observe({layer, length, hidden, logits.data(), residual.data(), outputs.data(),
+               extras.routing_bias});
     }
     double mean = 0.0;
     for (int t = 0; t < length; ++t) {
@@ -111,4 +125,5 @@ class toy_model {
   std::vector<double> weights_;
   double spread_;
   std::vector<float> experts_;
+  std::vector<float> bias_;
 };
