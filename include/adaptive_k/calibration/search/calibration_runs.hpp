@@ -43,6 +43,7 @@ class layer_route {
   /// Calls `route`, which it keeps.
   template <class Route,
             std::enable_if_t<!std::is_same_v<std::decay_t<Route>, layer_route>, int> = 0>
+  // NOLINTNEXTLINE(google-explicit-constructor): as std::function
   layer_route(Route route) : route_(std::move(route)) {}
 
   /// A gating with a selection bias needs the layer's in `extras`.
