@@ -12,6 +12,7 @@
 #include "bench/adaptive_k/output/files.hpp"
 #include "bench/adaptive_k/output/text_table.hpp"
 #include "measure.hpp"
+#include "modelled.hpp"
 #include "resources.hpp"
 
 namespace {
@@ -81,9 +82,11 @@ logit_type parse_dtype(const std::string& text) {
 struct options {
   std::vector<std::string> shapes, dtypes = {"bf16", "f32"}, policies = {"entropy"},
                                    operations = {"route"};
-  std::vector<std::int64_t> tokens = {1, 64, 4096};
+  std::vector<std::int64_t> tokens = {1, 8, 64, 512, 2048, 4096, 16384};
   std::string json_file, resources_file = KERNEL_RESOURCES, library_file = KERNEL_LIBRARY,
-                         architecture = "sm_80";
+                         architecture = "sm_80", memory = "L2";
+  int modelled_sm = 90, multiprocessors = 0;
+  double clock_ghz = 1.755;
   bool with_metrics = false, within_budget = false;
 };
 
@@ -98,6 +101,14 @@ void add_options(CLI::App& app, options& o) {
       ->check(CLI::ExistingFile);
   app.add_option("--library", o.library_file, "the kernels, to report its size");
   app.add_option("--arch", o.architecture, "whose registers and memory to report");
+  app.add_option("--model", o.modelled_sm, "whose times to model: 80 (A100) or 90 (H100, H200)")
+      ->check(CLI::IsMember({80, 90}));
+  app.add_option("--multiprocessors", o.multiprocessors, "of the modelled device (108, 132)")
+      ->check(CLI::Range(1, 1024));
+  app.add_option("--clock-ghz", o.clock_ghz, "to turn modelled cycles into microseconds")
+      ->check(CLI::Range(0.1, 10.0));
+  app.add_option("--memory", o.memory, "which answers the modelled loads: L1, L2 or DRAM")
+      ->check(CLI::IsMember({"L1", "L2", "DRAM"}));
   app.add_option("--json", o.json_file, "write the rows here ('-': stdout, and no table)");
   app.add_flag("--metrics", o.with_metrics, "accumulate batch metrics in the launch");
   app.add_flag("--check", o.within_budget,
@@ -115,6 +126,20 @@ std::vector<kernel_cost::routing_case> cases_of(const options& o) {
   return cases;
 }
 
+ptx::memory_level parse_memory(const std::string& text) {
+  for (const ptx::memory_level level : {ptx::memory_level::l1, ptx::memory_level::dram})
+    if (text == ptx::name_of(level)) return level;
+  return ptx::memory_level::l2;
+}
+
+kernel_cost::modelled_device device_of(const options& o) {
+  kernel_cost::modelled_device device;
+  device.limits = ptx::machine_of(o.modelled_sm, parse_memory(o.memory));
+  if (o.multiprocessors != 0) device.limits.multiprocessors = o.multiprocessors;
+  device.clock_ghz = o.clock_ghz;
+  return device;
+}
+
 int run(int argc, char** argv) {
   CLI::App app("What the routing kernels cost, executed by an interpreter of their PTX.",
                "kernel_cost");
@@ -125,6 +150,8 @@ int run(int argc, char** argv) {
   roles.writes("--json", o.json_file);
 
   const auto used = kernel_cost::read_resources(o.resources_file);
+  const kernel_cost::modelled_device device = device_of(o);
+  bench::text_table modelled = kernel_cost::modelled_table();
   bench::text_table table({"<operation", "E/K0", "T", "<dtype", "<policy", "mean K", "warp instr",
                            "budget", "thread instr", "load sectors", "least", "store sectors",
                            "least", "launches", "registers", "spill", "stack", "shared",
@@ -132,7 +159,8 @@ int run(int argc, char** argv) {
   nlohmann::ordered_json rows = nlohmann::ordered_json::array();
   std::vector<std::string> breaches;
   for (const kernel_cost::routing_case& which : cases_of(o)) {
-    const kernel_cost::cost c = kernel_cost::measure(which, o.with_metrics);
+    const kernel_cost::cost c =
+        kernel_cost::measure(which, o.with_metrics, {device.limits.sm, device.limits.memory});
     const auto entry = used.find({o.architecture, c.kernel});
     if (entry == used.end())
       throw std::runtime_error(o.resources_file + ": nothing of " + c.kernel + " for " +
@@ -150,6 +178,8 @@ int run(int argc, char** argv) {
     if (!breach.empty())
       breaches.push_back(fmt::format("{} {}/{} {} T = {}: {}", which.operation, which.num_experts,
                                      which.top_k, dtype, which.num_tokens, breach));
+    const kernel_cost::modelled_time time = kernel_cost::model(c, device, used, o.architecture);
+    kernel_cost::add_modelled_row(modelled, which, dtype, time, device);
     table.add_row(
         {which.operation, fmt::format("{}/{}", which.num_experts, which.top_k),
          std::to_string(which.num_tokens), dtype, which.policy, fmt::format("{:.2f}", c.mean_k),
@@ -186,13 +216,15 @@ int run(int argc, char** argv) {
                     {"spill_bytes", r.spill_bytes},
                     {"stack_bytes", r.stack_bytes},
                     {"shared_bytes", r.shared_bytes + c.dynamic_shared_bytes},
-                    {"theoretical_occupancy", occupancy}});
+                    {"theoretical_occupancy", occupancy},
+                    {"modelled", kernel_cost::to_json(time, device)}});
   }
   bench::write_json("--json", o.json_file, rows);
   for (const std::string& breach : breaches) fmt::print(stderr, "Missed: {}\n", breach);
   const int status = !breaches.empty() && o.within_budget ? 1 : 0;
   if (roles.stdout_is_taken()) return status;
   fmt::print("Per token; warp instructions are PTX's, not the machine's.\n\n{}", table.text());
+  fmt::print("\n{}\n{}", kernel_cost::assumptions(device), modelled.text());
   std::error_code no_file;
   const auto bytes = std::filesystem::file_size(o.library_file, no_file);
   if (!no_file)

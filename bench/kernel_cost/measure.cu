@@ -77,7 +77,8 @@ cost measure_as(const routing_case& which, bool with_metrics) {
 
 }  // namespace
 
-cost measure(const routing_case& which, bool with_metrics) {
+cost measure(const routing_case& which, bool with_metrics, const ptx::clock_settings& clock) {
+  ptx::set_clock(clock);
   switch (which.dtype) {
     case logit_type::bf16:
       return measure_as<bfloat16>(which, with_metrics);

@@ -5,6 +5,8 @@
 #include <string>
 #include <vector>
 
+#include "ptx_device.hpp"
+
 namespace kernel_cost {
 
 enum class logit_type { bf16, f16, f32 };
@@ -32,12 +34,13 @@ struct cost {
   int launches = 0;
   int threads_per_block = 0;
   int dynamic_shared_bytes = 0;
+  std::vector<ptx::launch_time> times;  ///< modelled, of each launch
 };
 
 /// Routes a softmax model, renormalised, with int32 ids, fp32 weights, counts and signal, and
-/// without metrics unless `with_metrics`; permutes by blocks of 64 rows, with every output. Throws
-/// std::runtime_error when a launch fails.
-cost measure(const routing_case& which, bool with_metrics);
+/// without metrics unless `with_metrics`; permutes by blocks of 64 rows, with every output. Models
+/// times where `clock` names an sm. Throws std::runtime_error when a launch fails.
+cost measure(const routing_case& which, bool with_metrics, const ptx::clock_settings& clock);
 
 /// "full" and so on, "route" and so on: what `measure` knows.
 const std::vector<std::string>& policies();

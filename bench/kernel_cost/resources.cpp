@@ -8,6 +8,8 @@
 #include <regex>
 #include <stdexcept>
 
+#include "ptx_device.hpp"
+
 namespace kernel_cost {
 namespace {
 
@@ -21,7 +23,7 @@ std::string demangled(const std::string& mangled) {
 
 }  // namespace
 
-std::map<std::pair<std::string, std::string>, resources> read_resources(const std::string& path) {
+resource_map read_resources(const std::string& path) {
   std::ifstream file(path);
   if (!file) throw std::runtime_error(path + ": cannot be read");
   const std::regex entry(R"(Compiling entry function '([^']+)' for '([^']+)')");
@@ -29,7 +31,7 @@ std::map<std::pair<std::string, std::string>, resources> read_resources(const st
       R"((\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads)");
   const std::regex registers(R"(Used (\d+) registers)");
   const std::regex shared(R"((\d+) bytes smem)");
-  std::map<std::pair<std::string, std::string>, resources> found;
+  resource_map found;
   resources* current = nullptr;
   std::smatch match;
   for (std::string line; std::getline(file, line);) {
@@ -51,7 +53,7 @@ double theoretical_occupancy(const resources& used, const std::string& architect
                              int threads_per_block, int dynamic_shared_bytes) {
   struct multiprocessor {
     const char* name;
-    int warps, shared_kib, blocks;  // CUDA C++ Programming Guide, technical specifications
+    unsigned warps, shared_kib, blocks;  // CUDA C++ Programming Guide, technical specifications
   };
   constexpr multiprocessor known[] = {{"sm_75", 32, 64, 16},  {"sm_80", 64, 164, 32},
                                       {"sm_86", 48, 100, 16}, {"sm_89", 48, 100, 24},
@@ -59,14 +61,16 @@ double theoretical_occupancy(const resources& used, const std::string& architect
                                       {"sm_120", 48, 100, 24}};
   for (const multiprocessor& m : known) {
     if (architecture != m.name) continue;
-    const int warps = threads_per_block / 32;
-    const int registers_a_warp = (used.registers * 32 + 255) / 256 * 256;
-    const int reserved = architecture == "sm_75" ? 0 : 1024;
-    const int shared = used.shared_bytes + dynamic_shared_bytes + reserved;
-    const int by_registers = 65536 / std::max(registers_a_warp, 1) / warps;
-    const int by_shared = m.shared_kib * 1024 / std::max(shared, 1);
-    const int blocks = std::min({by_registers, by_shared, m.warps / warps, m.blocks});
-    return static_cast<double>(blocks * warps) / m.warps;
+    ptx::machine limits;
+    limits.max_warps = m.warps;
+    limits.max_blocks = m.blocks;
+    limits.shared_kib = m.shared_kib;
+    if (architecture == "sm_75") limits.shared_reserved = 0;
+    const unsigned blocks =
+        ptx::resident_blocks(limits, static_cast<unsigned>(used.registers),
+                             static_cast<std::uint64_t>(used.shared_bytes + dynamic_shared_bytes),
+                             static_cast<std::uint64_t>(threads_per_block));
+    return static_cast<double>(blocks) * threads_per_block / 32 / m.warps;
   }
   throw std::runtime_error("--arch " + architecture + ": expected one of sm_75 to sm_120");
 }

@@ -14,13 +14,15 @@ struct resources {
   int shared_bytes = 0;
 };
 
-/// By architecture ("sm_80") and kernel name, from logs of `nvcc -Xptxas -v`. Throws
+/// By architecture ("sm_80") and kernel name.
+using resource_map = std::map<std::pair<std::string, std::string>, resources>;
+
+/// From logs of `nvcc -Xptxas -v`. Throws
 /// std::runtime_error naming the file where one cannot be read or holds no kernel.
-std::map<std::pair<std::string, std::string>, resources> read_resources(const std::string& path);
+resource_map read_resources(const std::string& path);
 
 /// Warps of 32 threads that fit a multiprocessor, as a share of its most: by registers, shared
-/// memory and threads, on sm_80 and sm_90 (65,536 registers, 2,048 threads; 164 and 228 KiB of
-/// shared memory, 1 KiB a block reserved).
+/// memory, threads and blocks.
 double theoretical_occupancy(const resources& used, const std::string& architecture,
                              int threads_per_block, int dynamic_shared_bytes = 0);
 

@@ -16,7 +16,7 @@ const char* dtype_name() {
 /// A route at T = 4096 by one candidate.
 template <class Tier, class Logit>
 void measure_candidate(const routing_case& which, const workload<Logit>& work,
-                       const std::map<std::pair<std::string, std::string>, resources>& used) {
+                       const resource_map& used) {
   cuda::route_params params = {};
   const logits_view<Logit> view = work.view();
   params.logits = view.data;
@@ -45,7 +45,7 @@ void measure_candidate(const routing_case& which, const workload<Logit>& work,
 }
 
 template <class Logit, int MaxExperts, int MaxTopK, int BlocksPerSm, int... Lanes>
-void sweep_as(const std::map<std::pair<std::string, std::string>, resources>& used) {
+void sweep_as(const resource_map& used) {
   const routing_case which = {MaxExperts, MaxTopK, 4096, logit_type::f32, "entropy"};
   const workload<Logit> work(which);
   (measure_candidate<cuda::tier<MaxExperts, MaxTopK, Lanes, BlocksPerSm>, Logit>(which, work, used),
@@ -53,7 +53,7 @@ void sweep_as(const std::map<std::pair<std::string, std::string>, resources>& us
 }
 
 template <int MaxExperts, int MaxTopK, int BlocksPerSm, int... Lanes>
-void sweep(const std::map<std::pair<std::string, std::string>, resources>& used) {
+void sweep(const resource_map& used) {
   sweep_as<bfloat16, MaxExperts, MaxTopK, BlocksPerSm, Lanes...>(used);
   sweep_as<float, MaxExperts, MaxTopK, BlocksPerSm, Lanes...>(used);
 }

@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "clock/grid_model.hpp"
 #include "interpreter/counters.hpp"
 #include "interpreter/fault.hpp"
 #include "interpreter/settings.hpp"
@@ -32,6 +33,12 @@ std::map<std::string, counters> kernel_counters();
 /// Those of the last launch alone.
 counters last_launch();
 void reset_counters();
+
+/// Models times of the launches that follow (clock/grid_model.hpp): what they are worth is in
+/// README.md. Throws std::invalid_argument for an sm without timings.
+void set_clock(const clock_settings& settings);
+/// Of each launch since reset_counters().
+const std::vector<launch_time>& modelled_times();
 
 /// The fault of the last launch that had one; its kind is none without any.
 const fault& last_fault();

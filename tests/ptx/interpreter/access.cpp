@@ -15,6 +15,24 @@ std::string place_in(const region& r, std::uint64_t address, const std::string& 
          std::to_string(r.size) + " bytes";
 }
 
+/// The clock's kind of an access, where its text did not say which memory it would be.
+op_kind kind_in(const instruction& in, space where) {
+  if (in.where != space::generic) return in.kind;
+  const bool shared = where == space::shared;
+  const bool local = where == space::local;
+  switch (in.kind) {
+    case op_kind::load_global:
+      return shared ? op_kind::load_shared : local ? op_kind::load_local : in.kind;
+    case op_kind::store_global:
+      return shared ? op_kind::store_shared : local ? op_kind::store_local : in.kind;
+    case op_kind::atomic_global:
+    case op_kind::reduce_global:
+      return shared ? op_kind::atomic_shared : in.kind;
+    default:
+      return in.kind;
+  }
+}
+
 }  // namespace
 
 accessor::accessor(warp& w, const instruction& in, lane_mask lanes, unsigned bytes,
@@ -170,17 +188,21 @@ void accessor::count(kind what, lane_mask lanes) {
             : first - local_window < window_span ? space::local
                                                  : space::global;
   }
-  if (where == space::param || where == space::constant) return;
+  const auto tell_clock = [&](std::uint64_t passes) {
+    if (warp_clock* const clock = warp_->clock())
+      clock->step(*in_, kind_in(*in_, where), warp_->group(), lanes,
+                  static_cast<unsigned>(std::max<std::uint64_t>(passes, 1)));
+  };
+  if (where == space::param || where == space::constant) return tell_clock(1);
   if (where == space::local) {
     ++c.local_requests;
-    return;
+    return tell_clock(1);
   }
   if (where == space::shared) {
     ++(what == kind::load    ? c.shared_load_requests
        : what == kind::store ? c.shared_store_requests
                              : c.shared_atomic_requests);
-    count_banks(lanes);
-    return;
+    return tell_clock(count_banks(lanes));
   }
   std::uint64_t sectors[lanes_per_warp];
   std::size_t used = 0;
@@ -193,14 +215,16 @@ void accessor::count(kind what, lane_mask lanes) {
   (what == kind::load    ? c.global_load_sectors
    : what == kind::store ? c.global_store_sectors
                          : c.global_atomic_sectors) += different;
+  tell_clock((different + 3) / 4);  // 128 bytes at a time
 }
 
 /// 32 banks of four bytes. A pass serves each bank one word; wide accesses go by half or quarter
-/// warps. What a pass needs beyond one is a conflict.
-void accessor::count_banks(lane_mask lanes) {
+/// warps. What a pass needs beyond one is a conflict. Returns the passes with their conflicts.
+std::uint64_t accessor::count_banks(lane_mask lanes) {
   const unsigned words = std::max(1U, bytes_ / 4);
   const unsigned lanes_per_pass = lanes_per_warp / words;
   std::uint64_t conflicts = 0;
+  std::uint64_t passes = 0;
   for (unsigned first = 0; first < lanes_per_warp; first += lanes_per_pass) {
     std::uint64_t touched[lanes_per_warp];
     std::size_t used = 0;
@@ -216,8 +240,10 @@ void accessor::count_banks(lane_mask lanes) {
     for (const std::uint64_t* t = touched; t != end; ++t)
       worst = std::max(worst, ++load[*t % lanes_per_warp]);
     conflicts += worst - 1;
+    passes += worst;
   }
   warp_->home().owner().counts().shared_bank_conflicts += conflicts;
+  return passes;
 }
 
 }  // namespace ptx

@@ -38,7 +38,7 @@ class accessor {
   located locate_global(int lane, std::uint64_t address);
   [[noreturn]] void out_of_bounds(int lane, const char* space, std::uint64_t address,
                                   const std::string& detail);
-  void count_banks(lane_mask lanes);
+  std::uint64_t count_banks(lane_mask lanes);
 
   warp* warp_;
   const instruction* in_;

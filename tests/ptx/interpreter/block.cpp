@@ -119,7 +119,12 @@ void block::complete(unsigned id, barrier& b) {
   unsigned sum = 0;
   unsigned threads = 0;
   std::vector<unsigned> warps;
+  warp_clock::moment last;  // comes to the barrier
   for (const arrival& a : b.arrivals) {
+    if (const warp_clock* const clock = a.who->clock()) {
+      last.data_flow = std::max(last.data_flow, clock->arrival().data_flow);
+      last.ptx_order = std::max(last.ptx_order, clock->arrival().ptx_order);
+    }
     if (a.in->pred_src[0] >= 0) {
       const lane_mask value =
           a.who->predicate(a.in->pred_src[0]) ^ (a.in->pred_negated[0] ? ~0U : 0U);
@@ -144,7 +149,9 @@ void block::complete(unsigned id, barrier& b) {
       a.who->set_predicate(a.in->pred_dst[0], a.lanes, value ? ~0U : 0U);
       a.who->set_undefined_predicate(a.in->pred_dst[0], a.lanes, 0);
     }
-    if (a.waits) a.who->release_barrier(a.lanes);
+    if (!a.waits) continue;
+    if (warp_clock* const clock = a.who->clock()) clock->release(last);
+    a.who->release_barrier(a.lanes);
   }
 }
 

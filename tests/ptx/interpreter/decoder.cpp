@@ -44,6 +44,7 @@ std::unique_ptr<program> decode(const module& unit, const ptx_function& kernel) 
   if (kernel.max_threads != 0) made->max_threads = kernel.max_threads;
   decoder(unit, *made).run(kernel);
   share_rows(*made);
+  set_kinds(*made);
   return made;
 }
 

@@ -75,6 +75,8 @@ void launch::run_blocks() {
                                std::to_string(request_.order.warp_budget) + " instructions");
     }
     if (b.finished()) {
+      if (request_.modelled != nullptr)
+        for (warp& w : warps) times_.blocks[b.number()].push_back(w.clock()->time());
       running.erase(running.begin() + static_cast<std::ptrdiff_t>(which));
     } else {
       if (!moved) b.check_progress();
@@ -86,11 +88,14 @@ void launch::run_blocks() {
 void launch::run() {
   counts_.launches = 1;
   counts_.blocks = block_count();
+  if (request_.modelled != nullptr) times_.blocks.resize(block_count());
   try {
     run_blocks();
   } catch (const kernel_fault& what) {
     describe(what, running_);
   }
+  times_.sectors =
+      counts_.global_load_sectors + counts_.global_store_sectors + counts_.global_atomic_sectors;
 }
 
 void launch::describe(const kernel_fault& what, warp* w) {

@@ -5,9 +5,12 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <optional>
 #include <random>
 #include <vector>
 
+#include "../clock/grid_model.hpp"
+#include "../clock/warp_clock.hpp"
 #include "counters.hpp"
 #include "fault.hpp"
 #include "memory.hpp"
@@ -97,6 +100,8 @@ class warp {
   lane_mask waiting_at_barrier() const { return at_barrier_; }
   lane_mask waiting_for_warp() const { return at_partial_barrier_; }
   lane_mask runnable() const { return alive_ & ~(at_sync_ | at_barrier_ | at_partial_barrier_); }
+  /// nullptr where no time is modelled.
+  warp_clock* clock() { return clock_.get(); }
   /// Throws the fault that explains why this warp does not move.
   [[noreturn]] void explain_standstill();
 
@@ -132,6 +137,7 @@ class warp {
   const lane_row* constants_ = nullptr;
   bool track_ = true;
   counters* counts_ = nullptr;
+  std::unique_ptr<warp_clock> clock_;
   std::vector<lane_row> registers_;
   std::vector<lane_mask> predicates_;
   std::vector<lane_mask> undefined_lanes_;
@@ -203,6 +209,7 @@ struct launch_request {
   bool overlaps = false;  ///< may start before the kernel before it is done
   schedule order;
   checks enabled;
+  const machine* modelled = nullptr;  ///< whose times to model
 };
 
 class launch {
@@ -216,6 +223,8 @@ class launch {
   const program& kernel() const { return *request_.kernel; }
   const fault& result() const { return fault_; }
   counters& counts() { return counts_; }
+  /// What the clock says of every block, by its number; empty without one.
+  launch_time& times() { return times_; }
   grid_order& order() { return order_; }
   std::uint64_t epoch() const { return epoch_; }
   /// The warp that a fault is reported for.
@@ -235,6 +244,7 @@ class launch {
 
   launch_request request_;
   counters counts_;
+  launch_time times_;
   fault fault_;
   grid_order order_;
   std::uint64_t epoch_;

@@ -6,6 +6,7 @@
 #include <utility>
 #include <vector>
 
+#include "../clock/op_kind.hpp"
 #include "counters.hpp"
 #include "types.hpp"
 
@@ -78,6 +79,7 @@ struct instruction {
   handler run = nullptr;
   action what = action::compute;
   instruction_class counted = instruction_class::integer;
+  op_kind kind = op_kind::other;  ///< for the clock
   spread undefined = spread::all;
   scalar type = scalar::none;         ///< of the operation
   scalar source_type = scalar::none;  ///< cvt, set: of the source

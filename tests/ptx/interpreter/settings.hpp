@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "../clock/timing.hpp"
+
 namespace ptx {
 
 /// The order in which warps and blocks take turns. Seed 0 is the plain order: blocks and warps
@@ -19,6 +21,12 @@ struct schedule {
 struct checks {
   bool races = true;
   bool undefined = true;
+};
+
+/// The device whose times are modelled while kernels run; 0 models none.
+struct clock_settings {
+  int sm = 0;  ///< 80 or 90
+  memory_level memory = memory_level::l2;
 };
 
 }  // namespace ptx

@@ -43,6 +43,8 @@ warp::warp(block& home, unsigned index, lane_mask existing)
   current_ = code_;
   track_ = owner.request().enabled.undefined;
   counts_ = &owner.counts();
+  if (owner.request().modelled != nullptr)
+    clock_ = std::make_unique<warp_clock>(*owner.request().modelled, p);
   registers_.resize(p.registers);
   predicates_.assign(p.predicates, 0);
   undefined_lanes_.assign(p.registers, track_ ? ~0U : 0);
@@ -197,6 +199,11 @@ void warp::count(const instruction& in, lane_mask lanes) {
   ++counts_->warp_by_class[c];
   counts_->thread_by_class[c] += threads;
   if ((in.flags & approximate) != 0) counts_->approximate_operations += threads;
+  // Accesses to memory tell the clock themselves, once they know which memory it is.
+  const bool accesses = lanes != 0 && (in.counted == instruction_class::load ||
+                                       in.counted == instruction_class::store ||
+                                       in.counted == instruction_class::atomic);
+  if (clock_ && !accesses) clock_->step(in, in.kind, group_, lanes);
 }
 
 warp::state warp::run(std::uint64_t budget, random_source* random) {

@@ -164,6 +164,7 @@ cudaError_t device::launch(kernel_record& kernel, dim3 grid, dim3 threads, void*
   request.dynamic_shared = shared;
   request.order = order;
   request.enabled = enabled;
+  request.modelled = modelled.get();
   request.overlaps = overlaps && load(*kernel.home).target() >= 90;
   request.parameters.resize(code->parameter_bytes);
   for (std::size_t i = 0; i < code->parameters.size(); ++i)
@@ -172,6 +173,12 @@ cudaError_t device::launch(kernel_record& kernel, dim3 grid, dim3 threads, void*
   ptx::launch run(std::move(request));
   run.run();
   last = run.counts();
+  if (modelled != nullptr) {
+    times.push_back(std::move(run.times()));
+    times.back().kernel = code->pretty;
+    times.back().threads = per_block;
+    times.back().shared_bytes = in_all;
+  }
   by_kernel[code->pretty] += last;
   executed.push_back(code->pretty);
   const cudaError_t error = error_of(run.result().kind);
@@ -197,6 +204,16 @@ void set_checks(const checks& enabled) {
   device::get().enabled = enabled;
 }
 
+void set_clock(const clock_settings& settings) {
+  device& d = device::get();
+  d.modelled = settings.sm == 0
+                   ? nullptr
+                   : std::make_unique<machine>(machine_of(settings.sm, settings.memory));
+}
+const std::vector<launch_time>& modelled_times() {
+  return device::get().times;
+}
+
 counters total_counters() {
   counters sum;
   for (const auto& [name, c] : device::get().by_kernel) sum += c;
@@ -213,6 +230,7 @@ counters last_launch() {
 void reset_counters() {
   device::get().by_kernel.clear();
   device::get().last = {};
+  device::get().times.clear();
 }
 
 const fault& last_fault() {

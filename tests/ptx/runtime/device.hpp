@@ -62,6 +62,8 @@ class device {
   fault last_fault;
   schedule order;
   checks enabled;
+  std::unique_ptr<machine> modelled;  // whose times launches are to have
+  std::vector<launch_time> times;     // of the launches since the last reset
   std::vector<api_call> calls;
   std::vector<std::string> executed;
   cudaError_t last_error = cudaSuccess;
