@@ -2,6 +2,7 @@
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
+#include <cstdlib>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 #include <stdexcept>
@@ -82,6 +83,7 @@ logit_type parse_dtype(const std::string& text) {
 struct options {
   std::vector<std::string> shapes, dtypes = {"bf16", "f32"}, policies = {"entropy"},
                                    operations = {"route"};
+  std::vector<std::string> cubins;
   std::vector<std::int64_t> tokens = {1, 8, 64, 512, 2048, 4096, 16384};
   std::string json_file, resources_file = KERNEL_RESOURCES, library_file = KERNEL_LIBRARY,
                          architecture = "sm_80", memory = "L2";
@@ -105,6 +107,9 @@ void add_options(CLI::App& app, options& o) {
       ->check(CLI::IsMember({80, 90}));
   app.add_option("--multiprocessors", o.multiprocessors, "of the modelled device (108, 132)")
       ->check(CLI::Range(1, 1024));
+  app.add_option("--cubin", o.cubins,
+                 "machine code for --model that ptxas -lineinfo made of this program's PTX")
+      ->check(CLI::ExistingFile);
   app.add_option("--clock-ghz", o.clock_ghz, "to turn modelled cycles into microseconds")
       ->check(CLI::Range(0.1, 10.0));
   app.add_option("--memory", o.memory, "which answers the modelled loads: L1, L2 or DRAM")
@@ -151,6 +156,8 @@ int run(int argc, char** argv) {
 
   const auto used = kernel_cost::read_resources(o.resources_file);
   const kernel_cost::modelled_device device = device_of(o);
+  if (std::getenv("PTX_SM") == nullptr) ptx::set_compute_capability(o.modelled_sm);
+  for (const std::string& cubin : o.cubins) ptx::add_cubin(cubin);
   bench::text_table modelled = kernel_cost::modelled_table();
   bench::text_table table({"<operation", "E/K0", "T", "<dtype", "<policy", "mean K", "warp instr",
                            "budget", "thread instr", "load sectors", "least", "store sectors",

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <nlohmann/json.hpp>
 #include <stdexcept>
 
@@ -45,6 +46,15 @@ modelled_time model(const cost& measured, const modelled_device& device, const r
     sum.upper += t.upper;
     sum.busiest_scheduler += t.busiest_scheduler;
     sum.l2 += t.l2;
+    const ptx::machine_schedule& code = launch.schedule;
+    ptx::machine_schedule& all = made.machine;
+    const bool first = &launch == &measured.times.front();
+    all.known = code.known && (first || all.known);
+    all.agreement = first ? code.agreement : std::min(all.agreement, code.agreement);
+    all.unexplained = std::max(all.unexplained, code.unexplained);
+    all.instructions += code.instructions;
+    all.stalls += code.stalls;
+    all.waits += code.waits;
   }
   return made;
 }
@@ -52,39 +62,54 @@ modelled_time model(const cost& measured, const modelled_device& device, const r
 bench::text_table modelled_table() {
   return bench::text_table({"<operation", "E/K0", "T", "<dtype", "data flow", "issue slots",
                             "PTX order", "blocks/SM", "waves", "busiest scheduler", "L2", "lower",
-                            "upper", "lower us", "upper us"});
+                            "upper", "lower us", "upper us", "machine instr", "stalls", "waits",
+                            "agreement"});
 }
 
 void add_modelled_row(bench::text_table& table, const routing_case& which, const char* dtype,
                       const modelled_time& time, const modelled_device& device) {
   const ptx::grid_time& c = time.cycles;
+  const ptx::machine_schedule& code = time.machine;
+  const auto if_known = [&](std::uint64_t count) {
+    return code.known ? std::to_string(count) : std::string("-");
+  };
   table.add_row({which.operation, fmt::format("{}/{}", which.num_experts, which.top_k),
                  std::to_string(which.num_tokens), dtype, std::to_string(c.data_flow),
                  std::to_string(c.issue_slots), std::to_string(c.ptx_order),
                  std::to_string(time.resident), std::to_string(c.waves),
                  std::to_string(c.busiest_scheduler), std::to_string(c.l2), std::to_string(c.lower),
                  std::to_string(c.upper), fmt::format("{:.2f}", microseconds(c.lower, device)),
-                 fmt::format("{:.2f}", microseconds(c.upper, device))});
+                 fmt::format("{:.2f}", microseconds(c.upper, device)), if_known(code.instructions),
+                 if_known(code.stalls), if_known(code.waits),
+                 code.known ? fmt::format("{:.0f}%", 100.0 * code.agreement) : "-"});
 }
 
 nlohmann::ordered_json to_json(const modelled_time& time, const modelled_device& device) {
   const ptx::grid_time& c = time.cycles;
-  return {{"sm", device.limits.sm},
-          {"multiprocessors", device.limits.multiprocessors},
-          {"clock_ghz", device.clock_ghz},
-          {"loads_from", ptx::name_of(device.limits.memory)},
-          {"registers_of", time.architecture},
-          {"resident_blocks", time.resident},
-          {"waves", c.waves},
-          {"data_flow_cycles", c.data_flow},
-          {"issue_slot_cycles", c.issue_slots},
-          {"ptx_order_cycles", c.ptx_order},
-          {"busiest_scheduler_cycles", c.busiest_scheduler},
-          {"l2_cycles", c.l2},
-          {"lower_cycles", c.lower},
-          {"upper_cycles", c.upper},
-          {"lower_us", microseconds(c.lower, device)},
-          {"upper_us", microseconds(c.upper, device)}};
+  nlohmann::ordered_json made = {{"sm", device.limits.sm},
+                                 {"multiprocessors", device.limits.multiprocessors},
+                                 {"clock_ghz", device.clock_ghz},
+                                 {"loads_from", ptx::name_of(device.limits.memory)},
+                                 {"registers_of", time.architecture},
+                                 {"resident_blocks", time.resident},
+                                 {"waves", c.waves},
+                                 {"data_flow_cycles", c.data_flow},
+                                 {"issue_slot_cycles", c.issue_slots},
+                                 {"ptx_order_cycles", c.ptx_order},
+                                 {"busiest_scheduler_cycles", c.busiest_scheduler},
+                                 {"l2_cycles", c.l2},
+                                 {"lower_cycles", c.lower},
+                                 {"upper_cycles", c.upper},
+                                 {"lower_us", microseconds(c.lower, device)},
+                                 {"upper_us", microseconds(c.upper, device)},
+                                 {"machine_code", nullptr}};
+  if (time.machine.known)
+    made["machine_code"] = {{"instructions", time.machine.instructions},
+                            {"stall_cycles", time.machine.stalls},
+                            {"waits", time.machine.waits},
+                            {"agreement", time.machine.agreement},
+                            {"unexplained", time.machine.unexplained}};
+  return made;
 }
 
 std::string assumptions(const modelled_device& device) {

@@ -22,7 +22,8 @@ struct modelled_device {
 struct modelled_time {
   ptx::grid_time cycles;  ///< sums; `waves` and the longest warp of the launch that takes longest
   unsigned resident = 0;  ///< blocks on a multiprocessor at a time, of that launch
-  std::string architecture;  ///< whose registers decide that
+  ptx::machine_schedule machine;  ///< of the longest warp: sums, and the worst of the shares
+  std::string architecture;       ///< whose registers decide that
 };
 
 /// `architecture`: whose registers are taken where nothing was compiled for the device itself.

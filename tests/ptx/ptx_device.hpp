@@ -37,6 +37,10 @@ void reset_counters();
 /// Models times of the launches that follow (clock/grid_model.hpp): what they are worth is in
 /// README.md. Throws std::invalid_argument for an sm without timings.
 void set_clock(const clock_settings& settings);
+/// Machine code for the clock, where the program holds none for the modelled device: the path of a
+/// cubin that ptxas -lineinfo made of the PTX of this very program. Throws parse_error for any other
+/// file.
+void add_cubin(const std::string& path);
 /// Of each launch since reset_counters().
 const std::vector<launch_time>& modelled_times();
 

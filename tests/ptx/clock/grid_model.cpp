@@ -66,7 +66,8 @@ unsigned resident_blocks(const machine& m, unsigned registers, std::uint64_t sha
   const std::uint64_t warps_by_registers = all_registers / schedulers / of_warp * schedulers;
   return static_cast<unsigned>(
       std::min<std::uint64_t>({warps_by_registers / warps,
-                               m.shared_kib * std::uint64_t{1024} / std::max<std::uint64_t>(shared_bytes + m.shared_reserved, 1),
+                               m.shared_kib * std::uint64_t{1024} /
+                                   std::max<std::uint64_t>(shared_bytes + m.shared_reserved, 1),
                                m.max_warps / warps, m.max_blocks}));
 }
 

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "machine_code.hpp"
 #include "warp_clock.hpp"
 
 namespace ptx {
@@ -16,6 +17,10 @@ struct launch_time {
   std::uint64_t sectors = 0;       ///< of 32 bytes of global memory, loaded and stored
   std::uint64_t threads = 0;       ///< of a block
   std::uint64_t shared_bytes = 0;  ///< of a block, as declared and as asked for
+  /// Of the warp that takes longest in PTX order: how often it ran each line of the PTX, and what
+  /// that means in machine code.
+  std::vector<std::uint32_t> runs_of_line;
+  machine_schedule schedule;
 };
 
 /// Cycles. Blocks go to the multiprocessors in turn, warps to the schedulers in turn; as many

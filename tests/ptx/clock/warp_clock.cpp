@@ -69,7 +69,8 @@ std::uint64_t warp_time::lower(const machine& m) const {
   return std::max(data_flow, issue_slots(m));
 }
 
-warp_clock::warp_clock(const machine& m, const program& p) : machine_(&m) {
+warp_clock::warp_clock(const machine& m, const program& p)
+    : machine_(&m), code_(p.code.data()), runs_(p.code.size(), 0) {
   for (registers* r : {&flow_, &order_}) {
     r->rows.resize(p.registers);
     r->predicates.resize(p.predicates);
@@ -110,6 +111,7 @@ void warp_clock::step(const instruction& in, op_kind kind, lane_mask group, lane
   const machine& m = *machine_;
   const timing& t = m.of(kind);
   const bool runs = lanes != 0;
+  ++runs_[static_cast<std::size_t>(&in - code_)];
   const std::uint32_t latency =
       (kind == op_kind::load_global ? m.load_latency() : t.latency) + passes - 1;
 

@@ -59,6 +59,8 @@ class warp_clock {
   void release(const moment& at);
 
   const warp_time& time() const { return time_; }
+  /// How often each instruction of the kernel was executed.
+  const std::vector<std::uint32_t>& runs() const { return runs_; }
 
  private:
   /// When a register is there, lane by lane, and from where it comes.
@@ -78,7 +80,9 @@ class warp_clock {
                     std::uint32_t at);
 
   const machine* machine_;
+  const instruction* code_;
   warp_time time_;
+  std::vector<std::uint32_t> runs_;
   registers flow_, order_;
   std::uint32_t flow_memory_ = 0;       // memory operations may start: after the last barrier
   std::uint32_t flow_last_access_ = 0;  // the last memory operation has been issued

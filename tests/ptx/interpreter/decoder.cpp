@@ -183,6 +183,7 @@ void decoder::bind_guard() {
 void decoder::finish(instruction made) {
   made.location = location_;
   made.text = place_text(statement_->text);
+  made.line = unit_.line_of(statement_->text);
   out_.code.push_back(made);
 }
 

@@ -75,12 +75,27 @@ void launch::run_blocks() {
                                std::to_string(request_.order.warp_budget) + " instructions");
     }
     if (b.finished()) {
-      if (request_.modelled != nullptr)
-        for (warp& w : warps) times_.blocks[b.number()].push_back(w.clock()->time());
+      if (request_.modelled != nullptr) take_times(b);
       running.erase(running.begin() + static_cast<std::ptrdiff_t>(which));
     } else {
       if (!moved) b.check_progress();
       ++turn;
+    }
+  }
+}
+
+void launch::take_times(block& b) {
+  for (warp& w : b.warps()) {
+    const warp_time& time = w.clock()->time();
+    times_.blocks[b.number()].push_back(time);
+    if (time.ptx_order <= longest_) continue;
+    longest_ = time.ptx_order;
+    times_.runs_of_line.assign(1, 0);
+    const std::vector<std::uint32_t>& runs = w.clock()->runs();
+    for (std::size_t i = 0; i < runs.size(); ++i) {
+      const std::uint32_t line = kernel().code[i].line;
+      if (line >= times_.runs_of_line.size()) times_.runs_of_line.resize(line + 1, 0);
+      if (line != 0) times_.runs_of_line[line] += runs[i];
     }
   }
 }

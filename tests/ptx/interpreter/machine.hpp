@@ -239,12 +239,14 @@ class launch {
 
  private:
   void run_blocks();
+  void take_times(block& b);
   std::vector<std::uint32_t> start_order();
   void describe(const kernel_fault& what, warp* w);
 
   launch_request request_;
   counters counts_;
   launch_time times_;
+  std::uint64_t longest_ = 0;  // PTX order of the warp whose lines are kept
   fault fault_;
   grid_order order_;
   std::uint64_t epoch_;

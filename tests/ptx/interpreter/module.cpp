@@ -1,5 +1,6 @@
 #include "module.hpp"
 
+#include <algorithm>
 #include <cstdlib>
 
 #include "decoder.hpp"
@@ -49,6 +50,8 @@ std::vector<ptx_image> images_of(const void* wrapper) {
 }
 
 module::module(std::string_view text, int target) :target_(target) {
+  for (const char& c : text)
+    if (c == '\n') line_ends_.push_back(&c);
   scanner in(text);
   bool external = false;
   for (;;) {
@@ -88,6 +91,11 @@ module::module(std::string_view text, int target) :target_(target) {
 }
 
 module::~module() = default;
+
+std::uint32_t module::line_of(std::string_view part) const {
+  const auto ended = std::lower_bound(line_ends_.begin(), line_ends_.end(), part.data());
+  return static_cast<std::uint32_t>(ended - line_ends_.begin()) + 1;
+}
 
 void module::parse_function(scanner& in, bool entry) {
   ptx_function f;

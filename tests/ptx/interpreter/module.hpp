@@ -49,6 +49,8 @@ class module {
   /// Its address in device memory (.global and .const).
   std::uint64_t address_of(std::string_view variable) const;
   const std::string& file(int number) const;
+  /// The line, from 1, at which a part of its text starts.
+  std::uint32_t line_of(std::string_view part) const;
   std::vector<std::string> entries() const;
   /// The decoded kernel; decodes it on first use.
   const program& kernel(const std::string& name);
@@ -61,6 +63,7 @@ class module {
   std::uint64_t value_of(std::string_view expression, scalar type) const;
 
   int target_;
+  std::vector<const char*> line_ends_;
   std::unordered_map<std::string_view, ptx_function> functions_;
   std::vector<std::string_view> order_;
   std::unordered_map<std::string_view, declaration> variables_;

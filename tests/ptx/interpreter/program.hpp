@@ -101,6 +101,7 @@ struct instruction {
   std::uint32_t target = 0;  ///< of a branch
   std::uint32_t location = 0;
   std::uint32_t text = 0;
+  std::uint32_t line = 0;  ///< of the PTX; 0 for what the decoder adds
 };
 
 struct source_location {

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <fstream>
+#include <iterator>
 
 #include "../interpreter/decoder.hpp"
 
@@ -128,6 +130,20 @@ cudaError_t device::refuse(const kernel_record& kernel, fault_kind kind, const s
   return done("launch", error, false, last_fault.kernel);
 }
 
+/// Empty where there is none that was made of the PTX that runs.
+const machine_code& device::machine_code_of(const kernel_record& kernel) {
+  const auto known = machine_codes.find(&kernel);
+  if (known != machine_codes.end()) return known->second;
+  machine_code& made = machine_codes[&kernel];
+  if (load(*kernel.home).target() != modelled->sm) return made;
+  std::vector<cubin_image> images = cubins_of(kernel.home->wrapper);
+  for (const std::string& cubin : cubins) images.push_back({sm_of_cubin(cubin), cubin});
+  for (const cubin_image& image : images)
+    if (image.sm == modelled->sm && made.code.empty())
+      made = ptx::machine_code_of(image, kernel.name);
+  return made;
+}
+
 cudaError_t device::launch(kernel_record& kernel, dim3 grid, dim3 threads, void** arguments,
                            std::size_t shared, bool overlaps) {
   const program* code = nullptr;
@@ -178,6 +194,7 @@ cudaError_t device::launch(kernel_record& kernel, dim3 grid, dim3 threads, void*
     times.back().kernel = code->pretty;
     times.back().threads = per_block;
     times.back().shared_bytes = in_all;
+    times.back().schedule = schedule_of(machine_code_of(kernel), times.back().runs_of_line);
   }
   by_kernel[code->pretty] += last;
   executed.push_back(code->pretty);
@@ -206,9 +223,17 @@ void set_checks(const checks& enabled) {
 
 void set_clock(const clock_settings& settings) {
   device& d = device::get();
+  d.machine_codes.clear();
   d.modelled = settings.sm == 0
                    ? nullptr
                    : std::make_unique<machine>(machine_of(settings.sm, settings.memory));
+}
+void add_cubin(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  std::string bytes((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
+  if (!file) throw parse_error(path + ": cannot be read");
+  sm_of_cubin(bytes);
+  device::get().cubins.push_back(std::move(bytes));
 }
 const std::vector<launch_time>& modelled_times() {
   return device::get().times;

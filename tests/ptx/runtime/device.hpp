@@ -64,6 +64,8 @@ class device {
   checks enabled;
   std::unique_ptr<machine> modelled;  // whose times launches are to have
   std::vector<launch_time> times;     // of the launches since the last reset
+  std::vector<std::string> cubins;    // besides those of the program
+  std::map<const kernel_record*, machine_code> machine_codes;  // for the modelled device
   std::vector<api_call> calls;
   std::vector<std::string> executed;
   cudaError_t last_error = cudaSuccess;
@@ -73,6 +75,7 @@ class device {
   std::vector<std::unique_ptr<kernel_record>> kernels;
 
  private:
+  const machine_code& machine_code_of(const kernel_record& kernel);
   cudaError_t refuse(const kernel_record& kernel, fault_kind kind, const std::string& why,
                      cudaError_t error);
   std::map<const void*, kernel_record*> kernels_by_host_;
