@@ -38,8 +38,8 @@ void reset_counters();
 /// README.md. Throws std::invalid_argument for an sm without timings.
 void set_clock(const clock_settings& settings);
 /// Machine code for the clock, where the program holds none for the modelled device: the path of a
-/// cubin that ptxas -lineinfo made of the PTX of this very program. Throws parse_error for any other
-/// file.
+/// cubin that ptxas -lineinfo made of the PTX of this very program. Throws parse_error for any
+/// other file.
 void add_cubin(const std::string& path);
 /// Of each launch since reset_counters().
 const std::vector<launch_time>& modelled_times();
