@@ -1,10 +1,13 @@
-// gpu_time: what the routing kernels take on a GPU, beside a copy of the logits: it reads them once
-// too, and writes as much again, so that a routing call may well take less.
+// gpu_time: what the routing kernels take on a GPU, beside a copy of the logits (it reads them once
+// too, and writes as much again, so that a routing call may well take less), beside CUB sorting the
+// rows, and beside a kernel that does nothing.
+#include <cuda_bf16.h>
 #include <cuda_runtime_api.h>
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cstdio>
+#include <cub/device/device_segmented_radix_sort.cuh>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <stdexcept>
@@ -19,7 +22,8 @@
 
 namespace {
 
-using namespace adaptive_k;  // NOLINT(google-build-using-namespace)
+using namespace adaptive_k;         // NOLINT(google-build-using-namespace)
+namespace cuda = adaptive_k::cuda;  // not libcu++'s, which CUB includes
 
 void require(cudaError_t error) {
   if (error != cudaSuccess) throw std::runtime_error(cudaGetErrorString(error));
@@ -81,10 +85,56 @@ double microseconds(Enqueue enqueue, int calls, int repeats) {
   return times[static_cast<std::size_t>(repeats / 2)];
 }
 
+__global__ void nothing() {}
+
+template <class Logit>
+using cub_key = std::conditional_t<std::is_same_v<Logit, float>, float, __nv_bfloat16>;
+
+/// What CUB needs to sort each row of a batch descending, with the experts' indices; it has no
+/// top-k by segments.
+template <class Logit>
+class row_sort {
+ public:
+  row_sort(std::int64_t num_tokens, int num_experts)
+      : num_tokens_(static_cast<int>(num_tokens)),
+        cells_(static_cast<int>(num_tokens) * num_experts),
+        sorted_(allocate<cub_key<Logit>>(static_cast<std::size_t>(cells_))),
+        sorted_ids_(allocate<std::int32_t>(static_cast<std::size_t>(cells_))) {
+    std::vector<std::int32_t> ids(static_cast<std::size_t>(cells_));
+    for (std::size_t i = 0; i < ids.size(); ++i)
+      ids[i] = static_cast<std::int32_t>(i % static_cast<std::size_t>(num_experts));
+    std::vector<std::int32_t> starts(static_cast<std::size_t>(num_tokens) + 1);
+    for (std::size_t i = 0; i < starts.size(); ++i)
+      starts[i] = static_cast<std::int32_t>(i) * num_experts;
+    ids_ = copy_to_device(ids);
+    starts_ = copy_to_device(starts);
+    sort(nullptr, nullptr);  // sets the size of the workspace
+    workspace_ = allocate<unsigned char>(std::max<std::size_t>(bytes_, 1));
+  }
+  void enqueue(const Logit* logits, cudaStream_t stream) { sort(logits, stream); }
+
+ private:
+  void sort(const Logit* logits, cudaStream_t stream) {
+    require(cub::DeviceSegmentedRadixSort::SortPairsDescending(
+        workspace_.get(), bytes_, reinterpret_cast<const cub_key<Logit>*>(logits), sorted_.get(),
+        ids_.get(), sorted_ids_.get(), cells_, num_tokens_, starts_.get(), starts_.get() + 1, 0,
+        static_cast<int>(8 * sizeof(Logit)), stream));
+  }
+
+  int num_tokens_;
+  int cells_;
+  device_array<cub_key<Logit>> sorted_;
+  device_array<std::int32_t> ids_, sorted_ids_, starts_;
+  device_array<unsigned char> workspace_;
+  std::size_t bytes_ = 0;
+};
+
 struct timing {
   double route;
   double route_permute;
   double copy;
+  double row_sort;
+  double nothing;
 };
 
 /// Times a softmax model with entropy thresholds, counts and signal; every call on another of
@@ -160,12 +210,30 @@ timing time_as(int num_experts, int top_k, std::int64_t num_tokens, int repeats)
                                 cudaMemcpyDeviceToDevice, stream));
       },
       calls, repeats);
+  row_sort<Logit> sorting(num_tokens, num_experts);
+  made.row_sort = microseconds(
+      [&](cudaStream_t stream, int i) { sorting.enqueue(view(i).data, stream); }, calls, repeats);
+  made.nothing = microseconds(
+      [](cudaStream_t stream, int) {
+        nothing<<<1, 128, 0, stream>>>();
+        require(cudaGetLastError());
+      },
+      calls, repeats);
   return made;
 }
 
+int attribute(cudaDeviceAttr what) {
+  int value = 0;
+  require(cudaDeviceGetAttribute(&value, what, 0));
+  return value;
+}
+
+/// Other than that of a mistake, 2.
+constexpr int status_without_gpu = 3;
+
 int run(int argc, char** argv) {
   CLI::App app("What the routing kernels take on the first GPU.", "gpu_time");
-  std::vector<std::int64_t> tokens = {1, 64, 512, 4096, 65536};
+  std::vector<std::int64_t> tokens = {1, 8, 64, 512, 4096, 16384};
   std::string json_file;
   int repeats = 50;
   app.add_option("--tokens", tokens, "rows of a launch")->check(CLI::Range(1, 1 << 20));
@@ -178,10 +246,11 @@ int run(int argc, char** argv) {
   cudaDeviceProp properties = {};
   if (const cudaError_t error = cudaGetDeviceProperties(&properties, 0); error != cudaSuccess) {
     std::fprintf(stderr, "gpu_time: no GPU to measure on (%s)\n", cudaGetErrorString(error));
-    return 0;
+    return status_without_gpu;
   }
   bench::text_table table({"E/K0", "T", "<dtype", "route us", "ns/token", "route+permute us",
-                           "copy of the logits us", "route / copy"});
+                           "copy of the logits us", "route / copy", "CUB sorts the rows us",
+                           "empty kernel us"});
   nlohmann::ordered_json rows = nlohmann::ordered_json::array();
   const auto number = [](double value, const char* format) {
     char text[32];
@@ -199,15 +268,21 @@ int run(int argc, char** argv) {
                        std::to_string(count), dtype, number(t.route, "%.2f"),
                        number(1e3 * t.route / static_cast<double>(count), "%.2f"),
                        number(t.route_permute, "%.2f"), number(t.copy, "%.2f"),
-                       number(t.route / t.copy, "%.2f")});
+                       number(t.route / t.copy, "%.2f"), number(t.row_sort, "%.2f"),
+                       number(t.nothing, "%.2f")});
         rows.push_back({{"device", properties.name},
+                        {"compute_capability", 10 * properties.major + properties.minor},
+                        {"multiprocessors", properties.multiProcessorCount},
+                        {"clock_mhz", attribute(cudaDevAttrClockRate) / 1000},
                         {"num_experts", num_experts},
                         {"top_k", top_k},
                         {"num_tokens", count},
                         {"dtype", dtype},
                         {"route_us", t.route},
                         {"route_permute_us", t.route_permute},
-                        {"copy_us", t.copy}});
+                        {"copy_us", t.copy},
+                        {"row_sort_us", t.row_sort},
+                        {"empty_us", t.nothing}});
       }
   bench::write_json("--json", json_file, rows);
   if (roles.stdout_is_taken()) return 0;

@@ -74,6 +74,9 @@ unsigned resident_blocks(const machine& m, unsigned registers, std::uint64_t sha
 grid_time model_grid(const machine& m, const launch_time& launch, unsigned resident) {
   if (resident == 0)
     throw std::invalid_argument(launch.kernel + ": not even one block fits a multiprocessor");
+  if (std::any_of(launch.blocks.begin(), launch.blocks.end(),
+                  [](const auto& block) { return block.empty(); }))
+    throw std::invalid_argument(launch.kernel + ": the launch did not run to its end");
   grid_time made;
   for (const std::vector<warp_time>& block : launch.blocks)
     for (const warp_time& w : block) {

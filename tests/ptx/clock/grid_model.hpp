@@ -44,7 +44,7 @@ struct grid_time {
 unsigned resident_blocks(const machine& m, unsigned registers, std::uint64_t shared_bytes,
                          std::uint64_t threads);
 
-/// Throws std::invalid_argument where `resident` is 0.
+/// Throws std::invalid_argument where `resident` is 0, and for a launch that ended with a fault.
 grid_time model_grid(const machine& m, const launch_time& launch, unsigned resident);
 
 }  // namespace ptx

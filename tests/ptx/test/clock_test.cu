@@ -404,5 +404,6 @@ TEST_F(Clock, grids) {
     moves.sectors = 2000ULL * m.l2_bytes / 32;
     EXPECT_EQ(ptx::model_grid(m, moves, 8).lower, 2000U);
     EXPECT_THROW(grid(1, 1, 0), std::invalid_argument);
+    EXPECT_THROW(grid(3, 0, 1), std::invalid_argument);  // faulted: blocks without warps
   }
 }
