@@ -202,8 +202,14 @@ class line_table {
 
 namespace op {
 constexpr std::uint16_t bsync = 0x941, call_absolute = 0x943, call = 0x944, bssy = 0x945,
-                        bra = 0x947, brx = 0x949, jmp = 0x94a, exit = 0x94d, ret = 0x950;
+                        bra = 0x947, brx = 0x949, nop = 0x918, jmp = 0x94a, exit = 0x94d,
+                        ret = 0x950;
 }  // namespace op
+
+bool votes_on(const machine_instruction& i) {
+  return i.line != 0 && i.opcode != op::bssy && i.opcode != op::bsync && i.opcode != op::call &&
+         i.opcode != op::nop;
+}
 
 bool ends_block(std::uint16_t opcode) {
   return opcode == op::bra || opcode == op::brx || opcode == op::jmp || opcode == op::exit ||
@@ -236,8 +242,9 @@ machine_instruction decode_instruction(std::uint64_t low, std::uint64_t high, st
 struct basic_block {
   std::size_t first = 0, end = 0;
   std::uint64_t runs = 0;
-  std::uint64_t agreeing = 0;
-  bool own = false;  // the kernel's, rather than a function's that it calls
+  std::uint64_t voters = 0;    // instructions whose lines say how often they ran
+  std::uint64_t agreeing = 0;  // with `runs`
+  bool own = false;            // the kernel's, rather than a function's that it calls
 };
 
 }  // namespace
@@ -310,7 +317,7 @@ machine_schedule schedule_of(const machine_code& code, const std::vector<std::ui
   std::vector<basic_block> blocks;
   std::vector<std::size_t> block_of(all.size());
   for (std::size_t i = 0; i < all.size(); ++i) {
-    if (starts[i]) blocks.push_back({i, i, 0, 0, false});
+    if (starts[i]) blocks.push_back({i, i, 0, 0, 0, false});
     blocks.back().end = i + 1;
     block_of[i] = blocks.size() - 1;
   }
@@ -338,13 +345,24 @@ machine_schedule schedule_of(const machine_code& code, const std::vector<std::ui
     if (!b.own || all[b.end - 1].rare) continue;
     std::map<std::uint64_t, std::uint64_t> votes;
     for (std::size_t i = b.first; i < b.end; ++i)
-      if (all[i].line != 0 && all[i].line < runs.size()) ++votes[runs[all[i].line]];
+      if (votes_on(all[i]) && all[i].line < runs.size()) {
+        ++votes[runs[all[i].line]];
+        ++b.voters;
+      }
+    // Of even sides the one that ran oftener: ptxas lifts code out of branches rather than into
+    // them.
     for (const auto& [count, votes_for] : votes)
-      if (votes_for > b.agreeing) {
+      if (votes_for >= b.agreeing) {
         b.agreeing = votes_for;
         b.runs = count;
       }
   }
+  // What only marks where lanes part and meet runs as often as the block that leads to it oftenest.
+  for (std::size_t n = 0; n < blocks.size(); ++n)
+    each_next(n, [&](std::size_t next) {
+      if (blocks[next].own && blocks[next].voters == 0 && !all[blocks[next].end - 1].rare)
+        blocks[next].runs = std::max(blocks[next].runs, blocks[n].runs);
+    });
   // A function runs as often as it is called, straight on to where it returns.
   for (const basic_block& b : blocks) {
     const machine_instruction& last = all[b.end - 1];
@@ -354,7 +372,6 @@ machine_schedule schedule_of(const machine_code& code, const std::vector<std::ui
       basic_block& callee = blocks[block_of[c]];
       if (callee.own) break;
       callee.runs += b.runs;
-      callee.agreeing = callee.end - callee.first;
       const machine_instruction& end = all[callee.end - 1];
       if (end.opcode == op::ret && !end.guarded) break;
       c = callee.end;
@@ -364,11 +381,12 @@ machine_schedule schedule_of(const machine_code& code, const std::vector<std::ui
   if (!blocks.empty()) entered[0] = 1;
   for (std::size_t n = 0; n < blocks.size(); ++n)
     each_next(n, [&](std::size_t next) { entered[next] += blocks[n].runs; });
-  std::uint64_t agreeing = 0, unexplained = 0;
+  std::uint64_t voters = 0, agreeing = 0, unexplained = 0;
   for (std::size_t n = 0; n < blocks.size(); ++n) {
     const basic_block& b = blocks[n];
     const std::uint64_t size = b.end - b.first;
     made.instructions += b.runs * size;
+    voters += b.runs * b.voters;
     agreeing += b.runs * b.agreeing;
     if (b.own && b.runs > entered[n]) unexplained += (b.runs - entered[n]) * size;
     for (std::size_t i = b.first; i < b.end; ++i) {
@@ -376,13 +394,11 @@ machine_schedule schedule_of(const machine_code& code, const std::vector<std::ui
       if (all[i].waits_for != 0) made.waits += b.runs;
     }
   }
-  const auto share = [&](std::uint64_t part) {
-    return made.instructions == 0
-               ? 0.0
-               : static_cast<double>(part) / static_cast<double>(made.instructions);
+  const auto share = [](std::uint64_t part, std::uint64_t whole) {
+    return whole == 0 ? 0.0 : static_cast<double>(part) / static_cast<double>(whole);
   };
-  made.agreement = share(agreeing);
-  made.unexplained = share(unexplained);
+  made.agreement = share(agreeing, voters);
+  made.unexplained = share(unexplained, made.instructions);
   return made;
 }
 

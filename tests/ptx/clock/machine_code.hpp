@@ -50,10 +50,9 @@ struct machine_schedule {
   std::uint64_t stalls = 0;        ///< cycles: their stall counts. Waiting for loads, shuffles and
                                    ///< special functions is not in them
   std::uint64_t waits = 0;         ///< instructions among them that wait for such a result
-  double agreement =
-      0.0;  ///< share of executed instructions whose line ran as often as their block
-  double unexplained = 0.0;  ///< share in blocks that run oftener than what leads to them
-  bool known = false;        ///< there was machine code, with lines, of this very PTX
+  double agreement = 0.0;          ///< share of instructions whose line ran as often as their block
+  double unexplained = 0.0;        ///< share in blocks that run oftener than what leads to them
+  bool known = false;              ///< there was machine code, with lines, of this very PTX
 };
 
 /// `runs`: how often the warp executed each line of the PTX.

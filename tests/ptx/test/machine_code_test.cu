@@ -120,6 +120,13 @@ TEST_F(MachineCode, by_hand) {
   // Nothing leads to line 4, as the branch was taken for good.
   const ptx::machine_schedule odd = ptx::schedule_of(code, {0, 0, 0, 0, 1, 1, 0, 0, 0, 0});
   EXPECT_DOUBLE_EQ(odd.unexplained, 1.0);
+  // Of even sides the one that ran oftener; marks of where lanes meet do not vote.
+  code.code[3].line = 2;
+  code.code[4].line = 4;
+  code.code[5].opcode = 0x941;
+  const ptx::machine_schedule even = ptx::schedule_of(code, {0, 1, 1, 0, 0, 0, 9, 0, 0, 0});
+  EXPECT_EQ(even.instructions, 3U + 2);
+  EXPECT_DOUBLE_EQ(even.agreement, (2.0 + 1.0) / 5.0);
   for (ptx::machine_instruction& i : code.code) i.line = 0;
   EXPECT_FALSE(ptx::schedule_of(code, {0, 1}).known);
 }
