@@ -89,6 +89,18 @@ __global__ void diverges() {
       " xor.b32 a, a, 7; JOIN: }");
 }
 
+__global__ void diverges_on_one_register() {
+  // Twelve steps for half the lanes, one for the others.
+  asm volatile(
+      "{ .reg .u32 t; .reg .f32 f; .reg .pred p; mov.u32 t, %tid.x; mov.f32 f, 0f3f800000;"
+      " setp.lt.u32 p, t, 16; @p bra LOW;"
+      " fma.rn.f32 f, f, f, f; fma.rn.f32 f, f, f, f; fma.rn.f32 f, f, f, f;"
+      " fma.rn.f32 f, f, f, f; fma.rn.f32 f, f, f, f; fma.rn.f32 f, f, f, f;"
+      " fma.rn.f32 f, f, f, f; fma.rn.f32 f, f, f, f; fma.rn.f32 f, f, f, f;"
+      " fma.rn.f32 f, f, f, f; fma.rn.f32 f, f, f, f; fma.rn.f32 f, f, f, f; bra JOIN;"
+      " LOW: fma.rn.f32 f, f, f, f; JOIN: }");
+}
+
 __global__ void follows_pointers(void* first) {
   asm volatile(
       "{ .reg .u64 p; ld.global.u64 p, [%0]; ld.global.u64 p, [p]; ld.global.u64 p, [p]; }" ::"l"(
@@ -238,6 +250,13 @@ TEST_F(Clock, diverged_lanes) {
   }
 }
 
+TEST_F(Clock, diverged_lanes_have_registers_of_their_own) {
+  for (const ptx::machine& m : machines) {
+    const ptx::warp_time t = time_of(m, [] { diverges_on_one_register<<<1, 32>>>(); });
+    EXPECT_EQ(t.data_flow, 12 * latency(m, kind::float32));
+  }
+}
+
 TEST_F(Clock, memory_levels) {
   std::uint64_t host[1] = {0};
   ptx_test::buffer<std::uint64_t> cell(1);
@@ -359,6 +378,7 @@ TEST_F(Clock, blocks_that_fit_a_multiprocessor) {
     EXPECT_EQ(ptx::resident_blocks(a100, 32, kib * 1024, 128), on_a100) << kib;
     EXPECT_EQ(ptx::resident_blocks(h100, 32, kib * 1024, 128), on_h100) << kib;
   }
+  EXPECT_EQ(ptx::resident_blocks(h100, 40, 0, 64), 24U);    // 12 warps a scheduler, not 51 in all
   EXPECT_EQ(ptx::resident_blocks(h100, 32, 0, 32), 32U);    // blocks
   EXPECT_EQ(ptx::resident_blocks(h100, 32, 0, 1024), 2U);   // threads
   EXPECT_EQ(ptx::resident_blocks(h100, 128, 0, 1024), 0U);  // 32 warps of 128 registers: 16 fit
