@@ -87,6 +87,7 @@ class elf {
     const auto found = sections_.find(name);
     return found == sections_.end() ? std::string_view() : found->second;
   }
+  const std::map<std::string_view, std::string_view>& sections() const { return sections_; }
   std::string_view symbol(std::uint64_t index) const {
     const auto name = reader(section(".symtab")).at<std::uint32_t>(index * symbol_bytes);
     return reader(section(".strtab")).text(name);
@@ -279,6 +280,14 @@ int sm_of_cubin(std::string_view bytes) {
   if (bytes.substr(0, 4) != "\177ELF" || file.at<std::uint16_t>(18) != cuda_machine)
     throw parse_error("not a cubin");
   return static_cast<int>((file.at<std::uint32_t>(48) >> 8) & 0xff);
+}
+
+void check_cubin(std::string_view bytes) {
+  const cubin_image cubin = {sm_of_cubin(bytes), bytes};
+  constexpr std::string_view prefix = ".text.";
+  const elf file(bytes);
+  for (const auto& [name, unused] : file.sections())
+    if (name.substr(0, prefix.size()) == prefix) machine_code_of(cubin, name.substr(prefix.size()));
 }
 
 machine_code machine_code_of(const cubin_image& cubin, std::string_view kernel) {

@@ -38,6 +38,9 @@ std::vector<cubin_image> cubins_of(const void* wrapper);
 /// The architecture that a cubin is for, 80 for sm_80; throws parse_error for what is no cubin.
 int sm_of_cubin(std::string_view bytes);
 
+/// Throws parse_error where any kernel of a cubin cannot be read.
+void check_cubin(std::string_view bytes);
+
 /// The code of a kernel by its mangled name; empty where the cubin has none. Throws parse_error for
 /// what is no cubin.
 machine_code machine_code_of(const cubin_image& cubin, std::string_view kernel);

@@ -232,7 +232,11 @@ void add_cubin(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
   std::string bytes((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
   if (!file) throw parse_error(path + ": cannot be read");
-  sm_of_cubin(bytes);
+  try {
+    check_cubin(bytes);
+  } catch (const parse_error& error) {
+    throw parse_error(path + ": " + error.what());
+  }
   device::get().cubins.push_back(std::move(bytes));
 }
 const std::vector<launch_time>& modelled_times() {
