@@ -205,6 +205,7 @@ tokenizer::tokenizer(std::string_view text, const std::string& file) {
       const auto id = token.at("id", "an integer").as_int(0, most_id);
       specials_.emplace_back(content, id);
       special_ids[content] = id;
+      if (!place(id).empty()) token.at("id", "").refuse("an id that no other token has");
       place(id) = content;
     }
   }

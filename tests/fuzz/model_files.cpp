@@ -1,4 +1,5 @@
-// A model's folder and a trace: any bytes load and run, or are refused by file and key.
+// A model's folder, its tokenizer and a trace: any bytes load and run, or are refused by file and
+// key.
 #include <adaptive_k/adaptive_k.hpp>
 
 #include "bench/adaptive_k/failure.hpp"
@@ -7,6 +8,7 @@
 #include "moe_engine/checkpoint.hpp"
 #include "moe_engine/engine.hpp"
 #include "moe_engine/safetensors.hpp"
+#include "moe_engine/tokenizer.hpp"
 #include "scratch_file.hpp"
 
 namespace {
@@ -47,6 +49,17 @@ void read_trace(moe_engine::safetensors_file opened) {
     });
 }
 
+/// Whatever text a tokenizer takes comes back from its tokens.
+void read_text(const moe_engine::tokenizer& tokenizer, const std::string& text) {
+  const std::vector<std::int32_t> tokens = tokenizer.encode(text);
+  std::string back;
+  for (const std::int32_t token : tokens) {
+    fuzz::require(token >= 0 && token < tokenizer.vocab_size(), "tokens of the vocabulary");
+    back += tokenizer.bytes_of(token);
+  }
+  fuzz::require(back == text, "the text that was read");
+}
+
 /// Runs a few tokens through a model that loaded.
 void run_model(const std::filesystem::path& folder) {
   moe_engine::engine engine = moe_engine::engine::load(folder);
@@ -74,6 +87,10 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     folder.write("model.safetensors", from.rest());
     accept_or_refuse([&] { const moe_engine::checkpoint opened(folder.path()); });
     std::filesystem::remove(file);
+  } else if (kind == 'k') {
+    const std::string json = from.up_to_zero();
+    accept_or_refuse(
+        [&] { read_text(moe_engine::tokenizer(json, "tokenizer.json"), from.rest()); });
   } else if (kind == 'm') {
     folder.write("config.json", from.up_to_zero());
     folder.write("model.safetensors", from.rest());

@@ -187,6 +187,9 @@ TEST(tokenizer, refuses_settings_that_it_does_not_compute) {
   refuses("/model/merges/3", good.at(json::json_pointer("/model/merges/2")), "model.merges[3]: ");
   refuses("/added_tokens/0/lstrip", true, "added_tokens[0].lstrip: true");
   refuses("/added_tokens/0/id", 7, "model.vocab.");
+  json twice = good.at("added_tokens").at(0);
+  twice["content"] = "<another>";
+  refuses("/added_tokens/1", twice, "added_tokens[1].id: 0, expected an id that no other");
   refuses("/added_tokens/0/id", 1 << 30, "added_tokens[0].id: 1073741824");
   refuses("/a_setting_of_tomorrow", 1, "a_setting_of_tomorrow: unknown key");
   json without_byte = good;
