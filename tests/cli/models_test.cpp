@@ -45,19 +45,19 @@ TEST_P(Models, AreMeasuredOnAllDomainsInTurnBesideTheirControls) {
   EXPECT_EQ(found["dataset"]["path"], "code_test, novels_test, technical_test");
   EXPECT_EQ(found["dataset"]["unit"], "tokens");
   EXPECT_EQ(found["dataset"]["windows"], 6);
-  const int top_k = config()["num_experts_per_tok"];
-  EXPECT_EQ(found["model"]["top_k"], top_k);
-  EXPECT_EQ(found["baseline"]["mean_k"], top_k);
-  EXPECT_LT(found["policy"]["mean_k"], top_k);
+  const int own_k = config()["num_experts_per_tok"];
+  EXPECT_EQ(found["model"]["top_k"], own_k);
+  EXPECT_EQ(found["baseline"]["mean_k"], own_k);
+  EXPECT_LT(found["policy"]["mean_k"], own_k);
   EXPECT_GT(found["policy"]["mean_kl"], 0.0);
-  EXPECT_EQ(found["controls"]["fixed_k"].size(), static_cast<std::size_t>(top_k));
+  EXPECT_EQ(found["controls"]["fixed_k"].size(), static_cast<std::size_t>(own_k));
   // Trained: 2,048 tokens are far from all alike.
   EXPECT_LT(found["baseline"]["perplexity"], 100.0);
   const json& continuation = found["continuation"];
   EXPECT_EQ(continuation["prompts"], 3);
-  ASSERT_EQ(continuation["routings"].size(), static_cast<std::size_t>(top_k) + 1);
+  ASSERT_EQ(continuation["routings"].size(), static_cast<std::size_t>(own_k) + 1);
   EXPECT_EQ(continuation["routings"][0]["name"], "full K");
-  EXPECT_EQ(continuation["routings"][0]["mean_k"], top_k);
+  EXPECT_EQ(continuation["routings"][0]["mean_k"], own_k);
   for (const json& routing : continuation["routings"])
     for (const json& tokens : routing["tokens"]) {
       EXPECT_GE(tokens, 0);
