@@ -44,8 +44,8 @@ inline const char* to_string(k_rule rule) noexcept {
 ///   ln d(k) = c_k . (1, ln(1 - r_k), ln psi_k, ln w_1, ln S_K0) + first_k[e_1] + next_k[e_(k+1)]
 /// with w the renormalised top-K0 weights, r_k = w_1 + ... + w_k, a the mass_exponent,
 /// psi_k = (r_k^-a - 1)^2 sum_{j<=k} w_j^2 + sum_{j>k} w_j^2, and S_K0 the scores' sum over the
-/// top K0 (of softmax kinds: their share of all E). Logarithms are natural, of values floored at
-/// 2^-100.
+/// top K0 (of softmax kinds: their share of all E). Logarithms are natural, of values of
+/// 2^-100 or more: smaller ones count as that.
 struct distortion_ref {
   static constexpr int num_features = 5;  ///< of c_k
   const float* coefficients = nullptr;    ///< [K0 - 1, 5]
