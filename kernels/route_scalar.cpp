@@ -5,8 +5,8 @@ ADAPTIVE_K_NAMESPACE_BEGIN
 
 namespace detail {
 
-template void route_scalar<gating, k_plan>(const token_request<k_plan>&, const float*,
-                                           token_route<max_top_k>&) noexcept;
+template void decide_scalar<gating, k_plan>(const token_request&, const k_plan&, const float*,
+                                            token_route<max_top_k>&) noexcept;
 
 }  // namespace detail
 

@@ -9,139 +9,132 @@
 #include "adaptive_k/core/signal.hpp"
 #include "adaptive_k/host/metrics.hpp"
 #include "adaptive_k/host/simd/expert_lanes.hpp"
+#include "adaptive_k/host/simd/requests.hpp"
 #include "adaptive_k/host/simd/target.hpp"
-#include "adaptive_k/host/simd/token_lanes.hpp"
 
 ADAPTIVE_K_NAMESPACE_BEGIN
 
 namespace detail {
 
-/// Gathers one call's counts, and adds them to the caller's at the end. A single token, as in
-/// decoding, is counted there at once: walking over all experts would take longer than routing it.
+/// Adds a call's tokens to the caller's counts. Which experts they touched is known at the end,
+/// from how many each got; of a single token, as in decoding, at once: walking over all experts
+/// would take longer than routing it.
 class call_metrics {
  public:
-  /// `target` and `expert_counts` [num_experts] may be null. `shadow`: the policy's choices are
+  /// `metrics` and `expert_counts` [num_experts] may be null. `shadow`: the policy's choices are
   /// counted too.
-  call_metrics(routing_metrics* target, std::uint64_t* expert_counts, int num_experts,
-               std::int64_t num_tokens, bool shadow) noexcept
-      : target_(target),
+  call_metrics(routing_metrics* metrics, std::uint64_t* expert_counts, int num_experts,
+               bool single_token, bool shadow) noexcept
+      : metrics_(metrics),
         target_counts_(expert_counts),
+        counts_(expert_counts),
         num_experts_(num_experts),
-        single_(num_tokens == 1),
-        counts_(target != nullptr || expert_counts != nullptr),
+        single_(single_token),
         shadow_(shadow) {
-    if (!counts_ || single_) return;
-    for (int e = 0; e < num_experts; ++e) expert_counts_[e] = 0;
-    for (std::uint32_t& tokens : k_histogram_) tokens = 0;
+    if (single_ || (metrics == nullptr && expert_counts == nullptr)) return;
+    counts_ = own_counts_;
+    for (int e = 0; e < num_experts; ++e) own_counts_[e] = 0;
+  }
+  call_metrics(const call_metrics&) = delete;
+  call_metrics& operator=(const call_metrics&) = delete;
+
+  void add_padding() noexcept {
+    if (metrics_ != nullptr) ++metrics_->padding_tokens;
   }
 
-  void add_padding() noexcept { ++padding_tokens_; }
-
-  /// No branch depends on k, which no processor can guess.
-  void add_token(const token_route<max_top_k>& route, int top_k) noexcept {
-    if (!counts_) return;
-    if (single_) {
-      if (target_counts_ != nullptr)
-        for (int j = 0; j < top_k; ++j)
-          target_counts_[route.expert[j]] += j < route.count ? 1u : 0u;
-      if (target_ == nullptr) return;
-      for (int j = 0; j < top_k; ++j)
-        target_->touched_experts.add(route.expert[j], j < route.count);
-      ++target_->k_histogram[route.count];
-      target_->expert_calls += static_cast<std::uint64_t>(route.count);
-      target_->distinct_experts += static_cast<std::uint64_t>(route.count);
-    } else {
-      for (int j = 0; j < top_k; ++j) expert_counts_[route.expert[j]] += j < route.count ? 1u : 0u;
-      ++k_histogram_[route.count];
-    }
-    if (route.has_nonfinite) ++nonfinite_rows_;
-    if (shadow_) chosen_ += static_cast<std::uint64_t>(route.chosen);
-    add_signals(signal_to_fixed(route.signal), route.signal, route.signal);
-    ++tokens_;
+  /// `ranks` is a loop_count of K0. No branch depends on k, which no processor can guess.
+  template <int MaxTopK, class Ranks>
+  ADAPTIVE_K_INLINE void add_token(const token_route<MaxTopK>& route, Ranks ranks) noexcept {
+    if (counts_ != nullptr)
+      for (int j = 0; j < ranks; ++j) counts_[route.expert[j]] += j < route.count ? 1u : 0u;
+    if (metrics_ == nullptr) return;
+    const auto k = static_cast<std::uint64_t>(route.count);
+    ++metrics_->k_histogram[route.count];
+    if (route.has_nonfinite) ++metrics_->nonfinite_rows;
+    add(1, ranks, k, static_cast<std::uint64_t>(route.chosen), signal_to_fixed(route.signal),
+        route.signal, route.signal);
+    if (!single_) return;
+    ++metrics_->calls;
+    metrics_->distinct_experts += k;
+    for (int j = 0; j < ranks; ++j) metrics_->touched_experts.add(route.expert[j], j < route.count);
   }
   /// Of a token that add_block counts.
-  void add_nonfinite_row() noexcept { ++nonfinite_rows_; }
+  void add_nonfinite_row() noexcept {
+    if (metrics_ != nullptr) ++metrics_->nonfinite_rows;
+  }
 
 #if ADAPTIVE_K_SIMD
   template <class F32>
   ADAPTIVE_K_INLINE void add_block(const token_block<F32::lanes>& block, int top_k) noexcept {
-    if (!counts_) return;
+    if (counts_ == nullptr) return;
     using u32 = typename F32::u32;
     const u32 count = u32::load(block.count);
     // Experts that are not kept count where none is, in another place for each lane.
     const u32 nowhere = u32::lane() + u32(max_experts);
     std::uint32_t kept[F32::lanes];
+    std::uint64_t expert_calls = 0;
     for (int j = 0; j < top_k; ++j) {
       u32::store(kept, u32::select(count > u32(j), u32::load(block.expert[j]), nowhere));
       // Read back from memory: g++ would take the vector apart, lane by lane, which is far slower.
       __asm__("" : "+m"(kept));
-      for (int lane = 0; lane < F32::lanes; ++lane) ++expert_counts_[kept[lane]];
+      for (int lane = 0; lane < F32::lanes; ++lane) ++counts_[kept[lane]];
       const auto of_k = F32::mask::to_bits(count == u32(j + 1));
-      k_histogram_[j + 1] += static_cast<std::uint32_t>(__builtin_popcount(of_k));
+      const auto tokens_of_k = static_cast<std::uint64_t>(__builtin_popcount(of_k));
+      if (metrics_ != nullptr) metrics_->k_histogram[j + 1] += tokens_of_k;
+      expert_calls += tokens_of_k * static_cast<std::uint64_t>(j + 1);
     }
+    if (metrics_ == nullptr) return;
+    std::uint64_t chosen = 0;
     if (shadow_)
-      for (const std::uint32_t k : block.chosen) chosen_ += k;
+      for (const std::uint32_t k : block.chosen) chosen += k;
     const F32 signal = F32::load(block.signal);
-    add_signals(F32::sum_truncated(signal * F32(static_cast<float>(signal_scale))),
-                -F32::first(largest_of_lanes(-signal)), F32::first(largest_of_lanes(signal)));
-    tokens_ += F32::lanes;
+    add(F32::lanes, top_k, expert_calls, chosen,
+        F32::sum_truncated(signal * F32(static_cast<float>(signal_scale))),
+        -F32::first(largest_of_lanes(-signal)), F32::first(largest_of_lanes(signal)));
   }
 #endif
 
-  /// Adds all to the targets.
-  void finish(int top_k) noexcept {
-    if (!single_ && target_counts_ != nullptr && tokens_ != 0)
-      for (int e = 0; e < num_experts_; ++e) target_counts_[e] += expert_counts_[e];
-    if (target_ == nullptr) return;
-    target_->padding_tokens += padding_tokens_;
-    if (tokens_ == 0) return;
-    const bool first = target_->tokens == 0;
-    if (first || lowest_ < target_->signal_lowest) target_->signal_lowest = lowest_;
-    if (first || highest_ > target_->signal_highest) target_->signal_highest = highest_;
-    target_->calls += 1;
-    target_->tokens += tokens_;
-    target_->full_expert_calls += tokens_ * static_cast<std::uint64_t>(top_k);
-    target_->nonfinite_rows += nonfinite_rows_;
-    add_wide(target_->signal_sum_fixed, target_->signal_sum_high, signal_sum_, signal_sum_high_);
-    if (shadow_) {
-      target_->shadow_expert_calls += chosen_;
-      target_->shadow_full_expert_calls += tokens_ * static_cast<std::uint64_t>(top_k);
-    }
-    if (single_) return;
-    for (int k = 0; k <= top_k; ++k) {
-      target_->k_histogram[k] += k_histogram_[k];
-      target_->expert_calls += static_cast<std::uint64_t>(k) * k_histogram_[k];
-    }
+  /// After the last token.
+  void finish() noexcept {
+    if (single_ || counts_ == nullptr) return;
     expert_set touched;
-    for (int e = 0; e < num_experts_; ++e) touched.add(e, expert_counts_[e] != 0);
-    target_->distinct_experts += static_cast<std::uint64_t>(touched.size());
-    target_->touched_experts |= touched;
+    for (int e = 0; e < num_experts_; ++e) {
+      touched.add(e, own_counts_[e] != 0);
+      if (target_counts_ != nullptr) target_counts_[e] += own_counts_[e];
+    }
+    if (metrics_ == nullptr || touched.size() == 0) return;  // padding alone
+    ++metrics_->calls;
+    metrics_->distinct_experts += static_cast<std::uint64_t>(touched.size());
+    metrics_->touched_experts |= touched;
   }
 
  private:
-  ADAPTIVE_K_INLINE void add_signals(std::int64_t sum, float lowest, float highest) noexcept {
-    add_wide(signal_sum_, signal_sum_high_, sum);
-    lowest_ = tokens_ == 0 || lowest < lowest_ ? lowest : lowest_;
-    highest_ = tokens_ == 0 || highest > highest_ ? highest : highest_;
+  /// Tokens that were routed, and the sum and the bounds of their signals.
+  ADAPTIVE_K_INLINE void add(std::uint64_t tokens, int top_k, std::uint64_t expert_calls,
+                             std::uint64_t chosen, std::int64_t signal_sum, float lowest,
+                             float highest) noexcept {
+    routing_metrics& to = *metrics_;
+    const bool first = to.tokens == 0;
+    const std::uint64_t full_calls = tokens * static_cast<std::uint64_t>(top_k);
+    to.tokens += tokens;
+    to.expert_calls += expert_calls;
+    to.full_expert_calls += full_calls;
+    if (shadow_) {
+      to.shadow_expert_calls += chosen;
+      to.shadow_full_expert_calls += full_calls;
+    }
+    add_wide(to.signal_sum_fixed, to.signal_sum_high, signal_sum);
+    to.signal_lowest = first || lowest < to.signal_lowest ? lowest : to.signal_lowest;
+    to.signal_highest = first || highest > to.signal_highest ? highest : to.signal_highest;
   }
 
-  routing_metrics* target_;
+  routing_metrics* metrics_;
   std::uint64_t* target_counts_;
+  std::uint64_t* counts_;  ///< where tokens are counted by expert, or null
   int num_experts_;
   bool single_;
-  bool counts_;
   bool shadow_;
-  std::uint64_t tokens_ = 0;
-  std::uint64_t chosen_ = 0;
-  std::uint64_t padding_tokens_ = 0;
-  std::uint64_t nonfinite_rows_ = 0;
-  std::int64_t signal_sum_ = 0;
-  std::int64_t signal_sum_high_ = 0;
-  float lowest_ = 0.0f;
-  float highest_ = 0.0f;
-  // A call has max_tokens tokens at most: none of these can wrap.
-  std::uint32_t k_histogram_[max_top_k + 1];
-  std::uint32_t expert_counts_[max_experts + 16];  ///< the last: see add_block
+  std::uint64_t own_counts_[max_experts + 16];  ///< the last: see add_block
 };
 
 }  // namespace detail

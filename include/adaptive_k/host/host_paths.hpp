@@ -5,7 +5,7 @@
 
 #include "adaptive_k/config.hpp"
 #include "adaptive_k/core/gating.hpp"
-#include "adaptive_k/host/simd/token_lanes.hpp"
+#include "adaptive_k/host/simd/requests.hpp"
 
 ADAPTIVE_K_NAMESPACE_BEGIN
 
@@ -37,12 +37,12 @@ inline constexpr host_path_limits host_paths[] = {
 
 inline host_path path_for(const gating& model, bool has_token_limits = false,
                           bool replays = false) noexcept {
-  for (const host_path_limits& row : host_paths)
-    if (model.num_experts <= row.max_experts && model.top_k <= row.max_top_k &&
-        (row.token_limits || !has_token_limits) &&
-        (row.groups_and_replay || (model.n_group == 1 && !replays)) &&
-        (row.sparsemixer || model.kind != gating_kind::sparsemixer))
-      return row.path;
+  for (const host_path_limits& limits : host_paths)
+    if (model.num_experts <= limits.max_experts && model.top_k <= limits.max_top_k &&
+        (limits.token_limits || !has_token_limits) &&
+        (limits.groups_and_replay || (model.n_group == 1 && !replays)) &&
+        (limits.sparsemixer || model.kind != gating_kind::sparsemixer))
+      return limits.path;
   return host_path::scalar;
 }
 

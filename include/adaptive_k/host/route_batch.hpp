@@ -49,24 +49,31 @@ void route_then_convert(const routing_call<Logit, Id, Weight, Plan, Gating>& cal
   const int top_k = call.model->top_k;
   for (; first < last; first += piece) {
     const std::int64_t number = last - first < piece ? last - first : piece;
-    vector_call<Logit, Plan, Gating> part = {call.model, call.plan, call.fill,  call.logits,
-                                             {},         {},        call.extras};
-    part.logits.data = call.row(first);
-    part.output = {ids, weights, offset(call.output.topk_counts, first),
-                   offset(call.output.signal, first), offset(call.output.chosen_counts, first)};
-    part.output.weight_factors = offset(call.output.weight_factors, first);
-    part.extras.padding_mask = offset(call.extras.padding_mask, first);
-    part.extras.k_min = offset(call.extras.k_min, first);
-    part.extras.k_max = offset(call.extras.k_max, first);
+    const auto& output = *call.output;
+    const routing_output<> part_output = {ids,
+                                          weights,
+                                          offset(output.topk_counts, first),
+                                          offset(output.signal, first),
+                                          offset(output.chosen_counts, first),
+                                          nullptr,
+                                          offset(output.weight_factors, first)};
+    const auto& extras = *call.extras;
+    const routing_extras part_extras = {extras.routing_bias, offset(extras.padding_mask, first),
+                                        offset(extras.k_min, first), offset(extras.k_max, first)};
+    routing_replay<> part_given;
     if (call.replays()) {
       for (std::int64_t i = 0; i < number * top_k; ++i)
-        given[i] = static_cast<std::int32_t>(call.given.topk_ids[first * top_k + i]);
-      part.given = {given, offset(call.given.topk_counts, first)};
+        given[i] = static_cast<std::int32_t>(call.given->topk_ids[first * top_k + i]);
+      part_given = {given, offset(call.given->topk_counts, first)};
     }
+    const vector_call<Logit, Plan, Gating> part = {
+        {call.model, call.plan, call.fill, &part_given, &part_output, &part_extras},
+        call.row(first),
+        call.row_stride};
     route_vectors(part, path, set, 0, number, counts);
     for (std::int64_t i = 0; i < number * top_k; ++i) {
-      call.output.topk_ids[first * top_k + i] = static_cast<Id>(ids[i]);
-      call.output.topk_weights[first * top_k + i] = from_float<Weight>(weights[i]);
+      output.topk_ids[first * top_k + i] = static_cast<Id>(ids[i]);
+      output.topk_weights[first * top_k + i] = from_float<Weight>(weights[i]);
     }
   }
 }

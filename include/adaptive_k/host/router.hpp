@@ -248,13 +248,14 @@ class basic_router {
                      const routing_output<Id, Weight>& output, std::int64_t first,
                      std::int64_t last, routing_metrics* metrics,
                      const routing_extras& extras) const noexcept {
-    detail::routing_call<Logit, Id, Weight, plan_type, Gating> call = {
-        &model_, &(*plans_)[index(layer)], options_.fill, logits, given, output, extras};
-    if (call.logits.row_stride == 0) call.logits.row_stride = model_.num_experts;
-    detail::call_metrics counts(metrics, output.expert_counts, model_.num_experts, last - first,
-                                call.in_shadow());
+    const detail::routing_call<Logit, Id, Weight, plan_type, Gating> call = {
+        {&model_, &(*plans_)[index(layer)], options_.fill, &given, &output, &extras},
+        logits.data,
+        logits.row_stride != 0 ? logits.row_stride : model_.num_experts};
+    detail::call_metrics counts(metrics, output.expert_counts, model_.num_experts,
+                                last - first == 1, call.in_shadow());
     detail::route_batch(call, path_, instructions_, first, last, counts);
-    counts.finish(model_.top_k);
+    counts.finish();
   }
 
   Gating model_;

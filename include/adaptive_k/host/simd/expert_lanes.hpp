@@ -13,23 +13,12 @@
 #include "adaptive_k/core/score.hpp"
 #include "adaptive_k/core/signal.hpp"
 #include "adaptive_k/core/top_k.hpp"
+#include "adaptive_k/host/simd/requests.hpp"
 #include "adaptive_k/host/simd/top_k.hpp"
 
 ADAPTIVE_K_NAMESPACE_BEGIN
 
 namespace detail {
-
-/// A decision about one token.
-template <class Plan>
-struct token_request {
-  const gating* model;
-  const Plan* plan;
-  const float* routing_bias;  ///< [E] or null
-  k_limits limits;
-  int forced_k;                ///< as finish_route takes it
-  const int* given = nullptr;  ///< experts that take the first ranks, in order, or null
-  int num_given = 0;
-};
 
 /// Sum and largest of all lanes, the same in each, nearest lanes first.
 template <int Distance = 1, class F32>
@@ -253,9 +242,10 @@ struct choose_row {
   };
 };
 
-/// Decides one token, whose row is [E]. False: it could not, as a number was not finite or keys
-/// were ambiguous. TopK is K0, or 0 where only the run knows it; where it is not, experts are
-/// ranked by their logits. Short: one vector holds the row.
+/// Decides one token, whose row is [E], and gives its route to `done(route, ranks)`. False: it
+/// could not, as a number was not finite or keys were ambiguous. TopK is K0, or 0 where only the
+/// run knows it; where it is not, experts are ranked by their logits. Short: one vector holds the
+/// row.
 template <class Score, int TopK, bool Short>
 struct decide_row {
   template <class Set>
@@ -265,11 +255,11 @@ struct decide_row {
     using vectors = vector_row<f32, Short>;
     static constexpr int most_ranks = TopK != 0 ? TopK : max_top_k;
 
-    template <class Plan>
-    static ADAPTIVE_K_INLINE bool run(const token_request<Plan>* request, const float* values,
-                                      token_route<max_top_k>* route) noexcept {
+    template <class Plan, class Done>
+    static ADAPTIVE_K_INLINE bool run(const token_request* request, const Plan* plan_of_token,
+                                      const float* values, const Done* done) noexcept {
       const gating& model = *request->model;
-      const Plan& plan = *request->plan;
+      const Plan& plan = *plan_of_token;
       const int num_experts = model.num_experts;
       const loop_count<(TopK != 0), most_ranks> ranks = {model.top_k};
       const bool by_score = TopK == 0 && selects_by_score(model);
@@ -310,24 +300,25 @@ struct decide_row {
       token_route<most_ranks, f32> wide;  // the same in all lanes
       finish_route<Score>(model, plan, sums, request->limits, request->forced_k, ranks, ranked,
                           wide);
+      token_route<most_ranks> route;
       for (int j = 0; j < ranks; ++j) {
-        route->expert[j] = static_cast<int>(choice.expert[j]);
-        route->weight[j] = f32::first(wide.weight[j]);
+        route.expert[j] = static_cast<int>(choice.expert[j]);
+        route.weight[j] = f32::first(wide.weight[j]);
       }
-      route->count = static_cast<int>(u32::first(wide.count));
-      route->chosen = static_cast<int>(u32::first(wide.chosen));
-      route->signal = f32::first(wide.signal);
-      route->kept_mass = f32::first(wide.kept_mass);
-      route->total_mass = f32::first(wide.total_mass);
-      route->has_nonfinite = false;
+      route.count = static_cast<int>(u32::first(wide.count));
+      route.chosen = static_cast<int>(u32::first(wide.chosen));
+      route.signal = f32::first(wide.signal);
+      route.kept_mass = f32::first(wide.kept_mass);
+      route.total_mass = f32::first(wide.total_mass);
+      route.has_nonfinite = false;
+      (*done)(route, ranks);
       return true;
     }
 
    private:
     /// By logit or score + bias, within groups, after experts that are given. False: a score with
     /// its bias was not finite.
-    template <class Plan>
-    static ADAPTIVE_K_INLINE bool choose_any(const token_request<Plan>& request, const vectors& row,
+    static ADAPTIVE_K_INLINE bool choose_any(const token_request& request, const vectors& row,
                                              const f32& largest, const f32& total,
                                              row_choice& choice) noexcept {
       const gating& model = *request.model;

@@ -9,37 +9,12 @@
 #include "adaptive_k/core/host_warp.hpp"
 #include "adaptive_k/core/plan.hpp"
 #include "adaptive_k/core/score.hpp"
+#include "adaptive_k/host/simd/requests.hpp"
 #include "adaptive_k/host/simd/top_k.hpp"
 
 ADAPTIVE_K_NAMESPACE_BEGIN
 
 namespace detail {
-
-inline constexpr int lane_experts = 256;  ///< columns of a block, which stay in the L1 cache
-inline constexpr int lane_top_k = 16;     ///< lists of a block, which stay in registers
-
-/// A block of as many tokens as there are lanes.
-template <class Plan>
-struct block_request {
-  const gating* model;
-  const Plan* plan;
-  const float* routing_bias;  ///< [E] or null
-  int forced_k;               ///< as finish_route takes it
-  const float* rows;          ///< [lanes, E rounded up to 4], past E any of the row's
-  std::int64_t stride;        ///< of rows
-};
-
-/// Decided tokens, one a column.
-template <int Lanes>
-struct token_block {
-  alignas(64) std::uint32_t expert[lane_top_k][Lanes];
-  alignas(64) float weight[lane_top_k][Lanes];
-  alignas(64) std::uint32_t count[Lanes];
-  alignas(64) std::uint32_t chosen[Lanes];
-  alignas(64) float signal[Lanes];
-  alignas(64) float kept_mass[Lanes];
-  alignas(64) float total_mass[Lanes];
-};
 
 /// Expert-major values of a block: [expert][lane].
 template <int Lanes>
@@ -50,16 +25,15 @@ struct block_columns {
 /// Transposes a block of rows. `not_finite` becomes NaN or infinite where a logit is, and perhaps
 /// where the logits are so large that their sum is.
 template <class F32>
-ADAPTIVE_K_INLINE void load_columns(const float* rows, std::int64_t stride, int num_experts,
+ADAPTIVE_K_INLINE void load_columns(const block_rows& rows, int num_experts,
                                     block_columns<F32::lanes>& columns, F32& largest,
                                     F32& not_finite) noexcept {
   largest = -math::infinity;
   not_finite = 0.0f;
   for (int expert = 0; expert < num_experts; expert += 4) {
-    F32 v[4] = {F32::load_quarters(rows + expert, stride),
-                F32::load_quarters(rows + stride + expert, stride),
-                F32::load_quarters(rows + 2 * stride + expert, stride),
-                F32::load_quarters(rows + 3 * stride + expert, stride)};
+    F32 v[4];
+    for (int i = 0; i < 4; ++i)
+      v[i] = F32::load_quarters(rows.data + i * rows.stride + expert, rows.stride);
     F32::transpose_quarters(v);
     for (int i = 0; i < 4; ++i) {
       F32::store(columns.at[expert + i], v[i]);
@@ -181,17 +155,18 @@ struct decide_block {
     static constexpr int most_ranks = TopK != 0 ? TopK : lane_top_k;
 
     template <class Plan>
-    static ADAPTIVE_K_INLINE std::uint32_t run(const block_request<Plan>* request,
+    static ADAPTIVE_K_INLINE std::uint32_t run(const token_request* request,
+                                               const Plan* plan_of_all, block_rows rows,
                                                token_block<f32::lanes>* block) noexcept {
       const gating& model = *request->model;
-      const Plan& plan = *request->plan;
+      const Plan& plan = *plan_of_all;
       const int num_experts = model.num_experts;
       const loop_count<(TopK != 0), most_ranks> ranks = {model.top_k};
       const int list = power_of_two_from(ranks < 4 ? 4 : static_cast<int>(ranks));
       const int num_columns = (num_experts + list - 1) / list * list;
       block_columns<f32::lanes> logits;
       f32 largest, not_finite;
-      load_columns(request->rows, request->stride, num_experts, logits, largest, not_finite);
+      load_columns(rows, num_experts, logits, largest, not_finite);
       for (int expert = num_experts; expert < num_columns; ++expert)
         f32::store(logits.at[expert], -math::infinity);
 
@@ -225,7 +200,8 @@ struct decide_block {
         ranked.log_score[j] = s.log_score;
       }
       token_route<most_ranks, f32> route;
-      finish_route<Score>(model, plan, sums, plan.limits, request->forced_k, ranks, ranked, route);
+      finish_route<Score>(model, plan, sums, request->limits, request->forced_k, ranks, ranked,
+                          route);
       for (int j = 0; j < ranks; ++j) {
         u32::store(block->expert[j], route.expert[j]);
         f32::store(block->weight[j], route.weight[j]);

@@ -8,45 +8,36 @@
 #include "adaptive_k/config.hpp"
 #include "adaptive_k/core/finish_route.hpp"
 #include "adaptive_k/core/weights.hpp"
-#include "adaptive_k/host/simd/token_lanes.hpp"
+#include "adaptive_k/host/simd/requests.hpp"
 #include "adaptive_k/types.hpp"
 
 ADAPTIVE_K_NAMESPACE_BEGIN
 
 namespace detail {
 
-/// A row of 16-bit logits as floats.
-template <class F32, class Logit>
-ADAPTIVE_K_INLINE void widen_row(const Logit* row, int num_experts, float* floats) noexcept {
-  int expert = 0;
-  for (; expert + F32::lanes <= num_experts; expert += F32::lanes)
-    F32::store(floats + expert, F32::load(row + expert));
-  for (; expert < num_experts; ++expert) floats[expert] = to_float(row[expert]);
+/// Elements from row to row of what widen_rows writes.
+constexpr int wide_stride(int num_experts) {
+  return (num_experts + 3) / 4 * 4;
 }
 
-struct block_rows {
-  const float* data;
-  std::int64_t stride;
+/// Rows of logits as floats; past E they go on with one of their own, neither larger nor infinite.
+struct widen_rows {
+  template <class Set>
+  struct body {
+    template <class Logit>
+    static ADAPTIVE_K_INLINE void run(const Logit* rows, std::int64_t stride, int num_rows,
+                                      int num_experts, float* floats) noexcept {
+      using f32 = typename Set::f32;
+      for (int i = 0; i < num_rows; ++i, rows += stride, floats += wide_stride(num_experts)) {
+        int expert = 0;
+        for (; expert + f32::lanes <= num_experts; expert += f32::lanes)
+          f32::store(floats + expert, f32::load(rows + expert));
+        for (; expert < num_experts; ++expert) floats[expert] = to_float(rows[expert]);
+        for (; expert < wide_stride(num_experts); ++expert) floats[expert] = floats[0];
+      }
+    }
+  };
 };
-
-/// A block's rows as load_columns takes them: themselves, or floats in `copies`
-/// [lanes, lane_experts].
-template <class F32, class Logit>
-ADAPTIVE_K_INLINE block_rows float_rows(const Logit* rows, std::int64_t stride, int num_experts,
-                                        float* copies) noexcept {
-  if constexpr (std::is_same_v<Logit, float>) {
-    if (num_experts % 4 == 0) return {rows, stride};
-  }
-  const std::int64_t copy_stride = (num_experts + 3) / 4 * 4;
-  for (int lane = 0; lane < F32::lanes; ++lane) {
-    const Logit* row = rows + lane * stride;
-    float* copy = copies + lane * copy_stride;
-    widen_row<F32>(row, num_experts, copy);
-    for (int expert = num_experts; expert < copy_stride; ++expert)
-      copy[expert] = copy[0];  // neither larger nor infinite
-  }
-  return {copies, copy_stride};
-}
 
 /// Puts one token's decision where the block has it.
 template <int Lanes>
@@ -79,20 +70,22 @@ ADAPTIVE_K_INLINE void transpose_ranks(float (&ranks)[lane_top_k][F32::lanes], i
       std::memcpy(to + lane * top_k + rank, &ranks[rank][lane], sizeof *to);
 }
 
-/// Writes a block's decisions from `token` on.
-template <class F32>
-ADAPTIVE_K_INLINE void write_block(const token_block<F32::lanes>& block, int top_k, bool pads_first,
-                                   int pad_id, float mass_exponent, std::int64_t token,
-                                   const routing_output<std::int32_t, float>& output) noexcept {
+/// Writes a block's decisions from `token` of a call on.
+template <class F32, class Context>
+ADAPTIVE_K_INLINE void write_block(const Context& call, const token_block<F32::lanes>& block,
+                                   std::int64_t token) noexcept {
+  const auto& output = *call.output;
+  const int top_k = call.model->top_k;
   using u32 = typename F32::u32;
   alignas(64) float weights[lane_top_k][F32::lanes];
   alignas(64) float ids[lane_top_k][F32::lanes];  // their bits, so that one function serves both
   const u32 count = u32::load(block.count);
-  const u32 past = pads_first ? u32::load(block.expert[0]) : u32(pad_id);
+  const u32 pad =
+      call.fill == fill_id::first_expert ? u32::load(block.expert[0]) : u32(call.pad_id());
   for (int j = 0; j < top_k; ++j) {
     const auto kept = count > u32(j);
     F32::store(weights[j], F32::select(kept, F32::load(block.weight[j]), 0.0f));
-    F32::store(ids[j], F32::from_bits(u32::select(kept, u32::load(block.expert[j]), past)));
+    F32::store(ids[j], F32::from_bits(u32::select(kept, u32::load(block.expert[j]), pad)));
   }
   transpose_ranks<F32>(weights, top_k, output.topk_weights + token * top_k);
   transpose_ranks<F32>(ids, top_k, reinterpret_cast<float*>(output.topk_ids + token * top_k));
@@ -103,8 +96,8 @@ ADAPTIVE_K_INLINE void write_block(const token_block<F32::lanes>& block, int top
                u32::load(block.chosen));
   if (output.signal != nullptr) F32::store(output.signal + token, F32::load(block.signal));
   if (output.weight_factors != nullptr) {
-    const F32 factor =
-        mass_factor(F32::load(block.kept_mass), F32::load(block.total_mass), mass_exponent);
+    const F32 factor = mass_factor(F32::load(block.kept_mass), F32::load(block.total_mass),
+                                   call.plan->mass_exponent);
     F32::store(output.weight_factors + token, F32::select(count < u32(top_k), factor, 1.0f));
   }
 }
