@@ -79,6 +79,21 @@
 #define ADAPTIVE_K_SIMD (ADAPTIVE_K_HAS_AVX512 || ADAPTIVE_K_HAS_AVX2 || ADAPTIVE_K_HAS_GENERIC)
 #define ADAPTIVE_K_VECTORS (ADAPTIVE_K_SIMD || ADAPTIVE_K_LINKS_EVERY_SET)
 
+// Between them functions are compiled for more instructions than the build assumes. They are not
+// forced inline: core/'s templates are compiled for the build's own target, and become part of a
+// function between these together with what they call.
+#define ADAPTIVE_K_PRAGMA(text) _Pragma(#text)
+#if defined(__clang__)
+#define ADAPTIVE_K_TARGET_BEGIN(instructions) \
+  ADAPTIVE_K_PRAGMA(                          \
+      clang attribute push(__attribute__((target(instructions))), apply_to = function))
+#define ADAPTIVE_K_TARGET_END ADAPTIVE_K_PRAGMA(clang attribute pop)
+#else
+#define ADAPTIVE_K_TARGET_BEGIN(instructions) \
+  ADAPTIVE_K_PRAGMA(GCC push_options) ADAPTIVE_K_PRAGMA(GCC target(instructions))
+#define ADAPTIVE_K_TARGET_END ADAPTIVE_K_PRAGMA(GCC pop_options)
+#endif
+
 // The library's scalar path is for any machine, so a build that may use more of its own compiles
 // it.
 #if !defined(ADAPTIVE_K_LINKS_SCALAR)
