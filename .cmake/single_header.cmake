@@ -1,4 +1,4 @@
-# adaptive_k_single_header: core and host as one header, <build>/single_include/adaptive_k/adaptive_k.hpp.
+# adaptive_k_single_header: core, host and control as one header, <build>/single_include/adaptive_k/adaptive_k.hpp.
 
 find_package(Python3 COMPONENTS Interpreter QUIET)
 if(Python3_FOUND)
@@ -10,7 +10,7 @@ if(Python3_FOUND)
   set(header "${ADAPTIVE_K_SINGLE_INCLUDE}/adaptive_k/adaptive_k.hpp")
   add_custom_target(adaptive_k_single_header ${all}
     COMMAND "${Python3_EXECUTABLE}" "${CMAKE_CURRENT_LIST_DIR}/single_header.py" "${header}"
-    BYPRODUCTS "${header}" COMMENT "core and host as one header" VERBATIM)
+    BYPRODUCTS "${header}" COMMENT "core, host and control as one header" VERBATIM)
 else()
   message(STATUS "adaptive_k: no Python 3, so no single header")
 endif()

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes core/ and host/ as one header, whose includes are the standard library's alone.
+"""Writes core/, host/ and control/ as one header, whose includes are the standard library's alone.
 
     .cmake/single_header.py OUT     for example third_party/adaptive_k/adaptive_k.hpp
 
@@ -16,10 +16,10 @@ import sys
 INCLUDE = pathlib.Path(__file__).resolve().parent.parent / "include"
 LIBRARY = INCLUDE / "adaptive_k"
 TOP = """\
-// adaptive_k {version}: core and host in one header, made by .cmake/single_header.py. Do not edit.
+// adaptive_k {version}: core, host and control in one header, made by .cmake/single_header.py. Do not edit.
 //
 // The same as the headers that it is made of, under their names: it takes the place of
-// adaptive_k/adaptive_k.hpp and of what is in adaptive_k/core and adaptive_k/host. Include it or them.
+// adaptive_k/adaptive_k.hpp and of what is in adaptive_k/core, host and control. Include it or them.
 // ADAPTIVE_K_VECTORISE=1 compiles the vectors of every instruction set, chosen at run time; without it the
 // compiler's flags decide.
 //
@@ -76,7 +76,7 @@ def main():
                                   (LIBRARY / "config.hpp").read_text(encoding="utf-8"), re.M))
     done, system, lines = set(), set(), []
     add("adaptive_k/adaptive_k.hpp", done, system, lines)
-    for header in sorted(LIBRARY.glob("host/*.hpp")):
+    for header in sorted(LIBRARY.glob("host/*.hpp")) + sorted(LIBRARY.glob("control/*.hpp")):
         add(header.relative_to(INCLUDE).as_posix(), done, system, lines)
     system_lines = "".join(f"#include {name}\n" for name in sorted(system))
     text = "\n".join([TOP.format(version=version), system_lines, *lines])

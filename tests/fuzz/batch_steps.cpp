@@ -1,6 +1,6 @@
 // Permutation with an expert map, the combine step and the expert budget against naive references.
 #include <adaptive_k/adaptive_k.hpp>
-#include <adaptive_k/host/expert_budget.hpp>
+#include <adaptive_k/control/expert_budget.hpp>
 #include <adaptive_k/host/expert_combine.hpp>
 #include <adaptive_k/host/permutation.hpp>
 #include <algorithm>

@@ -1,7 +1,7 @@
 // `adaptive-k budget`: what a decode batch loses when it may touch only so many distinct experts.
 #include <fmt/format.h>
 #include <adaptive_k/calibration/format/printable.hpp>
-#include <adaptive_k/host/expert_budget.hpp>
+#include <adaptive_k/control/expert_budget.hpp>
 
 #include <CLI/CLI.hpp>
 #include <algorithm>

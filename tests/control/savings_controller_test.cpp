@@ -1,7 +1,7 @@
 // The controller against a stream that drifts: the saving is what routing really gave.
 #include <gtest/gtest.h>
 #include <adaptive_k/adaptive_k.hpp>
-#include <adaptive_k/host/savings_controller.hpp>
+#include <adaptive_k/control/savings_controller.hpp>
 
 #include <cmath>
 #include <string>

@@ -1,7 +1,7 @@
 // The batch stage against a direct, slower reading of its rules.
 #include <gtest/gtest.h>
 #include <adaptive_k/adaptive_k.hpp>
-#include <adaptive_k/host/expert_budget.hpp>
+#include <adaptive_k/control/expert_budget.hpp>
 
 #include <algorithm>
 #include <cmath>
