@@ -1,7 +1,7 @@
 // The vectors of the host for every instruction set, compiled once: adaptive_k::host.
 #define ADAPTIVE_K_LINKS_SCALAR 1  // what no vectors take is in route_scalar.cpp
 #include "adaptive_k/host/route_vectors.hpp"
-#include "adaptive_k/host/scaled_rows.hpp"
+#include "adaptive_k/host/expert_combine.hpp"
 
 #if ADAPTIVE_K_SIMD  // no set serves on x86-64 under g++ for Windows
 

@@ -184,19 +184,19 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE auto to_bits(const F& a) noexcept -> typename F:
 }
 /// The floats of these bits.
 template <class I>
-ADAPTIVE_K_HD ADAPTIVE_K_INLINE auto from_bits(const I& bits) noexcept -> typename I::f32 {
-  return I::f32::from_bits(bits);
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE auto from_bits(const I& bits) noexcept -> typename I::f32_vec {
+  return I::f32_vec::from_bits(bits);
 }
 /// The float nearest to each lane's two's complement integer.
 template <class I>
-ADAPTIVE_K_HD ADAPTIVE_K_INLINE auto from_integer(const I& integer) noexcept -> typename I::f32 {
-  return I::f32::from_integer(integer);
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE auto from_integer(const I& integer) noexcept -> typename I::f32_vec {
+  return I::f32_vec::from_integer(integer);
 }
 /// table[i] of each lane's i.
 template <class I>
 ADAPTIVE_K_HD ADAPTIVE_K_INLINE auto gather(const float* table, const I& i) noexcept ->
-    typename I::f32 {
-  return I::f32::gather(table, i);
+    typename I::f32_vec {
+  return I::f32_vec::gather(table, i);
 }
 /// a in the lanes where `condition` holds, b in the others.
 template <class M, class T>

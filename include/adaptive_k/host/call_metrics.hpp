@@ -8,9 +8,9 @@
 #include "adaptive_k/core/math.hpp"
 #include "adaptive_k/core/signal.hpp"
 #include "adaptive_k/host/metrics.hpp"
-#include "adaptive_k/host/simd/expert_lanes.hpp"
 #include "adaptive_k/host/simd/requests.hpp"
 #include "adaptive_k/host/simd/target.hpp"
+#include "adaptive_k/host/simd/top_k.hpp"
 
 ADAPTIVE_K_NAMESPACE_BEGIN
 
@@ -67,18 +67,19 @@ class call_metrics {
   template <class F32>
   ADAPTIVE_K_INLINE void add_block(const token_block<F32::lanes>& block, int top_k) noexcept {
     if (counts_ == nullptr) return;
-    using u32 = typename F32::u32;
-    const u32 count = u32::load(block.count);
+    using u32_vec = typename F32::u32_vec;
+    const u32_vec count = u32_vec::load(block.count);
     // Experts that are not kept count where none is, in another place for each lane.
-    const u32 nowhere = u32::lane() + u32(max_experts);
+    const u32_vec nowhere = u32_vec::lane() + u32_vec(max_experts);
     std::uint32_t kept[F32::lanes];
     std::uint64_t expert_calls = 0;
     for (int j = 0; j < top_k; ++j) {
-      u32::store(kept, u32::select(count > u32(j), u32::load(block.expert[j]), nowhere));
+      u32_vec::store(kept,
+                     u32_vec::select(count > u32_vec(j), u32_vec::load(block.expert[j]), nowhere));
       // Read back from memory: g++ would take the vector apart, lane by lane, which is far slower.
       __asm__("" : "+m"(kept));
       for (int lane = 0; lane < F32::lanes; ++lane) ++counts_[kept[lane]];
-      const auto of_k = F32::mask::to_bits(count == u32(j + 1));
+      const auto of_k = F32::mask::to_bits(count == u32_vec(j + 1));
       const auto tokens_of_k = static_cast<std::uint64_t>(__builtin_popcount(of_k));
       if (metrics_ != nullptr) metrics_->k_histogram[j + 1] += tokens_of_k;
       expert_calls += tokens_of_k * static_cast<std::uint64_t>(j + 1);

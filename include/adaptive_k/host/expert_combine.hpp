@@ -7,11 +7,54 @@
 #include "adaptive_k/core/expert_combine.hpp"
 #include "adaptive_k/core/math.hpp"
 #include "adaptive_k/host/instruction_set.hpp"
-#include "adaptive_k/host/scaled_rows.hpp"
+#include "adaptive_k/host/simd/target.hpp"
 #include "adaptive_k/status.hpp"
 #include "adaptive_k/types.hpp"
 
 ADAPTIVE_K_NAMESPACE_BEGIN
+
+namespace detail {
+
+/// sum[i] += weight * values[i] for i in `first` to `size` - 1, each rounded once.
+template <class Value>
+void add_scaled_scalar(const Value* values, float weight, int first, int size,
+                       float* sum) noexcept {
+  for (int i = first; i < size; ++i) sum[i] = math::fma(weight, to_float(values[i]), sum[i]);
+}
+
+struct add_scaled_vectors {
+  template <class Set>
+  struct body {
+    using f32_vec = typename Set::f32_vec;
+    template <class Value>
+    static ADAPTIVE_K_INLINE void run(const Value* values, float weight, int size,
+                                      float* sum) noexcept {
+      int i = 0;
+      for (; i + Set::lanes <= size; i += Set::lanes)
+        f32_vec::store(sum + i,
+                       f32_vec::fma(weight, f32_vec::load(values + i), f32_vec::load(sum + i)));
+      add_scaled_scalar(values, weight, i, size, sum);
+    }
+  };
+};
+
+/// The same for all by a set that is available. Here, or compiled once in
+/// kernels/route_vectors.cpp.
+template <class Value>
+void add_scaled(instruction_set set, const Value* values, float weight, int size,
+                float* sum) noexcept;
+#if ADAPTIVE_K_SIMD || !ADAPTIVE_K_LINKS_EVERY_SET
+template <class Value>
+void add_scaled(instruction_set set, const Value* values, float weight, int size,
+                float* sum) noexcept {
+  const bool added = with_vectors(set, [=](auto vectors) {
+    decltype(vectors)::template run<add_scaled_vectors::body>(values, weight, size, sum);
+  });
+  if (!added) add_scaled_scalar(values, weight, 0, size, sum);
+}
+#endif
+
+}  // namespace detail
 
 /// output[t] = addend[t] + sum over slots j of w[t, j] * expert_outputs[row of (t, j)], in order of
 /// j, in float, each step one fma, rounded to Value at the end. `output` [num_tokens, hidden_size]

@@ -5,6 +5,9 @@
 
 #include "adaptive_k/config.hpp"
 #include "adaptive_k/core/math.hpp"
+#include "adaptive_k/host/simd/avx2.hpp"
+#include "adaptive_k/host/simd/avx512.hpp"
+#include "adaptive_k/host/simd/generic.hpp"
 #include "adaptive_k/host/simd/target.hpp"
 
 ADAPTIVE_K_NAMESPACE_BEGIN
@@ -38,10 +41,9 @@ inline bool is_available(instruction_set set) noexcept {
     case instruction_set::avx512:
 #if ADAPTIVE_K_X86_SETS && (ADAPTIVE_K_HAS_AVX512 || ADAPTIVE_K_LINKS_EVERY_SET)
       return ADAPTIVE_K_BUILT_FOR_AVX512 != 0 ||
-             (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-              __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2") &&
-              __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"));
+             (is_available(instruction_set::avx2) && __builtin_cpu_supports("avx512f") &&
+              __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+              __builtin_cpu_supports("avx512vl"));
 #else
       return false;
 #endif
@@ -74,5 +76,25 @@ inline const char* name_of(instruction_set set) noexcept {
   }
   return "unknown";
 }
+
+namespace detail {
+
+/// work(vectors) by a set that is available, such as avx2(). False: this file does not compile it;
+/// another of this program does (see simd/target.hpp), or it is the scalar one.
+template <class Work>
+bool with_vectors([[maybe_unused]] instruction_set set, [[maybe_unused]] const Work& work) {
+#if ADAPTIVE_K_HAS_AVX512
+  if (set == instruction_set::avx512) return work(avx512()), true;
+#endif
+#if ADAPTIVE_K_HAS_AVX2
+  if (set == instruction_set::avx2) return work(avx2()), true;
+#endif
+#if ADAPTIVE_K_HAS_GENERIC
+  if (set == instruction_set::generic) return work(generic()), true;
+#endif
+  return false;
+}
+
+}  // namespace detail
 
 ADAPTIVE_K_NAMESPACE_END

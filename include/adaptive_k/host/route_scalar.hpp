@@ -20,28 +20,17 @@ ADAPTIVE_K_NAMESPACE_BEGIN
 
 namespace detail {
 
-/// One token's given experts; none where `ids` is null.
-struct host_replay {
-  static constexpr bool possible = true;
-  const int* ids;
-  int number;
-  ADAPTIVE_K_HD bool active() const noexcept { return ids != nullptr; }
-  ADAPTIVE_K_HD int count() const noexcept { return number; }
-  ADAPTIVE_K_HD int expert(int rank) const noexcept { return ids[rank]; }
-};
-
 /// Decides one token, whose `row` is [E]. Here, or compiled once for the library's own types in
 /// kernels/route_scalar.cpp.
 template <class Gating, class Plan>
 void decide_scalar(const token_request& request, const Plan& plan, const float* row,
                    token_route<max_top_k>& route) noexcept {
   constexpr int max_rows = max_experts / reduction_slots;
-  const host_replay replay = {request.given, request.num_given};
   const bool shadow = request.forced_k != no_forced_k;
   with_score<Gating>(request.model->kind, [&](auto score) {
     route = route_token<decltype(score), max_rows, max_top_k>(
         host_warp<1>{}, *request.model, plan, request.routing_bias, request.limits, shadow,
-        logit_row<float>{row}, replay);
+        logit_row<float>{row}, request);
   });
 }
 #if ADAPTIVE_K_LINKS_SCALAR

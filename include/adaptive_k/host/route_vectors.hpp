@@ -13,10 +13,7 @@
 #include "adaptive_k/host/instruction_set.hpp"
 #include "adaptive_k/host/route_scalar.hpp"
 #include "adaptive_k/host/routing_call.hpp"
-#include "adaptive_k/host/simd/avx2.hpp"
-#include "adaptive_k/host/simd/avx512.hpp"
 #include "adaptive_k/host/simd/expert_lanes.hpp"
-#include "adaptive_k/host/simd/generic.hpp"
 #include "adaptive_k/host/simd/target.hpp"
 #include "adaptive_k/host/simd/token_lanes.hpp"
 #include "adaptive_k/host/simd/write_block.hpp"
@@ -40,24 +37,14 @@ void route_vectors(const vector_call<Logit, Plan, Gating>& call, host_path path,
 
 #if ADAPTIVE_K_SIMD
 
-template <auto Value>
-using constant = std::integral_constant<decltype(Value), Value>;
-
 /// Built-in plans that compare thresholds are decided as what they are: code for a predicted
-/// distortion would be most of a decision's.
+/// distortion would be most of a decision's. Null: the plan needs that.
 template <class Plan>
-bool predicts_distortion(const Plan&) noexcept {
-  return false;
+const Plan* without_distortion(const Plan& plan) noexcept {
+  return &plan;
 }
-inline bool predicts_distortion(const k_plan& plan) noexcept {
-  return plan.choice != k_choice::thresholds;
-}
-template <class Plan>
-const Plan& without_distortion(const Plan& plan) noexcept {
-  return plan;
-}
-inline const threshold_plan& without_distortion(const k_plan& plan) noexcept {
-  return plan;
+inline const threshold_plan* without_distortion(const k_plan& plan) noexcept {
+  return plan.choice == k_choice::thresholds ? &plan : nullptr;
 }
 
 /// Where a decided token goes.
@@ -78,12 +65,12 @@ struct token_sink {
 struct finish_block {
   template <class Set>
   struct body {
-    using f32 = typename Set::f32;
+    using f32_vec = typename Set::f32_vec;
     template <class Context>
-    static ADAPTIVE_K_INLINE void run(const Context* call, const token_block<f32::lanes>* block,
+    static ADAPTIVE_K_INLINE void run(const Context* call, const token_block<f32_vec::lanes>* block,
                                       std::int64_t token, call_metrics* counts) noexcept {
-      counts->template add_block<f32>(*block, call->model->top_k);
-      write_block<f32>(*call, *block, token);
+      counts->template add_block<f32_vec>(*block, call->model->top_k);
+      write_block<f32_vec>(*call, *block, token);
     }
   };
 };
@@ -91,7 +78,7 @@ struct finish_block {
 /// Tokens of a call by the vectors of one set. What is itself vector code is behind Set::run.
 template <class Set, class Logit, class Plan, class Gating>
 class vector_loop {
-  static constexpr int lanes = Set::f32::lanes;
+  static constexpr int lanes = Set::lanes;
 
  public:
   vector_loop(const vector_call<Logit, Plan, Gating>& call, call_metrics& counts) noexcept
@@ -121,11 +108,11 @@ class vector_loop {
       if constexpr (std::is_same_v<decltype(score), softmax_score>) {
         const gating& model = *call_.model;
         const bool by_logit = !model.selection_bias && model.n_group == 1 && !call_.replays();
-        if (by_logit && !predicts_distortion(plan)) {
-          const auto& narrow = without_distortion(plan);
-          if (model.top_k == 2) return decide(score, constant<2>(), narrow);
-          if (model.top_k == 4) return decide(score, constant<4>(), narrow);
-          if (model.top_k == 8) return decide(score, constant<8>(), narrow);
+        const auto* narrow = without_distortion(plan);
+        if (by_logit && narrow != nullptr) {
+          if (model.top_k == 2) return decide(score, constant<2>(), *narrow);
+          if (model.top_k == 4) return decide(score, constant<4>(), *narrow);
+          if (model.top_k == 8) return decide(score, constant<8>(), *narrow);
         }
       }
       if constexpr (is_masked<decltype(score)>)  // by the scalar path alone
@@ -143,11 +130,12 @@ class vector_loop {
     const auto decide = [&](const float* row) {
       return decide_by_shape([&](auto score, auto top_k, const auto& plan) {
         using narrow = typename Set::narrow;
-        if constexpr (top_k() <= narrow::f32::lanes)
-          if (num_experts <= narrow::f32::lanes)
-            return narrow::template run<decide_row<decltype(score), top_k(), true>::template body>(
-                &request, &plan, row, &sink);
-        return Set::template run<decide_row<decltype(score), top_k(), false>::template body>(
+        if constexpr (top_k() <= narrow::lanes)
+          if (num_experts <= narrow::lanes)
+            return narrow::template run<
+                decide_token<decltype(score), top_k(), true>::template body>(&request, &plan, row,
+                                                                             &sink);
+        return Set::template run<decide_token<decltype(score), top_k(), false>::template body>(
             &request, &plan, row, &sink);
       });
     };
@@ -216,27 +204,17 @@ template <class Logit, class Plan, class Gating>
 void route_vectors(const vector_call<Logit, Plan, Gating>& call, host_path path,
                    instruction_set set, std::int64_t first, std::int64_t last,
                    call_metrics& counts) noexcept {
-  const auto by = [&](auto vectors) {
-    vector_loop<decltype(vectors), Logit, Plan, Gating>(call, counts)
-        .run(path == host_path::token_lanes, first, last);
-  };
 #if ADAPTIVE_K_HAS_AVX512 && ADAPTIVE_K_HAS_AVX2
   // Rows that fit the narrower vectors, too few for a block of the wider.
-  if (set == instruction_set::avx512 && call.model->num_experts <= avx2::f32::lanes &&
-      last - first < avx512::f32::lanes)
+  if (set == instruction_set::avx512 && call.model->num_experts <= avx2::lanes &&
+      last - first < avx512::lanes)
     set = instruction_set::avx2;
 #endif
-#if ADAPTIVE_K_HAS_AVX512
-  if (set == instruction_set::avx512) return by(avx512());
-#endif
-#if ADAPTIVE_K_HAS_AVX2
-  if (set == instruction_set::avx2) return by(avx2());
-#endif
-#if ADAPTIVE_K_HAS_GENERIC
-  if (set == instruction_set::generic) return by(generic());
-#endif
-  // Another file of this program has more sets than this one: see simd/target.hpp.
-  route_range_scalar(call, first, last, counts);
+  const bool routed = with_vectors(set, [&](auto vectors) {
+    vector_loop<decltype(vectors), Logit, Plan, Gating>(call, counts)
+        .run(path == host_path::token_lanes, first, last);
+  });
+  if (!routed) route_range_scalar(call, first, last, counts);
 }
 
 #endif

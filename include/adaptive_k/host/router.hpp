@@ -107,16 +107,8 @@ class basic_router {
                      const routing_output<Id, Weight>& output, std::int64_t first,
                      std::int64_t last, routing_metrics* metrics = nullptr,
                      const routing_extras& extras = {}) const noexcept {
-    status checked =
-        detail::check_call(validity_, model_, num_layers(), layer, logits,
-                           output.topk_ids != nullptr, output.topk_weights != nullptr, extras);
-    if (checked.ok() && (first < 0 || first > last || last > logits.num_tokens))
-      checked =
-          status::error(status_code::invalid_argument,
-                        "tokens %lld to %lld, expected 0 <= first <= last <= num_tokens = %lld",
-                        static_cast<long long>(first), static_cast<long long>(last),
-                        static_cast<long long>(logits.num_tokens));
-    if (checked.ok()) checked = check_limits(first, last, extras);
+    const status checked = check(layer, logits, output.topk_ids != nullptr,
+                                 output.topk_weights != nullptr, first, last, extras);
     if (checked.ok())
       route_checked(layer, logits, routing_replay<Id>{}, output, first, last, metrics, extras);
     return checked;
@@ -130,8 +122,8 @@ class basic_router {
   status replay(int layer, const logits_view<Logit>& logits, const routing_replay<Id>& given,
                 const routing_output<Id, Weight>& output, routing_metrics* metrics = nullptr,
                 const routing_extras& extras = {}) const noexcept {
-    status checked =
-        check(layer, logits, output.topk_ids != nullptr, output.topk_weights != nullptr, extras);
+    status checked = check(layer, logits, output.topk_ids != nullptr,
+                           output.topk_weights != nullptr, 0, logits.num_tokens, extras);
     if (checked.ok()) checked = check_replay(logits.num_tokens, given);
     if (checked.ok())
       route_checked(layer, logits, given, output, 0, logits.num_tokens, metrics, extras);
@@ -143,7 +135,7 @@ class basic_router {
   routed_batch route(int layer, const logits_view<Logit>& logits,
                      routing_metrics* metrics = nullptr, const routing_extras& extras = {}) const {
     routed_batch batch;
-    batch.result = check(layer, logits, true, true, extras);
+    batch.result = check(layer, logits, true, true, 0, logits.num_tokens, extras);
     if (!batch.result.ok()) return batch;
     batch.num_tokens = logits.num_tokens;
     batch.top_k = model_.top_k;
@@ -196,15 +188,15 @@ class basic_router {
 
   template <class Logit>
   status check(int layer, const logits_view<Logit>& logits, bool has_ids, bool has_weights,
-               const routing_extras& extras) const noexcept {
-    status checked = detail::check_call(validity_, model_, num_layers(), layer, logits, has_ids,
-                                        has_weights, extras);
-    if (checked.ok()) checked = check_limits(0, logits.num_tokens, extras);
-    return checked;
-  }
-
-  status check_limits(std::int64_t first, std::int64_t last,
-                      const routing_extras& extras) const noexcept {
+               std::int64_t first, std::int64_t last, const routing_extras& extras) const noexcept {
+    const status checked = detail::check_call(validity_, model_, num_layers(), layer, logits,
+                                              has_ids, has_weights, extras);
+    if (!checked.ok()) return checked;
+    if (first < 0 || first > last || last > logits.num_tokens)
+      return status::error(status_code::invalid_argument,
+                           "tokens %lld to %lld, expected 0 <= first <= last <= num_tokens = %lld",
+                           static_cast<long long>(first), static_cast<long long>(last),
+                           static_cast<long long>(logits.num_tokens));
     if (extras.k_min == nullptr && extras.k_max == nullptr) return {};
     for (std::int64_t t = first; t < last; ++t) {
       const int low = extras.k_min != nullptr ? extras.k_min[t] : 1;

@@ -20,47 +20,31 @@ ADAPTIVE_K_NAMESPACE_BEGIN
 
 namespace detail {
 
-/// Sum and largest of all lanes, the same in each, nearest lanes first.
-template <int Distance = 1, class F32>
-ADAPTIVE_K_INLINE F32 sum_of_lanes(const F32& a) noexcept {
-  if constexpr (Distance < F32::lanes)
-    return sum_of_lanes<Distance * 2>(a + F32::template shuffle_xor<Distance>(a));
-  else
-    return a;
-}
-template <int Distance = 1, class F32>
-ADAPTIVE_K_INLINE F32 largest_of_lanes(const F32& a) noexcept {
-  if constexpr (Distance < F32::lanes)
-    return largest_of_lanes<Distance * 2>(F32::maximum(a, F32::template shuffle_xor<Distance>(a)));
-  else
-    return a;
-}
-
-/// A row of values [E] by vectors; past E they are `past`. `Short`: one vector holds it.
+/// A row of values [E] by vectors; past E they are `pad`. `Short`: one vector holds it.
 template <class F32, bool Short>
 class vector_row {
-  using u32 = typename F32::u32;
+  using u32_vec = typename F32::u32_vec;
   static constexpr int lanes = F32::lanes;
 
  public:
   static constexpr int chains = Short ? 1 : 4;  ///< of operations that need not wait for another
 
   ADAPTIVE_K_INLINE vector_row(const float* values, int num_experts,
-                               float past = -math::infinity) noexcept
+                               float pad = -math::infinity) noexcept
       : values_(values),
         whole_(num_experts / lanes),
         size_((num_experts + lanes - 1) / lanes),
-        past_(past),
-        last_(past) {
+        pad_(pad),
+        last_(pad) {
     const int rest = num_experts - whole_ * lanes;
-    last_ =
-        F32::select(u32::lane() < u32(rest), F32::load_first(values + whole_ * lanes, rest), past_);
+    last_ = F32::select(u32_vec::lane() < u32_vec(rest),
+                        F32::load_first(values + whole_ * lanes, rest), pad_);
   }
   /// Vectors up to E.
   ADAPTIVE_K_INLINE int size() const noexcept { return Short ? 1 : size_; }
   ADAPTIVE_K_INLINE F32 operator[](int vector) const noexcept {
     if (vector < whole_) return F32::load(values_ + vector * lanes);
-    return vector == whole_ ? last_ : past_;
+    return vector == whole_ ? last_ : pad_;
   }
   /// Vectors from `first` on.
   template <int Count>
@@ -78,7 +62,7 @@ class vector_row {
   const float* values_;
   int whole_;  ///< vectors that are all within E
   int size_;
-  F32 past_;
+  F32 pad_;
   F32 last_;
 };
 
@@ -177,33 +161,25 @@ inline void keep_best_groups(const gating& model, float* values) noexcept {
 /// Keys of a row's vectors.
 template <class F32, bool Short>
 struct row_keys {
-  using u32 = typename F32::u32;
+  using u32_vec = typename F32::u32_vec;
   const vector_row<F32, Short>& row;
   key_maker<F32> maker;
 
   ADAPTIVE_K_INLINE row_keys(const vector_row<F32, Short>& values, int num_indices) noexcept
       : row(values), maker(num_indices) {}
   template <int N>
-  ADAPTIVE_K_INLINE void load(int first, u32 (&keys)[N]) noexcept {
-    const u32 inverted = maker.low - u32::lane() - u32(first * F32::lanes);
+  ADAPTIVE_K_INLINE void load(int first, u32_vec (&keys)[N]) noexcept {
+    const u32_vec inverted = maker.low - u32_vec::lane() - u32_vec(first * F32::lanes);
     F32 vectors[N];
     row.load(first, vectors);
     unrolled_for<N>([&](auto i) ADAPTIVE_K_INLINE_LAMBDA {
-      keys[i] = maker.key_of(vectors[i], inverted - u32(i * F32::lanes));
+      keys[i] = maker.key_of(vectors[i], inverted - u32_vec(i * F32::lanes));
     });
   }
 };
 
-template <int Distance = 1, class U32>
-ADAPTIVE_K_INLINE U32 union_of_lanes(const U32& a) noexcept {
-  if constexpr (Distance < U32::f32::lanes)
-    return union_of_lanes<Distance * 2>(a | shuffle_xor<Distance>(a));
-  else
-    return a;
-}
-
 /// What choose_row writes; entries past top_k are experts too.
-struct row_choice {
+struct token_choice {
   alignas(64) std::uint32_t expert[max_top_k];
   bool ambiguous_ties;
 };
@@ -213,30 +189,32 @@ template <int N, bool Short>
 struct choose_row {
   template <class Set>
   struct body {
-    using f32 = typename Set::f32;
-    using u32 = typename f32::u32;
-    static ADAPTIVE_K_INLINE void run(const vector_row<f32, Short>* row, int num_experts, int top_k,
-                                      row_choice* choice) noexcept {
-      constexpr int lanes = f32::lanes;
+    using f32_vec = typename Set::f32_vec;
+    using u32_vec = typename f32_vec::u32_vec;
+    static ADAPTIVE_K_INLINE void run(const vector_row<f32_vec, Short>* row, int num_experts,
+                                      int top_k, token_choice* choice) noexcept {
+      constexpr int lanes = f32_vec::lanes;
       constexpr int per_lane = Short ? 1 : N;  // NOLINT(bugprone-branch-clone): N may be 1
       const int count = (row->size() + per_lane - 1) / per_lane * per_lane;
       const int padded = count * lanes;
-      row_keys<f32, Short> keys(*row, padded <= 64 ? 64 : padded <= 256 ? 256 : max_experts);
-      u32 list[per_lane];
-      u32 best[N];
-      u32 best_rejected = 0;
+      row_keys<f32_vec, Short> keys(*row, padded <= 64 ? 64 : padded <= 256 ? 256 : max_experts);
+      u32_vec list[per_lane];
+      u32_vec best[N];
+      u32_vec best_rejected = 0;
       top_k_of_lanes(keys, count, list, best_rejected);
       merge_lanes<N>(list, best, best_rejected);
-      keys.maker.dropped = union_of_lanes(keys.maker.dropped);
+      keys.maker.dropped =
+          reduce_lanes(keys.maker.dropped,
+                       [](const auto& a, const auto& b) ADAPTIVE_K_INLINE_LAMBDA { return a | b; });
       choice->ambiguous_ties = math::any(keys.maker.ambiguous_ties(best, best_rejected, top_k));
-      const u32 last = num_experts - 1;  // keys of NaN may hold no expert
+      const u32_vec last = num_experts - 1;  // keys of NaN may hold no expert
       for (int first = 0; first < N; first += lanes) {
-        u32 experts = 0;
+        u32_vec experts = 0;
         for (int j = first; j < N && j < first + lanes; ++j) {
-          const u32 expert = u32::minimum(keys.maker.expert_of(best[j]), last);
-          experts = u32::select(u32::lane() == u32(j - first), expert, experts);
+          const u32_vec expert = u32_vec::minimum(keys.maker.expert_of(best[j]), last);
+          experts = u32_vec::select(u32_vec::lane() == u32_vec(j - first), expert, experts);
         }
-        u32::store(choice->expert + first, experts);
+        u32_vec::store(choice->expert + first, experts);
       }
     }
   };
@@ -247,12 +225,12 @@ struct choose_row {
 /// run knows it; where it is not, experts are ranked by their logits. Short: one vector holds the
 /// row.
 template <class Score, int TopK, bool Short>
-struct decide_row {
+struct decide_token {
   template <class Set>
   struct body {
-    using f32 = typename Set::f32;
-    using u32 = typename f32::u32;
-    using vectors = vector_row<f32, Short>;
+    using f32_vec = typename Set::f32_vec;
+    using u32_vec = typename f32_vec::u32_vec;
+    using vectors = vector_row<f32_vec, Short>;
     static constexpr int most_ranks = TopK != 0 ? TopK : max_top_k;
 
     template <class Plan, class Done>
@@ -265,16 +243,16 @@ struct decide_row {
       const bool by_score = TopK == 0 && selects_by_score(model);
       const vectors row(values, num_experts);
       if (!is_finite(vectors(values, num_experts, 0.0f))) return false;
-      const f32 largest = largest_of_row(row);
+      const f32_vec largest = largest_of_row(row);
 
       const sums_needed needed = sums_for<Score>(model, plan, by_score);
-      score_sums<f32> sums = {f32(1.0f), f32(0.0f)};
+      score_sums<f32_vec> sums = {f32_vec(1.0f), f32_vec(0.0f)};
       if (needed.logs)
         sums = sum_row<Score, true>(row, largest);
       else if (needed.scores)
         sums = sum_row<Score, false>(row, largest);
 
-      row_choice choice;
+      token_choice choice;
       if constexpr (TopK != 0)
         choose_row<TopK, Short>::template body<Set>::run(&row, num_experts, TopK, &choice);
       else if (!choose_any(*request, row, largest, sums.score, choice))
@@ -283,33 +261,34 @@ struct decide_row {
 
       alignas(64) float score[max_top_k];
       alignas(64) float log_score[max_top_k];
-      for (int first = 0; first < ranks; first += f32::lanes) {
-        f32 logit = largest;  // a rank in each lane; a gather would take longer
-        for (int j = first; j < ranks && j < first + f32::lanes; ++j)
-          logit = f32::select(u32::lane() == u32(j - first), f32(values[choice.expert[j]]), logit);
+      for (int first = 0; first < ranks; first += f32_vec::lanes) {
+        f32_vec logit = largest;  // a rank in each lane; a gather would take longer
+        for (int j = first; j < ranks && j < first + f32_vec::lanes; ++j)
+          logit = f32_vec::select(u32_vec::lane() == u32_vec(j - first),
+                                  f32_vec(values[choice.expert[j]]), logit);
         const auto s = score_of<Score>(logit, largest);
-        f32::store(score + first, s.score);
-        f32::store(log_score + first, s.log_score);
+        f32_vec::store(score + first, s.score);
+        f32_vec::store(log_score + first, s.log_score);
       }
-      ranked_experts<most_ranks, f32> ranked;
+      ranked_experts<most_ranks, f32_vec> ranked;
       for (int j = 0; j < ranks; ++j) {
-        ranked.expert[j] = u32(choice.expert[j]);
-        ranked.score[j] = f32(score[j]);
-        ranked.log_score[j] = f32(log_score[j]);
+        ranked.expert[j] = u32_vec(choice.expert[j]);
+        ranked.score[j] = f32_vec(score[j]);
+        ranked.log_score[j] = f32_vec(log_score[j]);
       }
-      token_route<most_ranks, f32> wide;  // the same in all lanes
+      token_route<most_ranks, f32_vec> wide;  // the same in all lanes
       finish_route<Score>(model, plan, sums, request->limits, request->forced_k, ranks, ranked,
                           wide);
       token_route<most_ranks> route;
       for (int j = 0; j < ranks; ++j) {
         route.expert[j] = static_cast<int>(choice.expert[j]);
-        route.weight[j] = f32::first(wide.weight[j]);
+        route.weight[j] = f32_vec::first(wide.weight[j]);
       }
-      route.count = static_cast<int>(u32::first(wide.count));
-      route.chosen = static_cast<int>(u32::first(wide.chosen));
-      route.signal = f32::first(wide.signal);
-      route.kept_mass = f32::first(wide.kept_mass);
-      route.total_mass = f32::first(wide.total_mass);
+      route.count = static_cast<int>(u32_vec::first(wide.count));
+      route.chosen = static_cast<int>(u32_vec::first(wide.chosen));
+      route.signal = f32_vec::first(wide.signal);
+      route.kept_mass = f32_vec::first(wide.kept_mass);
+      route.total_mass = f32_vec::first(wide.total_mass);
       route.has_nonfinite = false;
       (*done)(route, ranks);
       return true;
@@ -319,8 +298,8 @@ struct decide_row {
     /// By logit or score + bias, within groups, after experts that are given. False: a score with
     /// its bias was not finite.
     static ADAPTIVE_K_INLINE bool choose_any(const token_request& request, const vectors& row,
-                                             const f32& largest, const f32& total,
-                                             row_choice& choice) noexcept {
+                                             const f32_vec& largest, const f32_vec& total,
+                                             token_choice& choice) noexcept {
       const gating& model = *request.model;
       const int num_experts = model.num_experts;
       const int num_given = request.given != nullptr ? request.num_given : 0;
@@ -334,7 +313,7 @@ struct decide_row {
                          static_cast<float*>(values));
         if (!is_finite(vectors(values, num_experts, 0.0f))) return false;
       } else {
-        for (int v = 0; v < row.size(); ++v) f32::store(values + v * f32::lanes, row[v]);
+        for (int v = 0; v < row.size(); ++v) f32_vec::store(values + v * f32_vec::lanes, row[v]);
       }
       if (model.n_group > 1) keep_best_groups(model, values);
       for (int j = 0; j < num_given; ++j) values[request.given[j]] = -math::infinity;
@@ -348,13 +327,11 @@ struct decide_row {
       return true;
     }
 
-    /// A function of its own for each network.
-    template <int N = 1>
     static ADAPTIVE_K_INLINE void choose(const vectors& row, int num_experts, int top_k,
-                                         row_choice& choice) noexcept {
-      if constexpr (N < (Short ? f32::lanes : max_top_k))
-        if (top_k > N) return choose<2 * N>(row, num_experts, top_k, choice);
-      Set::template run<choose_row<N, Short>::template body>(&row, num_experts, top_k, &choice);
+                                         token_choice& choice) noexcept {
+      with_power_of_two_from<(Short ? Set::lanes : max_top_k)>(top_k, [&](auto n) {
+        Set::template run<choose_row<n(), Short>::template body>(&row, num_experts, top_k, &choice);
+      });
     }
   };
 };

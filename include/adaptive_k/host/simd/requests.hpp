@@ -22,6 +22,12 @@ struct token_request {
   int forced_k;                ///< as finish_route takes it
   int num_given = 0;           ///< of `given`
   const int* given = nullptr;  ///< experts that take the first ranks, in order, or null
+
+  // What route_token takes as given.
+  static constexpr bool possible = true;
+  ADAPTIVE_K_HD bool active() const noexcept { return given != nullptr; }
+  ADAPTIVE_K_HD int count() const noexcept { return num_given; }
+  ADAPTIVE_K_HD int expert(int rank) const noexcept { return given[rank]; }
 };
 
 /// Rows of logits of a block: [lanes, E rounded up to 4], past E any of the row's.

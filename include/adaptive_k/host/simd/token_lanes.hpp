@@ -88,24 +88,24 @@ ADAPTIVE_K_INLINE void score_columns(const block_columns<F32::lanes>& logits, in
 /// Keys of the columns.
 template <class F32>
 struct column_keys {
-  using u32 = typename F32::u32;
+  using u32_vec = typename F32::u32_vec;
   const float (*values)[F32::lanes];
   key_maker<F32> maker;
 
   ADAPTIVE_K_INLINE column_keys(const float (*from)[F32::lanes], int num_indices) noexcept
       : values(from), maker(num_indices) {}
   template <int N>
-  ADAPTIVE_K_INLINE void load(int first, u32 (&keys)[N]) noexcept {
-    const u32 inverted = maker.low - u32(first);
+  ADAPTIVE_K_INLINE void load(int first, u32_vec (&keys)[N]) noexcept {
+    const u32_vec inverted = maker.low - u32_vec(first);
     unrolled_for<N>([&](auto i) ADAPTIVE_K_INLINE_LAMBDA {
-      keys[i] = maker.key_of(F32::load(values[first + i]), inverted - u32(i));
+      keys[i] = maker.key_of(F32::load(values[first + i]), inverted - u32_vec(i));
     });
   }
 };
 
 template <class F32>
 struct column_choice {
-  typename F32::u32 expert[lane_top_k];
+  typename F32::u32_vec expert[lane_top_k];
   typename F32::mask ambiguous_ties;
 };
 
@@ -114,34 +114,23 @@ template <int N>
 struct choose_columns {
   template <class Set>
   struct body {
-    using f32 = typename Set::f32;
-    using u32 = typename f32::u32;
-    static ADAPTIVE_K_INLINE void run(const float (*values)[f32::lanes], int num_experts, int top_k,
-                                      column_choice<f32>* choice) noexcept {
+    using f32_vec = typename Set::f32_vec;
+    using u32_vec = typename f32_vec::u32_vec;
+    static ADAPTIVE_K_INLINE void run(const float (*values)[f32_vec::lanes], int num_experts,
+                                      int top_k, column_choice<f32_vec>* choice) noexcept {
       constexpr int multiple = N < 4 ? 4 : N;  // NOLINT(bugprone-branch-clone): N may be 4
       const int count = (num_experts + multiple - 1) / multiple * multiple;
-      column_keys<f32> keys(values, power_of_two_from(count));
-      u32 best[N];
-      u32 best_rejected = 0;
+      column_keys<f32_vec> keys(values, power_of_two_from(count));
+      u32_vec best[N];
+      u32_vec best_rejected = 0;
       top_k_of_lanes(keys, count, best, best_rejected);
       choice->ambiguous_ties = keys.maker.ambiguous_ties(best, best_rejected, top_k);
-      const u32 last = num_experts - 1;  // keys of NaN may hold no expert
+      const u32_vec last = num_experts - 1;  // keys of NaN may hold no expert
       for (int j = 0; j < N; ++j)
-        choice->expert[j] = u32::minimum(keys.maker.expert_of(best[j]), last);
+        choice->expert[j] = u32_vec::minimum(keys.maker.expert_of(best[j]), last);
     }
   };
 };
-
-/// For a K0 that the code is not made for: a function of its own for each network.
-template <class Set, int N = 1>
-ADAPTIVE_K_INLINE void choose_columns_at_run_time(
-    const float (*values)[Set::f32::lanes], int num_experts, int top_k,
-    column_choice<typename Set::f32>* choice) noexcept {
-  if constexpr (N < lane_top_k)
-    if (top_k > N)
-      return choose_columns_at_run_time<Set, 2 * N>(values, num_experts, top_k, choice);
-  Set::template run<choose_columns<N>::template body>(values, num_experts, top_k, choice);
-}
 
 /// Decides a block. The result has a bit for each lane that it could not decide: a number was not
 /// finite, or keys were ambiguous. TopK is K0, or 0 where only the run knows it; where it is not,
@@ -150,68 +139,73 @@ template <class Score, int TopK>
 struct decide_block {
   template <class Set>
   struct body {
-    using f32 = typename Set::f32;
-    using u32 = typename f32::u32;
+    using f32_vec = typename Set::f32_vec;
+    using u32_vec = typename f32_vec::u32_vec;
     static constexpr int most_ranks = TopK != 0 ? TopK : lane_top_k;
 
     template <class Plan>
     static ADAPTIVE_K_INLINE std::uint32_t run(const token_request* request,
                                                const Plan* plan_of_all, block_rows rows,
-                                               token_block<f32::lanes>* block) noexcept {
+                                               token_block<f32_vec::lanes>* block) noexcept {
       const gating& model = *request->model;
       const Plan& plan = *plan_of_all;
       const int num_experts = model.num_experts;
       const loop_count<(TopK != 0), most_ranks> ranks = {model.top_k};
       const int list = power_of_two_from(ranks < 4 ? 4 : static_cast<int>(ranks));
       const int num_columns = (num_experts + list - 1) / list * list;
-      block_columns<f32::lanes> logits;
-      f32 largest, not_finite;
+      block_columns<f32_vec::lanes> logits;
+      f32_vec largest, not_finite;
       load_columns(rows, num_experts, logits, largest, not_finite);
       for (int expert = num_experts; expert < num_columns; ++expert)
-        f32::store(logits.at[expert], -math::infinity);
+        f32_vec::store(logits.at[expert], -math::infinity);
 
       const bool by_score = TopK == 0 && model.selection_bias;
       const sums_needed needed = sums_for<Score>(model, plan, by_score);
-      score_sums<f32> sums = {f32(1.0f), f32(0.0f)};
+      score_sums<f32_vec> sums = {f32_vec(1.0f), f32_vec(0.0f)};
       if (needed.logs)
         sums = sum_columns<Score, true>(logits, num_experts, largest);
       else if (needed.scores)
         sums = sum_columns<Score, false>(logits, num_experts, largest);
 
-      column_choice<f32> choice;
+      column_choice<f32_vec> choice;
       if constexpr (TopK != 0) {
         choose_columns<TopK>::template body<Set>::run(logits.at, num_experts, TopK, &choice);
       } else {
-        block_columns<f32::lanes> scored;
+        block_columns<f32_vec::lanes> scored;
         if (by_score)
           score_columns<Score>(logits, num_experts, num_columns, request->routing_bias, largest,
                                sums.score, scored, not_finite);
-        choose_columns_at_run_time<Set>(by_score ? scored.at : logits.at, num_experts, ranks,
-                                        &choice);
+        const auto* values = by_score ? scored.at : logits.at;
+        with_power_of_two_from<lane_top_k>(ranks, [&](auto n) {
+          Set::template run<choose_columns<n()>::template body>(values, num_experts,
+                                                                static_cast<int>(ranks), &choice);
+        });
       }
 
-      ranked_experts<most_ranks, f32> ranked;
+      ranked_experts<most_ranks, f32_vec> ranked;
       for (int j = 0; j < ranks; ++j) {
-        const u32 expert = choice.expert[j];
-        const f32 logit = f32::gather(logits.at[0], (expert << log2_of(f32::lanes)) + u32::lane());
+        const u32_vec expert = choice.expert[j];
+        const f32_vec logit =
+            f32_vec::gather(logits.at[0], (expert << log2_of(f32_vec::lanes)) + u32_vec::lane());
         const auto s = score_of<Score>(logit, largest);
         ranked.expert[j] = expert;
         ranked.score[j] = s.score;
         ranked.log_score[j] = s.log_score;
       }
-      token_route<most_ranks, f32> route;
+      token_route<most_ranks, f32_vec> route;
       finish_route<Score>(model, plan, sums, request->limits, request->forced_k, ranks, ranked,
                           route);
       for (int j = 0; j < ranks; ++j) {
-        u32::store(block->expert[j], route.expert[j]);
-        f32::store(block->weight[j], route.weight[j]);
+        u32_vec::store(block->expert[j], route.expert[j]);
+        f32_vec::store(block->weight[j], route.weight[j]);
       }
-      u32::store(block->count, route.count);
-      u32::store(block->chosen, route.chosen);
-      f32::store(block->signal, route.signal);
-      f32::store(block->kept_mass, route.kept_mass);
-      f32::store(block->total_mass, route.total_mass);
-      return f32::mask::to_bits((not_finite * f32(0.0f) != f32(0.0f)) | choice.ambiguous_ties);
+      u32_vec::store(block->count, route.count);
+      u32_vec::store(block->chosen, route.chosen);
+      f32_vec::store(block->signal, route.signal);
+      f32_vec::store(block->kept_mass, route.kept_mass);
+      f32_vec::store(block->total_mass, route.total_mass);
+      return f32_vec::mask::to_bits((not_finite * f32_vec(0.0f) != f32_vec(0.0f)) |
+                                    choice.ambiguous_ties);
     }
   };
 };

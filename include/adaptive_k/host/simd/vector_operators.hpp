@@ -1,4 +1,4 @@
-// What the vectors of every instruction set write alike, on vector types of the compiler's own.
+// What the vectors of every instruction set have in common, on vector types of the compiler's own.
 // No function here is compiled for a set: it becomes part of one that is, behind Set::run. So none
 // takes a bare vector by value, whose passing depends on the set.
 #pragma once
@@ -13,112 +13,123 @@ ADAPTIVE_K_NAMESPACE_BEGIN
 namespace detail {
 
 /// Of a mask that has `bits` and to_bits().
-template <class Mask, int Lanes>
+template <class Set>
 struct mask_operators {
-  friend ADAPTIVE_K_INLINE Mask operator|(const Mask& a, const Mask& b) noexcept {
-    Mask either = a;
+  using mask = typename Set::mask;
+  friend ADAPTIVE_K_INLINE mask operator|(const mask& a, const mask& b) {
+    mask either = a;
     either.bits |= b.bits;
     return either;
   }
-  friend ADAPTIVE_K_INLINE Mask operator&(const Mask& a, const Mask& b) noexcept {
-    Mask both = a;
+  friend ADAPTIVE_K_INLINE mask operator&(const mask& a, const mask& b) {
+    mask both = a;
     both.bits &= b.bits;
     return both;
   }
-  static ADAPTIVE_K_INLINE bool any(const Mask& m) noexcept { return Mask::to_bits(m) != 0; }
-  static ADAPTIVE_K_INLINE bool all(const Mask& m) noexcept {
-    return Mask::to_bits(m) == (1u << Lanes) - 1u;
+  static ADAPTIVE_K_INLINE bool any(const mask& m) { return mask::to_bits(m) != 0; }
+  static ADAPTIVE_K_INLINE bool all(const mask& m) {
+    return mask::to_bits(m) == (1u << Set::lanes) - 1u;
   }
 };
 
-/// Of a Vec whose `value` is a vector of Element. Comparisons are here by name alone, as g++
-/// compiles no friend that is defined in a class for the instructions of ADAPTIVE_K_TARGET_BEGIN.
-template <class Vec, class Element>
+/// Of a Vec of Elements, 32 bits each. Comparisons are here, as g++ compiles no friend that is
+/// defined in a class for the instructions of ADAPTIVE_K_TARGET_BEGIN.
+template <class Set, class Vec, class Element>
 struct vector_operators {
+  using f32_vec = typename Set::f32_vec;
+  using u32_vec = typename Set::u32_vec;
+  using mask = typename Set::mask;
+  static constexpr int lanes = Set::lanes;
+  // NOLINTNEXTLINE(modernize-use-using)
+  typedef Element vector __attribute__((vector_size(4 * Set::lanes)));
+  vector value;
+
+  /// The bits of any vector of that size.
   template <class Value>
-  static ADAPTIVE_K_INLINE Vec of(const Value& value) noexcept {
-    static_assert(sizeof value == sizeof Vec::value, "another vector's lanes");
+  static ADAPTIVE_K_INLINE Vec of(const Value& bits) {
+    static_assert(sizeof bits == sizeof(vector), "another number of lanes");
     Vec made;
-    std::memcpy(&made.value, &value, sizeof value);
+    std::memcpy(&made.value, &bits, sizeof bits);
     return made;
   }
-  friend ADAPTIVE_K_INLINE Vec operator+(const Vec& a, const Vec& b) noexcept {
+  friend ADAPTIVE_K_INLINE Vec operator+(const Vec& a, const Vec& b) {
     return of(a.value + b.value);
   }
-  friend ADAPTIVE_K_INLINE Vec operator-(const Vec& a, const Vec& b) noexcept {
+  friend ADAPTIVE_K_INLINE Vec operator-(const Vec& a, const Vec& b) {
     return of(a.value - b.value);
   }
-  friend ADAPTIVE_K_INLINE auto operator==(const Vec& a, const Vec& b) noexcept {
-    return Vec::equal(a, b);
-  }
-  friend ADAPTIVE_K_INLINE auto operator>(const Vec& a, const Vec& b) noexcept {
-    return Vec::greater(a, b);
-  }
-  friend ADAPTIVE_K_INLINE auto operator<(const Vec& a, const Vec& b) noexcept {
-    return Vec::greater(b, a);
-  }
-  static ADAPTIVE_K_INLINE Vec load(const Element* from) noexcept {
+  friend ADAPTIVE_K_INLINE mask operator==(const Vec& a, const Vec& b) { return Vec::equal(a, b); }
+  friend ADAPTIVE_K_INLINE mask operator>(const Vec& a, const Vec& b) { return Vec::greater(a, b); }
+  friend ADAPTIVE_K_INLINE mask operator<(const Vec& a, const Vec& b) { return Vec::greater(b, a); }
+  static ADAPTIVE_K_INLINE Vec load(const Element* from) {
     Vec loaded;
-    std::memcpy(&loaded.value, from, sizeof loaded.value);
+    std::memcpy(&loaded.value, from, sizeof(vector));
     return loaded;
   }
-  static ADAPTIVE_K_INLINE void store(Element* to, const Vec& a) noexcept {
-    std::memcpy(to, &a.value, sizeof a.value);
+  static ADAPTIVE_K_INLINE void store(Element* to, const Vec& a) {
+    std::memcpy(to, &a.value, sizeof(vector));
   }
-  static ADAPTIVE_K_INLINE Element first(const Vec& a) noexcept { return a.value[0]; }
+  static ADAPTIVE_K_INLINE Element first(const Vec& a) { return a.value[0]; }
 };
 
-/// Of unsigned 32-bit integers.
-template <class Vec>
-struct u32_operators : vector_operators<Vec, std::uint32_t> {
-  using vector_operators<Vec, std::uint32_t>::of;
-  friend ADAPTIVE_K_INLINE Vec operator&(const Vec& a, const Vec& b) noexcept {
-    return of(a.value & b.value);
+/// Of unsigned integers.
+template <class Set>
+struct u32_operators : vector_operators<Set, typename Set::u32_vec, std::uint32_t> {
+  using vec = typename Set::u32_vec;
+  // NOLINTNEXTLINE(modernize-use-using)
+  typedef std::int32_t signed_vector __attribute__((vector_size(4 * Set::lanes)));
+  friend ADAPTIVE_K_INLINE vec operator&(const vec& a, const vec& b) {
+    return vec::of(a.value & b.value);
   }
-  friend ADAPTIVE_K_INLINE Vec operator|(const Vec& a, const Vec& b) noexcept {
-    return of(a.value | b.value);
+  friend ADAPTIVE_K_INLINE vec operator|(const vec& a, const vec& b) {
+    return vec::of(a.value | b.value);
   }
-  friend ADAPTIVE_K_INLINE Vec operator^(const Vec& a, const Vec& b) noexcept {
-    return of(a.value ^ b.value);
+  friend ADAPTIVE_K_INLINE vec operator^(const vec& a, const vec& b) {
+    return vec::of(a.value ^ b.value);
   }
-  friend ADAPTIVE_K_INLINE Vec operator<<(const Vec& a, int count) noexcept {
-    return of(a.value << static_cast<std::uint32_t>(count));
+  friend ADAPTIVE_K_INLINE vec operator<<(const vec& a, int count) {
+    return vec::of(a.value << static_cast<std::uint32_t>(count));
   }
 };
 
-/// Of floats. `U32Vec` has as many lanes; its `signed_value` is a vector of signed integers.
-template <class Vec, class U32Vec>
-struct f32_operators : vector_operators<Vec, float> {
-  using vector_operators<Vec, float>::of;
-  friend ADAPTIVE_K_INLINE Vec operator*(const Vec& a, const Vec& b) noexcept {
-    return of(a.value * b.value);
+/// Of floats.
+template <class Set>
+struct f32_operators : vector_operators<Set, typename Set::f32_vec, float> {
+  using vec = typename Set::f32_vec;
+  using integers = typename Set::u32_vec;
+  friend ADAPTIVE_K_INLINE vec operator*(const vec& a, const vec& b) {
+    return vec::of(a.value * b.value);
   }
-  friend ADAPTIVE_K_INLINE Vec operator-(const Vec& a) noexcept { return of(-a.value); }
-  friend ADAPTIVE_K_INLINE auto operator!=(const Vec& a, const Vec& b) noexcept {
-    return Vec::differ(a, b);
+  friend ADAPTIVE_K_INLINE vec operator-(const vec& a) { return vec::of(-a.value); }
+  friend ADAPTIVE_K_INLINE auto operator!=(const vec& a, const vec& b) { return vec::differ(a, b); }
+  friend ADAPTIVE_K_INLINE auto operator>=(const vec& a, const vec& b) {
+    return vec::at_least(a, b);
   }
-  friend ADAPTIVE_K_INLINE auto operator>=(const Vec& a, const Vec& b) noexcept {
-    return Vec::at_least(a, b);
+  friend ADAPTIVE_K_INLINE auto operator<=(const vec& a, const vec& b) {
+    return vec::at_least(b, a);
   }
-  friend ADAPTIVE_K_INLINE auto operator<=(const Vec& a, const Vec& b) noexcept {
-    return Vec::at_least(b, a);
+  static ADAPTIVE_K_INLINE vec divide(const vec& a, const vec& b) {
+    return vec::of(a.value / b.value);
   }
-  static ADAPTIVE_K_INLINE Vec divide(const Vec& a, const Vec& b) noexcept {
-    return of(a.value / b.value);
-  }
-  static ADAPTIVE_K_INLINE U32Vec to_bits(const Vec& a) noexcept { return U32Vec::of(a.value); }
-  static ADAPTIVE_K_INLINE Vec from_bits(const U32Vec& a) noexcept { return of(a.value); }
-  static ADAPTIVE_K_INLINE Vec abs(const Vec& a) noexcept {
-    return from_bits(to_bits(a) & 0x7FFFFFFFu);
-  }
-  static ADAPTIVE_K_INLINE Vec from_integer(const U32Vec& a) noexcept {
-    return of(__builtin_convertvector(reinterpret_cast<typename U32Vec::signed_vector>(a.value),
-                                      decltype(Vec::value)));
+  static ADAPTIVE_K_INLINE integers to_bits(const vec& a) { return integers::of(a.value); }
+  static ADAPTIVE_K_INLINE vec from_bits(const integers& a) { return vec::of(a.value); }
+  static ADAPTIVE_K_INLINE vec abs(const vec& a) { return from_bits(to_bits(a) & 0x7FFFFFFFu); }
+  static ADAPTIVE_K_INLINE vec from_integer(const integers& a) {
+    const auto bits = reinterpret_cast<typename integers::signed_vector>(a.value);
+    return vec::of(__builtin_convertvector(bits, typename f32_operators::vector));
   }
   /// Unsigned integers in the order of finite floats; -0 comes before +0.
-  static ADAPTIVE_K_INLINE U32Vec to_order(const Vec& a) noexcept {
-    const auto bits = reinterpret_cast<typename U32Vec::signed_vector>(a.value);
-    return U32Vec::of(bits ^ ((bits >> 31) | INT32_MIN));
+  static ADAPTIVE_K_INLINE integers to_order(const vec& a) {
+    const auto bits = reinterpret_cast<typename integers::signed_vector>(a.value);
+    return integers::of(bits ^ ((bits >> 31) | INT32_MIN));
+  }
+  /// Sum of the lanes, each truncated to an integer.
+  static ADAPTIVE_K_INLINE std::int64_t sum_truncated(const vec& a) {
+    float each[Set::lanes];
+    vec::store(each, a);
+    std::int64_t sum = 0;
+    for (const float one : each) sum += static_cast<std::int64_t>(one);
+    return sum;
   }
 };
 

@@ -27,11 +27,11 @@ struct widen_rows {
     template <class Logit>
     static ADAPTIVE_K_INLINE void run(const Logit* rows, std::int64_t stride, int num_rows,
                                       int num_experts, float* floats) noexcept {
-      using f32 = typename Set::f32;
+      using f32_vec = typename Set::f32_vec;
       for (int i = 0; i < num_rows; ++i, rows += stride, floats += wide_stride(num_experts)) {
         int expert = 0;
-        for (; expert + f32::lanes <= num_experts; expert += f32::lanes)
-          f32::store(floats + expert, f32::load(rows + expert));
+        for (; expert + f32_vec::lanes <= num_experts; expert += f32_vec::lanes)
+          f32_vec::store(floats + expert, f32_vec::load(rows + expert));
         for (; expert < num_experts; ++expert) floats[expert] = to_float(rows[expert]);
         for (; expert < wide_stride(num_experts); ++expert) floats[expert] = floats[0];
       }
@@ -76,29 +76,29 @@ ADAPTIVE_K_INLINE void write_block(const Context& call, const token_block<F32::l
                                    std::int64_t token) noexcept {
   const auto& output = *call.output;
   const int top_k = call.model->top_k;
-  using u32 = typename F32::u32;
+  using u32_vec = typename F32::u32_vec;
   alignas(64) float weights[lane_top_k][F32::lanes];
   alignas(64) float ids[lane_top_k][F32::lanes];  // their bits, so that one function serves both
-  const u32 count = u32::load(block.count);
-  const u32 pad =
-      call.fill == fill_id::first_expert ? u32::load(block.expert[0]) : u32(call.pad_id());
+  const u32_vec count = u32_vec::load(block.count);
+  const u32_vec pad =
+      call.fill == fill_id::first_expert ? u32_vec::load(block.expert[0]) : u32_vec(call.pad_id());
   for (int j = 0; j < top_k; ++j) {
-    const auto kept = count > u32(j);
+    const auto kept = count > u32_vec(j);
     F32::store(weights[j], F32::select(kept, F32::load(block.weight[j]), 0.0f));
-    F32::store(ids[j], F32::from_bits(u32::select(kept, u32::load(block.expert[j]), pad)));
+    F32::store(ids[j], F32::from_bits(u32_vec::select(kept, u32_vec::load(block.expert[j]), pad)));
   }
   transpose_ranks<F32>(weights, top_k, output.topk_weights + token * top_k);
   transpose_ranks<F32>(ids, top_k, reinterpret_cast<float*>(output.topk_ids + token * top_k));
   if (output.topk_counts != nullptr)
-    u32::store(reinterpret_cast<std::uint32_t*>(output.topk_counts + token), count);
+    u32_vec::store(reinterpret_cast<std::uint32_t*>(output.topk_counts + token), count);
   if (output.chosen_counts != nullptr)
-    u32::store(reinterpret_cast<std::uint32_t*>(output.chosen_counts + token),
-               u32::load(block.chosen));
+    u32_vec::store(reinterpret_cast<std::uint32_t*>(output.chosen_counts + token),
+                   u32_vec::load(block.chosen));
   if (output.signal != nullptr) F32::store(output.signal + token, F32::load(block.signal));
   if (output.weight_factors != nullptr) {
     const F32 factor = mass_factor(F32::load(block.kept_mass), F32::load(block.total_mass),
                                    call.plan->mass_exponent);
-    F32::store(output.weight_factors + token, F32::select(count < u32(top_k), factor, 1.0f));
+    F32::store(output.weight_factors + token, F32::select(count < u32_vec(top_k), factor, 1.0f));
   }
 }
 
