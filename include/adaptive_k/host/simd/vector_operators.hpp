@@ -6,8 +6,8 @@
 #include <cstdint>
 #include <cstring>
 
-#include "adaptive_k/config.hpp"
-
+#include "adaptive_k/host/simd/target.hpp"
+#if ADAPTIVE_K_SIMD
 ADAPTIVE_K_NAMESPACE_BEGIN
 
 namespace detail {
@@ -136,3 +136,4 @@ struct f32_operators : vector_operators<Set, typename Set::f32_vec, float> {
 }  // namespace detail
 
 ADAPTIVE_K_NAMESPACE_END
+#endif
