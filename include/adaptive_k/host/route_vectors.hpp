@@ -185,9 +185,9 @@ class vector_loop {
     return false;
   }
 
-  /// Rows that come next, into the second-level cache: a block takes longer than memory does, but
-  /// reads its rows side by side, which hardware prefetchers follow badly.
-  void prefetch(std::int64_t token) const noexcept {
+  /// Next rows, into the second-level cache: hardware prefetchers follow rows side by side badly.
+  /// Forced inline: g++ takes a function that only prefetches for one that does nothing.
+  ADAPTIVE_K_INLINE void prefetch(std::int64_t token) const noexcept {
     const auto bytes = call_.model->num_experts * static_cast<int>(sizeof(Logit));
     if (bytes < 256) return;
     for (int i = 0; i < lanes; ++i) {
