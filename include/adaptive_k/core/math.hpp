@@ -189,7 +189,8 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE auto from_bits(const I& bits) noexcept -> typena
 }
 /// The float nearest to each lane's two's complement integer.
 template <class I>
-ADAPTIVE_K_HD ADAPTIVE_K_INLINE auto from_integer(const I& integer) noexcept -> typename I::f32_vec {
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE auto from_integer(const I& integer) noexcept ->
+    typename I::f32_vec {
   return I::f32_vec::from_integer(integer);
 }
 /// table[i] of each lane's i.
