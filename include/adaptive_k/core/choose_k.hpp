@@ -89,9 +89,10 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE math::integers<F> least_cost_k(
     F cost = model.lambda * static_cast<float>(k);
     if (j + 1 < ranks && k < token.top_k) {
       const F kept_share = math::maximum(ranked.mass[j] * inverse_mass, least_share);
-      const F stretch = restore_mass(math::minimum(kept_share, 1.0f), mass_exponent) - 1.0f;
-      // In this order: the square of a stretch may overflow, and nothing be kept.
-      const F psi = math::fma(stretch * kept_squares, stretch, dropped_squares[j + 1]);
+      const F excess =  // of the factor r^-a over 1
+          restore_mass(math::minimum(kept_share, 1.0f), mass_exponent) - 1.0f;
+      // In this order: its square may overflow, and nothing be kept.
+      const F psi = math::fma(excess * kept_squares, excess, dropped_squares[j + 1]);
       const float* c = model.coefficients + j * distortion_ref::num_features;
       F log_d =
           math::fma(math::log(math::maximum(dropped_mass[j + 1], least_share)), F(c[1]), F(c[0]));

@@ -105,14 +105,14 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE void finish_route(const Gating& model, const Pla
     kept = math::select(route.count > integers(j), ranked.mass[j], kept);
   route.kept_mass = kept;
   route.total_mass = ranked.total;
-  const F lift = lift_of(model, kept);
+  const F underflow_scale = underflow_scale_of(model, kept);
   F factor = weight_factor<Score>(model, plan, kept, ranked.total, sums.score,
-                                  route.count < integers(top_k), lift);
+                                  route.count < integers(top_k), underflow_scale);
   if (!renormalizes(model)) factor = math::select(weighs, factor, F(0.0f));
   ADAPTIVE_K_UNROLL
   for (int j = 0; j < ranks; ++j) {
     route.expert[j] = ranked.expert[j];
-    route.weight[j] = ranked.score[j] * lift * factor;
+    route.weight[j] = ranked.score[j] * underflow_scale * factor;
   }
 }
 
