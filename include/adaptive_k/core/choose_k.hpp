@@ -52,8 +52,55 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE auto is_enough(const Plan& plan, const Token& to
   return high_is_sure(plan.signal) ? token.signal >= threshold : token.signal < threshold;
 }
 
+/// What all of a token's costs share.
+template <class F = float>
+struct cost_terms {
+  F inverse_mass;  ///< 1 / S_K0
+  F log_first;     ///< ln w_1
+  F log_share;     ///< ln S_K0, as distortion_ref means it
+
+  ADAPTIVE_K_HD ADAPTIVE_K_INLINE cost_terms(const F& total, const F& first_score,
+                                             const F& topk_share) noexcept
+      : inverse_mass(math::divide(F(1.0f), total)),
+        log_first(math::log(math::maximum(first_score * inverse_mass, least_share))),
+        log_share(math::log(math::maximum(topk_share, least_share))) {}
+};
+
+/// The top K0 split after k ranks.
+template <class F = float>
+struct rank_split {
+  F kept_mass;        ///< s_1 + ... + s_k
+  F kept_squares;     ///< w_1^2 + ... + w_k^2
+  F dropped_mass;     ///< w_(k+1) + ... + w_K0, summed from the last rank
+  F dropped_squares;  ///< the same over w^2
+};
+
+/// d(k) of the first j + 1 ranks, j + 1 < K0. Cost: two logarithms, one or two exponentials.
+template <class F, class Integers>
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE F distortion(const distortion_ref& model, float mass_exponent,
+                                             const cost_terms<F>& terms, const rank_split<F>& split,
+                                             int j, int num_experts, const Integers& first_expert,
+                                             const Integers& next_expert) noexcept {
+  const F kept_share = math::maximum(split.kept_mass * terms.inverse_mass, least_share);
+  const F excess =  // of the factor r^-a over 1
+      restore_mass(math::minimum(kept_share, 1.0f), mass_exponent) - 1.0f;
+  // In this order: its square may overflow, and nothing be kept.
+  const F psi = math::fma(excess * split.kept_squares, excess, split.dropped_squares);
+  const float* c = model.coefficients + j * distortion_ref::num_features;
+  F log_d = math::fma(math::log(math::maximum(split.dropped_mass, least_share)), F(c[1]), F(c[0]));
+  log_d = math::fma(math::log(math::maximum(psi, least_share)), F(c[2]), log_d);
+  log_d = math::fma(terms.log_first, F(c[3]), log_d);
+  log_d = math::fma(terms.log_share, F(c[4]), log_d);
+  const std::int64_t row = static_cast<std::int64_t>(j) * num_experts;
+  if (model.first_expert != nullptr)
+    log_d = log_d + math::gather(model.first_expert + row, first_expert);
+  if (model.next_expert != nullptr)
+    log_d = log_d + math::gather(model.next_expert + row, next_expert);
+  return math::exp(math::minimum(log_d, 80.0f));
+}
+
 /// Argmin over k in [k_min, k_max] of g d(k) + lambda k; the larger k on equal cost.
-/// Cost: three logarithms, one or two exponentials and about 20 operations per k.
+/// Cost: two logarithms, and about 20 operations per k beside those of `distortion`.
 template <int MaxTopK, class F, class Ranks>
 ADAPTIVE_K_HD ADAPTIVE_K_INLINE math::integers<F> least_cost_k(
     const distortion_ref& model, float mass_exponent,
@@ -61,21 +108,19 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE math::integers<F> least_cost_k(
   const ranked_experts<MaxTopK, F>& ranked = token.ranked;
   const Ranks ranks = token.ranks;
   const k_limits limits = token.limits;
-  const F inverse_mass = math::divide(F(1.0f), ranked.total);
-  F dropped_mass[MaxTopK];     // w_(j+1) + ... + w_K0, summed from the last rank
-  F dropped_squares[MaxTopK];  // the same over w^2
+  const cost_terms<F> terms(ranked.total, ranked.score[0], token.topk_share);
+  F dropped_mass[MaxTopK];
+  F dropped_squares[MaxTopK];
   F mass = 0.0f;
   F squares = 0.0f;
   ADAPTIVE_K_UNROLL
   for (int j = ranks - 1; j > 0; --j) {
-    const F w = ranked.score[j] * inverse_mass;
-    mass = math::fma(ranked.score[j], inverse_mass, mass);
+    const F w = ranked.score[j] * terms.inverse_mass;
+    mass = math::fma(ranked.score[j], terms.inverse_mass, mass);
     squares = math::fma(w, w, squares);
     dropped_mass[j] = mass;
     dropped_squares[j] = squares;
   }
-  const F log_first = math::log(math::maximum(ranked.score[0] * inverse_mass, least_share));
-  const F log_share = math::log(math::maximum(token.topk_share, least_share));
 
   math::integers<F> best_k = limits.k_max;
   F best_cost = math::infinity;
@@ -83,28 +128,16 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE math::integers<F> least_cost_k(
   ADAPTIVE_K_UNROLL
   for (int j = 0; j < ranks; ++j) {
     const int k = j + 1;
-    const F w = ranked.score[j] * inverse_mass;
+    const F w = ranked.score[j] * terms.inverse_mass;
     kept_squares = math::fma(w, w, kept_squares);
     if (k < limits.k_min || k > limits.k_max) continue;
     F cost = model.lambda * static_cast<float>(k);
     if (j + 1 < ranks && k < token.top_k) {
-      const F kept_share = math::maximum(ranked.mass[j] * inverse_mass, least_share);
-      const F excess =  // of the factor r^-a over 1
-          restore_mass(math::minimum(kept_share, 1.0f), mass_exponent) - 1.0f;
-      // In this order: its square may overflow, and nothing be kept.
-      const F psi = math::fma(excess * kept_squares, excess, dropped_squares[j + 1]);
-      const float* c = model.coefficients + j * distortion_ref::num_features;
-      F log_d =
-          math::fma(math::log(math::maximum(dropped_mass[j + 1], least_share)), F(c[1]), F(c[0]));
-      log_d = math::fma(math::log(math::maximum(psi, least_share)), F(c[2]), log_d);
-      log_d = math::fma(log_first, F(c[3]), log_d);
-      log_d = math::fma(log_share, F(c[4]), log_d);
-      const std::int64_t row = static_cast<std::int64_t>(j) * token.num_experts;
-      if (model.first_expert != nullptr)
-        log_d = log_d + math::gather(model.first_expert + row, ranked.expert[0]);
-      if (model.next_expert != nullptr)
-        log_d = log_d + math::gather(model.next_expert + row, ranked.expert[j + 1]);
-      cost = math::fma(math::exp(math::minimum(log_d, 80.0f)), F(model.sensitivity), cost);
+      const F d = distortion(
+          model, mass_exponent, terms,
+          rank_split<F>{ranked.mass[j], kept_squares, dropped_mass[j + 1], dropped_squares[j + 1]},
+          j, token.num_experts, ranked.expert[0], ranked.expert[j + 1]);
+      cost = math::fma(d, F(model.sensitivity), cost);
     }
     const auto better = cost <= best_cost;
     best_cost = math::select(better, cost, best_cost);

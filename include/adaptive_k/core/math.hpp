@@ -224,17 +224,6 @@ template <class F>
 ADAPTIVE_K_HD ADAPTIVE_K_INLINE F times_power(const F& p, const F& shifted) noexcept {
   return p * from_bits(to_bits(shifted) << 23);
 }
-#if defined(__CUDA_ARCH__)
-// The same without moves between integer and float registers, which PTX does not need.
-__device__ ADAPTIVE_K_INLINE float times_power(float p, float shifted) noexcept {
-  float product;
-  asm("{ .reg .b32 power; shl.b32 power, %2, 23; mul.rn.f32 %0, %1, power; }"
-      : "=f"(product)
-      : "f"(p), "f"(shifted));
-  return product;
-}
-#endif
-
 /// Arguments of exp() are raised to this, where it is 0. No result is subnormal, so flush-to-zero
 /// modes change none.
 inline constexpr float exp_floor = -87.3f;
@@ -256,6 +245,28 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE F exp_above_floor(const F& x) noexcept {
   p = fma(p, r, 2.0f);
   return times_power(p, shifted);
 }
+
+#if defined(__CUDA_ARCH__)
+// The same in the device's own words: PTX needs neither constants in registers nor moves between
+// integer and float ones.
+__device__ ADAPTIVE_K_INLINE float exp_above_floor(float x) noexcept {
+  float result;
+  asm("{ .reg .f32 s, r, p; .reg .b32 power;"
+      "fma.rn.f32 s, %1, 0f3FB8AA3B, 0f4B40007E;"
+      "add.rn.f32 r, s, 0fCB40007E;"
+      "fma.rn.f32 r, r, 0fBF317218, %1;"
+      "fma.rn.f32 p, r, 0f3C87D13F, 0f3DAB9D6C;"
+      "fma.rn.f32 p, p, r, 0f3EAAAD3E;"
+      "fma.rn.f32 p, p, r, 0f3F7FFEE2;"
+      "fma.rn.f32 p, p, r, 0f3FFFFFFB;"
+      "fma.rn.f32 p, p, r, 0f40000000;"
+      "shl.b32 power, s, 23;"
+      "mul.rn.f32 %0, p, power; }"
+      : "=f"(result)
+      : "f"(x));
+  return result;
+}
+#endif
 
 /// e^x for x <= 88, as exp_above_floor; 0 for NaN.
 template <class F>
@@ -282,6 +293,36 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE F log(const F& x) noexcept {
   const F log_m = fma(f * f, q, f);
   return fma(n, 0.693147182f, log_m);
 }
+
+#if defined(__CUDA_ARCH__)
+// See exp_above_floor.
+__device__ ADAPTIVE_K_INLINE float log(float x) noexcept {
+  float result;
+  asm("{ .reg .b32 b, e; .reg .f32 n, f, q, g;"
+      "mov.b32 b, %1;"
+      "add.s32 e, b, -1059760811;"
+      "and.b32 e, e, 0xFF800000;"
+      "cvt.rn.f32.s32 n, e;"
+      "mul.rn.f32 n, n, 0f34000000;"
+      "sub.s32 b, b, e;"
+      "mov.b32 f, b;"
+      "add.rn.f32 f, f, 0fBF800000;"
+      "fma.rn.f32 q, f, 0fBE03F370, 0f3E0F3950;"
+      "fma.rn.f32 q, q, f, 0fBDF99010;"
+      "fma.rn.f32 q, q, f, 0f3E0F6A29;"
+      "fma.rn.f32 q, q, f, 0fBE2ACE9C;"
+      "fma.rn.f32 q, q, f, 0f3E4CE82E;"
+      "fma.rn.f32 q, q, f, 0fBE7FFF7A;"
+      "fma.rn.f32 q, q, f, 0f3EAAAA83;"
+      "fma.rn.f32 q, q, f, 0fBF000000;"
+      "mul.rn.f32 g, f, f;"
+      "fma.rn.f32 q, g, q, f;"
+      "fma.rn.f32 %0, n, 0f3F317218, q; }"
+      : "=f"(result)
+      : "f"(x));
+  return result;
+}
+#endif
 
 /// ln(1 + t) for t in [0, 1], within 2 ULP (the rounding of 1 + t is put back).
 template <class F>
