@@ -1,6 +1,7 @@
 // Metrics accumulated on the device: integers only, so that no order of threads shows in them.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #include "adaptive_k/core/math.hpp"
@@ -71,7 +72,7 @@ class block_metrics {
     unsigned int is_last;
     unsigned long long signal_sum_fixed;  ///< a block has too few tokens for more than a word
     unsigned int k_histogram[max_top_k + 1];
-    unsigned int expert_counts[max_experts];
+    unsigned int expert_counts[max_experts];  ///< last: a block clears and uses the first E alone
   };
 
  public:
@@ -81,7 +82,8 @@ class block_metrics {
       : target_(target), expert_counts_(expert_counts), num_experts_(num_experts) {
     if (!counts()) return;
     unsigned int* words = reinterpret_cast<unsigned int*>(&state());
-    for (int i = static_cast<int>(threadIdx.x); i < static_cast<int>(sizeof(shared_state) / 4);
+    constexpr int totals = static_cast<int>(offsetof(shared_state, expert_counts) / 4);
+    for (int i = static_cast<int>(threadIdx.x); i < totals + num_experts;
          i += static_cast<int>(blockDim.x))
       words[i] = 0;
     __syncthreads();
@@ -153,7 +155,7 @@ class block_metrics {
       block.is_last = atomicAdd(&target_->blocks_done, 1u) == gridDim.x - 1 ? 1u : 0u;
     }
     __syncthreads();
-    if (block.is_last != 0 && threadIdx.x == 0) close_launch();
+    if (block.is_last != 0 && threadIdx.x < 32) close_launch();
   }
 
  private:
@@ -191,16 +193,20 @@ class block_metrics {
     if (high != 0) atomicAdd(&target_->signal_sum_high, high);
   }
 
+  /// By the last block's first warp: a lane takes a word of the experts touched.
   __device__ void close_launch() noexcept {
+    static_assert(max_experts / 32 == 32, "a lane each");
     __threadfence();
-    unsigned int distinct = 0;
-    for (int i = 0; i < max_experts / 32; ++i) {
-      const unsigned int bits = atomicExch(&target_->touched[i], 0u);
-      distinct += static_cast<unsigned>(__popc(bits));
-      if (bits != 0)
-        atomicOr(&target_->touched_experts[i / 2], static_cast<unsigned long long>(bits)
-                                                       << (32 * (i % 2)));
-    }
+    const int lane = static_cast<int>(threadIdx.x);
+    const unsigned int bits = atomicExch(&target_->touched[lane], 0u);
+    if (bits != 0)
+      atomicOr(&target_->touched_experts[lane / 2], static_cast<unsigned long long>(bits)
+                                                        << (32 * (lane % 2)));
+    auto distinct = static_cast<unsigned int>(__popc(bits));
+    ADAPTIVE_K_UNROLL
+    for (int offset = 1; offset < 32; offset *= 2)
+      distinct += __shfl_xor_sync(0xFFFFFFFFu, distinct, offset);
+    if (lane != 0) return;
     atomicAdd(&target_->distinct_experts, static_cast<unsigned long long>(distinct));
     if (atomicExch(&target_->tokens_in_launch, 0u) != 0) atomicAdd(&target_->calls, 1ull);
     atomicExch(&target_->blocks_done, 0u);
