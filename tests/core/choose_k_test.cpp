@@ -1,12 +1,10 @@
-// When a threshold is met and which k costs least, at equality too; and a settled plan gives the K
-// of the plan that it was made of, whatever limits a token has.
+// When a threshold is met and which k costs least, at equality too.
 #include "adaptive_k/core/choose_k.hpp"
 
 #include <gtest/gtest.h>
 
 #include <algorithm>
 
-#include "adaptive_k/core/entropy_plan.hpp"
 #include "adaptive_k/core/host_warp.hpp"
 
 namespace {
@@ -30,41 +28,10 @@ int chosen(const Plan& plan, float signal, int k_min, int k_max) {
   return detail::choose_k(plan, token_of(ranked, signal, limits));
 }
 
-detail::entropy_plan<top_k> entropy_plan_of(const detail::k_plan& plan) {
-  detail::entropy_plan<top_k> made;
-  made.limits = plan.limits;
-  made.last_k = plan.last_k;
-  made.tried = plan.tried;
-  made.mass_exponent = plan.mass_exponent;
-  for (int j = 0; j < top_k; ++j) made.threshold[j] = plan.threshold[j];
-  return made;
-}
-
 template <class F>
 void for_each_limits(F f) {
   for (int low = 1; low <= top_k; ++low)
     for (int high = low; high <= top_k; ++high) f(k_limits{low, high});
-}
-
-TEST(choose_k, a_limited_plan_keeps_to_any_limits) {
-  detail::k_plan plan;
-  for (int k = 1; k <= top_k; ++k) plan.threshold[k - 1] = static_cast<float>(k);
-  for (plan.tried = 0; plan.tried < 1u << (top_k - 1); ++plan.tried) {
-    for (plan.last_k = 1; plan.last_k <= top_k; ++plan.last_k) {
-      for_each_limits([&](const k_limits& of_plan) {
-        plan.limits = of_plan;
-        const detail::limited_plan<top_k> settled(entropy_plan_of(plan));
-        for_each_limits([&](const k_limits& of_token) {
-          for (const float signal : {-0.5f, 0.5f, 1.5f, 2.5f, 3.5f, 4.5f})
-            EXPECT_EQ(chosen(settled, signal, of_token.k_min, of_token.k_max),
-                      chosen(plan, signal, of_token.k_min, of_token.k_max))
-                << "signal " << signal << ", tried " << plan.tried << ", last " << int{plan.last_k}
-                << ", limits " << of_plan.k_min << ".." << of_plan.k_max << ", the token's "
-                << of_token.k_min << ".." << of_token.k_max;
-        });
-      });
-    }
-  }
 }
 
 detail::ranked_experts<top_k> ranked_by(const float (&scores)[top_k]) {

@@ -35,6 +35,7 @@ struct batch {
   std::vector<std::int32_t> replay_counts;  ///< [num_tokens]
   bool replays_in_place = false;            ///< the ids given are where the ids go
   int id_gap = 0, weight_gap = 0;           ///< where ids and weights start, in elements
+  int multiprocessors = 0;                  ///< that launches may count on; 0: all
 };
 
 template <class T>
@@ -118,7 +119,7 @@ void expect_equal(const batch<Logit>& input) {
               : host.route(0, host_logits, host_output, &metrics, host_extras);
   ASSERT_TRUE(host_result.ok()) << host_result.message();
 
-  cuda::device_plans plans;
+  cuda::device_plans plans(input.multiprocessors);
   const status uploaded = plans.upload(host, nullptr);
   ASSERT_TRUE(uploaded.ok()) << uploaded.message();
   const device::buffer<Logit> logits(input.logits);

@@ -78,8 +78,8 @@ TEST(route_call, padding_limits_shadow_and_replay_together) {
   }
 }
 
-// One condition of a call of fixed shape (cuda/entropy_plan.cuh) fails at a time.
-TEST(route_call, almost_a_call_of_fixed_shape) {
+// One condition of a plain call (cuda/route_params.cuh) fails at a time.
+TEST(route_call, almost_a_plain_call) {
   for (const gating& model : {softmax_model(8, 2), softmax_model(60, 4), softmax_model(128, 8)}) {
     inputs::sequence from(28);
     twin::batch<bfloat16> plain = softmax_batch<bfloat16>(29, model, 45);

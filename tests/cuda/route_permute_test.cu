@@ -183,20 +183,6 @@ TEST(route_permute, equals_host) {
   }
 }
 
-// Long enough for the kernel that decides whole rows in lanes; the workspace is used again.
-TEST(route_permute, equals_host_for_rows_in_lanes) {
-  inputs::sequence from(6);
-  const gating g = model(8, 2, false);
-  const std::int64_t tokens = cuda::least_tokens_thread_per_token + 37;
-  twin::batch<bfloat16> input = twin::make_batch<bfloat16>(from, g, tokens, 0);
-  input.policy = k_policy::entropy({1, 2}, {1.5f});
-  both_sides<std::int32_t, bfloat16> sides(input, {tokens, 2, 8, 0, 16}, {});
-  for (const std::uint64_t seed : {0, 1, 2}) {
-    schedules::choose(seed);
-    sides.launch_and_compare();
-  }
-}
-
 TEST(route_permute, the_same_bits_in_every_order) {
   inputs::sequence from(2);
   for (const std::int64_t tokens : {7, 100, 256, 300, 600})

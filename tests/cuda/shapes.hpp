@@ -30,9 +30,15 @@ std::vector<shape> edges_of(cuda::tier_list<Tiers...>) {
   return shapes;
 }
 
+/// Tokens up to which a warp decides each, on a device of one multiprocessor.
+constexpr int most_for_few = 40;
+
+/// Which kernels run: those for few tokens, or those for many.
+enum class launch_size { few, many };
+
 /// Every policy in turn over the shapes of a tier list.
 template <class Logit>
-void run_shapes(const std::vector<shape>& shapes, gating base, std::uint64_t seed,
+void run_shapes(const std::vector<shape>& shapes, gating base, std::uint64_t seed, launch_size size,
                 bool replays = false) {
   inputs::sequence from(seed);
   for (const shape& s : shapes) {
@@ -49,8 +55,12 @@ void run_shapes(const std::vector<shape>& shapes, gating base, std::uint64_t see
       SCOPED_TRACE("E " + std::to_string(g.num_experts) + ", K0 " + std::to_string(g.top_k) + ", " +
                    named.name);
       // Few rows, and enough for a warp to take several rounds.
-      const std::int64_t tokens = from.chance(4) ? from.between(60, 300) : from.between(1, 37);
+      std::int64_t tokens = from.chance(4) ? from.between(60, 240) : from.between(1, 37);
+      if (size == launch_size::many &&
+          cuda::tier_for(cuda::warp_softmax_tiers{}, g.num_experts, g.top_k) >= 0)
+        tokens += most_for_few;
       batch<Logit> input = make_batch<Logit>(from, g, tokens, from.chance(2) ? 0 : from.below(4));
+      input.multiprocessors = size == launch_size::many ? 1 : 0;
       input.policy = named.policy;
       input.fill = static_cast<fill_id>(from.below(3));
       input.shadow = from.chance(6);

@@ -62,6 +62,8 @@ class basic_plans_ref {
   gating_kind kind() const noexcept { return kind_; }
   /// Of the router that they are of.
   bool renormalizes() const noexcept { return renormalizes_; }
+  /// Multiprocessors that launches may count on.
+  int multiprocessors() const noexcept { return multiprocessors_; }
 
  private:
   template <class>
@@ -72,6 +74,7 @@ class basic_plans_ref {
   int top_k_ = 0;
   gating_kind kind_ = gating_kind::softmax;
   bool renormalizes_ = false;
+  int multiprocessors_ = 0;
 };
 
 /// Owns a router's policies on the device that was current at the first upload; `ref` is what a
@@ -81,12 +84,18 @@ template <class Plan>
 class basic_device_plans {
  public:
   basic_device_plans() noexcept = default;
+  /// `multiprocessors`: that launches may count on, where streams share the device; 0: all of them.
+  /// Kernels are chosen by it, results do not depend on it.
+  explicit basic_device_plans(int multiprocessors) noexcept : multiprocessors_(multiprocessors) {}
   /// Takes over the memory; `other` is then empty.
   basic_device_plans(basic_device_plans&& other) noexcept
-      : memory_(std::exchange(other.memory_, nullptr)), ref_(std::exchange(other.ref_, {})) {}
+      : memory_(std::exchange(other.memory_, nullptr)),
+        multiprocessors_(other.multiprocessors_),
+        ref_(std::exchange(other.ref_, {})) {}
   /// Takes over the memory; `other` gets what was here.
   basic_device_plans& operator=(basic_device_plans&& other) noexcept {
     std::swap(memory_, other.memory_);
+    std::swap(multiprocessors_, other.multiprocessors_);
     std::swap(ref_, other.ref_);
     return *this;
   }
@@ -114,6 +123,8 @@ class basic_device_plans {
     const std::size_t count =
         ref_.num_layers_ != 0 ? static_cast<std::size_t>(ref_.num_layers_) : plans.size();
     const layout at(plans[0], model, count);
+    if (multiprocessors_ == 0) result = count_multiprocessors();
+    if (!result.ok()) return result;
     if (memory_ == nullptr) result = to_status(cudaMalloc(&memory_, at.bytes()));
     if (!result.ok()) return result;
     std::vector<unsigned char> image(has_tables ? at.bytes() : count * sizeof(Plan));
@@ -204,6 +215,15 @@ class basic_device_plans {
                          ref_.top_k_, ref_.num_layers_);
   }
 
+  status count_multiprocessors() noexcept {
+    int device = 0;
+    status result = to_status(cudaGetDevice(&device));
+    if (result.ok())
+      result = to_status(
+          cudaDeviceGetAttribute(&multiprocessors_, cudaDevAttrMultiProcessorCount, device));
+    return result;
+  }
+
   template <class Router>
   static const Plan& plan_of(const Router& from, std::size_t layer) noexcept {
     return from.plans()[from.num_layers() == 0 ? 0 : layer];
@@ -218,6 +238,7 @@ class basic_device_plans {
     made.top_k_ = from.model().top_k;
     made.kind_ = from.model().kind;
     made.renormalizes_ = detail::renormalizes(from.model());
+    made.multiprocessors_ = multiprocessors_;
     return made;
   }
 
@@ -265,6 +286,7 @@ class basic_device_plans {
   }
 
   void* memory_ = nullptr;
+  int multiprocessors_ = 0;
   basic_plans_ref<Plan> ref_;
 };
 

@@ -9,6 +9,7 @@
 #include "adaptive_k/core/sorting_network.hpp"
 #include "adaptive_k/core/top_k.hpp"
 #include "adaptive_k/cuda/device_tile.cuh"
+#include "adaptive_k/cuda/warp_ops.cuh"
 
 ADAPTIVE_K_NAMESPACE_BEGIN
 
@@ -52,13 +53,6 @@ struct wide_key {
   __device__ static ADAPTIVE_K_INLINE int expert(type packed) noexcept {
     return static_cast<int>(~static_cast<std::uint32_t>(packed));
   }
-};
-
-/// An index that the compiler knows, so that keys can be made with immediate operands.
-template <int Value>
-struct constant {
-  /// The value.
-  __device__ constexpr operator int() const noexcept { return Value; }
 };
 
 /// One of a lane's keys, 0 past the last.

@@ -13,13 +13,12 @@
 #include "adaptive_k/cuda/dependent_launch.cuh"
 #include "adaptive_k/cuda/device_metrics.cuh"
 #include "adaptive_k/cuda/device_plans.cuh"
-#include "adaptive_k/cuda/entropy_plan.cuh"
 #include "adaptive_k/cuda/generic_gating_kernel.cuh"
 #include "adaptive_k/cuda/permute_launch.cuh"
 #include "adaptive_k/cuda/softmax_topk_kernel.cuh"
 #include "adaptive_k/cuda/storage.cuh"
-#include "adaptive_k/cuda/thread_per_token_kernel.cuh"
 #include "adaptive_k/cuda/tuning.cuh"
+#include "adaptive_k/cuda/warp_per_token_kernel.cuh"
 #include "adaptive_k/status.hpp"
 #include "adaptive_k/types.hpp"
 
@@ -68,6 +67,7 @@ inline constexpr int shared_bytes_of_block = 64 * 1024;
 inline constexpr int shared_bytes_unasked = 48 * 1024;
 inline constexpr int softmax_topk_shared_bytes = 30 * 1024;
 inline constexpr int generic_gating_shared_bytes = 6 * 1024;
+inline constexpr int warp_per_token_shared_bytes = 6 * 1024;
 
 /// Whether a kernel that routes can permute for `num_local` experts in the same launch.
 inline bool permutes_itself(bool softmax_topk, int num_local) noexcept {
@@ -79,7 +79,8 @@ inline bool permutes_itself(bool softmax_topk, int num_local) noexcept {
 /// `own_bytes`: shared memory of the kernel for routing. The limit asked for is the same for every
 /// call, so that threads that launch the same kernel do not take it back from one another.
 inline status launch_blocks(void (*kernel)(route_params), int own_bytes, std::int64_t blocks,
-                            const route_params& params, cudaStream_t stream) noexcept {
+                            const route_params& params, cudaStream_t stream,
+                            int threads = threads_per_block) noexcept {
   const permute_params& permutation = params.permutation;
   const bool permutes = permutation.topk_ids != nullptr && permutation.num_parts == 1;
   const int shared_bytes =
@@ -91,7 +92,7 @@ inline status launch_blocks(void (*kernel)(route_params), int own_bytes, std::in
     if (!allowed.ok()) return allowed;
   }
   return to_status(cuda::launch(kernel,
-                                {static_cast<unsigned>(blocks), threads_per_block,
+                                {static_cast<unsigned>(blocks), static_cast<unsigned>(threads),
                                  static_cast<std::size_t>(shared_bytes), stream, params.overlaps},
                                 params));
 }
@@ -105,6 +106,7 @@ struct softmax_topk_family {
   template <class Tier>
   static status launch(route_params params, cudaStream_t stream) noexcept {
     using tile = device_tile<Tier::lanes, Tier::row_width, Logit>;
+    params.plain = is_plain(params);
     params.rounds = rounds_for(Tier::lanes, params.num_tokens);
     // A warp's rounds start at multiples of 32 / lanes rows, so the rows' start aligns them all.
     const std::int64_t round_bytes =
@@ -117,25 +119,50 @@ struct softmax_topk_family {
         params.load_width >= tile::chunk && (Tier::lanes > 1 ? whole_sectors : tile::chunks == 1);
     params.stages_rows = aligned && params.row_stride == params.model.num_experts &&
                          params.num_tokens > 1 && !loads_side_by_side;
-    constexpr bool built_in = std::is_same_v<Plan, detail::k_plan>;
-    params.fixed_shape = built_in && is_fixed_shape(params, Tier::max_top_k);
-    if constexpr (built_in && takes_thread_per_token<Tier, Logit>)
-      if (aligned && params.fixed_shape && params.num_tokens >= least_tokens_thread_per_token &&
-          params.model.num_experts == Tier::max_experts && params.row_stride == Tier::max_experts)
-        return launch_warps(thread_per_token_route_kernel<Tier, Logit>, 32 * tokens_per_thread,
-                            params, stream);
-    return launch_warps(softmax_topk_route_kernel<Tier, Logit, Plan>,
-                        32 / Tier::lanes * params.rounds, params, stream);
-  }
-
- private:
-  static status launch_warps(void (*kernel)(route_params), int tokens_of_warp,
-                             const route_params& params, cudaStream_t stream) noexcept {
-    const std::int64_t warps = divide_up(params.num_tokens, tokens_of_warp);
+    const std::int64_t warps = divide_up(params.num_tokens, 32 / Tier::lanes * params.rounds);
     const std::int64_t blocks = divide_up(warps, threads_per_block / 32);
     const status fits = check_blocks(blocks, params.num_tokens);
     if (!fits.ok()) return fits;
-    return launch_blocks(kernel, softmax_topk_shared_bytes, blocks, params, stream);
+    return launch_blocks(softmax_topk_route_kernel<Tier, Logit, Plan>, softmax_topk_shared_bytes,
+                         blocks, params, stream);
+  }
+};
+
+/// Whether a call is one for the warp_per_token kernels: few tokens, whose logits 32 bits count.
+template <class... Tiers>
+bool takes_warp_per_token(tier_list<Tiers...>, const route_params& params) noexcept {
+  constexpr int limits[] = {Tiers::tokens_per_multiprocessor...};
+  const int tier = tier_for(tier_list<Tiers...>{}, params.model.num_experts, params.model.top_k);
+  return tier >= 0 &&
+         params.num_tokens <= static_cast<std::int64_t>(limits[tier]) * params.multiprocessors &&
+         params.row_stride <= 0x7FFFFFFF / params.num_tokens;
+}
+
+/// The score of a gating's type, or what stands for that of its kind.
+template <class Gating, class = void>
+struct warp_score_of {
+  using type = score_of_kind;
+};
+template <class Gating>
+struct warp_score_of<Gating, std::void_t<typename Gating::score>> {
+  using type = typename Gating::score;
+};
+template <class Gating>
+using warp_score = typename warp_score_of<Gating>::type;
+
+template <class Score, class Logit, class Plan>
+struct warp_per_token_family {
+  template <class Tier>
+  static status launch(route_params params, cudaStream_t stream) noexcept {
+    params.plain = is_plain(params);
+    // A launch that permutes ends with a whole block.
+    const bool permutes = params.permutation.topk_ids != nullptr;
+    const int most = threads_per_block / 32;
+    const int warps =
+        permutes || params.num_tokens > most ? most : static_cast<int>(params.num_tokens);
+    return launch_blocks(warp_per_token_route_kernel<Tier, Score, Logit, Plan>,
+                         warp_per_token_shared_bytes, divide_up(params.num_tokens, warps), params,
+                         stream, 32 * warps);
   }
 };
 
@@ -171,6 +198,10 @@ status launch_first_fit(tier_list<Tiers...>, const route_params& params,
 /// each logit type; an engine that compiles its own kernels gets them from here.
 template <class Logit, class Plan>
 status launch_softmax_topk(const route_params& params, cudaStream_t stream) noexcept {
+  if (launch_detail::takes_warp_per_token(warp_softmax_tiers{}, params))
+    return launch_detail::launch_first_fit<
+        launch_detail::warp_per_token_family<detail::softmax_score, Logit, Plan>>(
+        warp_softmax_tiers{}, params, stream);
   return launch_detail::launch_first_fit<launch_detail::softmax_topk_family<Logit, Plan>>(
       softmax_topk_tiers{}, params, stream);
 }
@@ -178,6 +209,11 @@ status launch_softmax_topk(const route_params& params, cudaStream_t stream) noex
 /// Any gating: `kind` says which, unless Gating names its score.
 template <class Logit, class Plan, class Gating>
 status launch_generic_gating(const route_params& params, cudaStream_t stream) noexcept {
+  if (params.replay_ids == nullptr && params.model.kind != gating_kind::sparsemixer &&
+      launch_detail::takes_warp_per_token(warp_gating_tiers{}, params))
+    return launch_detail::launch_first_fit<
+        launch_detail::warp_per_token_family<launch_detail::warp_score<Gating>, Logit, Plan>>(
+        warp_gating_tiers{}, params, stream);
   return detail::with_score<Gating>(params.model.kind, [&](auto score) {
     using score_type = decltype(score);
     return launch_detail::launch_first_fit<
@@ -368,6 +404,7 @@ class basic_device_router {
     params.weights = float_type_of<Weight>();
     params.fill = fill_;
     params.overlaps = overlaps_;
+    params.multiprocessors = plans_.multiprocessors();
     return {};
   }
 

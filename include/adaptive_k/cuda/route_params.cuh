@@ -16,6 +16,18 @@ ADAPTIVE_K_NAMESPACE_BEGIN
 
 namespace cuda {
 
+/// Softmax ranked by logit, which knows that the first score is 1.
+struct softmax_gating : gating {};
+
+}  // namespace cuda
+
+namespace detail {
+template <>
+struct ranks_by_logit<cuda::softmax_gating> : std::true_type {};
+}  // namespace detail
+
+namespace cuda {
+
 /// Everything a launch needs; device pointers unless said otherwise. Passed by value.
 struct route_params {
   const void* logits;       ///< [num_tokens, E] of the kernel's logit type
@@ -23,10 +35,11 @@ struct route_params {
   std::int64_t row_stride;  ///< elements
   int load_width;           ///< as device_row
   int rounds;               ///< of a softmax_topk kernel's warp, 1 to its lanes
-  bool stages_rows;  ///< rows follow one another from a 16-byte boundary, and pay to be staged
-  bool fixed_shape;  ///< as entropy_plan.cuh
-  gating model;      ///< as the host's
-  const void* plan;  ///< of the layer and the kernel's Plan; may be rewritten between launches
+  bool stages_rows;     ///< rows follow one another from a 16-byte boundary, and pay to be staged
+  bool plain;           ///< see is_plain; for the warp_per_token kernels
+  int multiprocessors;  ///< host: that a launch may count on
+  gating model;         ///< as the host's
+  const void* plan;     ///< of the layer and the kernel's Plan; may be rewritten between launches
   const float* routing_bias;         ///< [E] or null
   const std::uint8_t* padding_mask;  ///< [num_tokens] or null
   const std::uint8_t* k_min;         ///< [num_tokens] or null
@@ -46,6 +59,14 @@ struct route_params {
   bool overlaps;                      ///< host: may overlap the kernel before it on the stream
   permute_params permutation;         ///< of the ids chosen here; null topk_ids: none
 };
+
+/// Host: whether a call is as most engines route: renormalised, ids int32, weights fp32, no mask,
+/// no limits of tokens' own, no shadow.
+inline bool is_plain(const route_params& params) noexcept {
+  return detail::renormalizes(params.model) && params.padding_mask == nullptr &&
+         params.k_min == nullptr && params.k_max == nullptr && params.chosen_counts == nullptr &&
+         params.ids == id_type::int32 && params.weights == float_type::float32;
+}
 
 /// Writes id number `at`, counted from `base`.
 __device__ ADAPTIVE_K_INLINE void store_id(void* base, std::int64_t at, id_type type,
@@ -116,18 +137,19 @@ __device__ ADAPTIVE_K_INLINE int filler_of(const route_params& params, bool padd
   return -1;
 }
 
-/// A token's count, signal and metrics; one lane does this.
-template <int MaxTopK>
+/// A token's count, signal and metrics; one lane does this. `Plain`: the call is (see is_plain).
+template <bool Plain = false, int MaxTopK>
 __device__ ADAPTIVE_K_INLINE void store_token(const route_params& params, std::int64_t token,
                                               bool padding,
                                               const detail::token_route<MaxTopK>& route,
                                               block_metrics& metrics) noexcept {
   const int count = padding ? 0 : route.count;
   if (params.topk_counts != nullptr) params.topk_counts[token] = count;
-  if (params.chosen_counts != nullptr) params.chosen_counts[token] = padding ? 0 : route.chosen;
+  if (!Plain && params.chosen_counts != nullptr)
+    params.chosen_counts[token] = padding ? 0 : route.chosen;
   if (params.signal != nullptr) params.signal[token] = padding ? 0.0f : route.signal;
   metrics.add_token(padding, count, route.signal, route.has_nonfinite);
-  if (params.chosen_counts != nullptr && !padding) metrics.add_chosen(route.chosen);
+  if (!Plain && params.chosen_counts != nullptr && !padding) metrics.add_chosen(route.chosen);
 }
 
 /// The token's bounds win over the plan's where they do not overlap.

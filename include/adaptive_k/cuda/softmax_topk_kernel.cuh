@@ -11,7 +11,7 @@
 #include "adaptive_k/cuda/device_load.cuh"
 #include "adaptive_k/cuda/device_metrics.cuh"
 #include "adaptive_k/cuda/device_tile.cuh"
-#include "adaptive_k/cuda/entropy_plan.cuh"
+#include "adaptive_k/cuda/plan_head.cuh"
 #include "adaptive_k/cuda/route_params.cuh"
 #include "adaptive_k/cuda/softmax_topk_row.cuh"
 #include "adaptive_k/cuda/staged_stores.cuh"
@@ -36,14 +36,19 @@ struct warp_tokens {
   __device__ ADAPTIVE_K_INLINE std::int64_t own_token() const noexcept { return first + own; }
 };
 
-/// Decides and stores under any gating, policy and types of output.
-template <class Plan, int MaxTopK, class Logit>
-__device__ ADAPTIVE_K_INLINE void decide_any(const route_params& params,
-                                             const row_summary<Logit, MaxTopK>& own,
-                                             const warp_tokens& tokens,
-                                             staged_slots<MaxTopK>& staged,
-                                             block_metrics& metrics) noexcept {
-  const int top_k = params.model.top_k;
+/// Decides and stores. `Fixed`: a plain call of the tier's own K0, which leaves fewer questions.
+template <bool Fixed, class Plan, class Head, int MaxTopK, class Logit>
+__device__ ADAPTIVE_K_INLINE void decide(const route_params& params, const Head& head,
+                                         const row_summary<Logit, MaxTopK>& own,
+                                         const warp_tokens& tokens, staged_slots<MaxTopK>& staged,
+                                         block_metrics& metrics) noexcept {
+  softmax_gating model;
+  static_cast<gating&>(model) = params.model;
+  if constexpr (Fixed) {
+    model.top_k = MaxTopK;
+    model.renormalize = true;
+  }
+  const int top_k = model.top_k;
   const std::int64_t token = tokens.own_token();
   detail::token_route<MaxTopK> route;
   int count = 0;
@@ -51,16 +56,17 @@ __device__ ADAPTIVE_K_INLINE void decide_any(const route_params& params,
   if (tokens.decides) {
     detail::ranked_experts<MaxTopK> ranked;
     own.rank(top_k, ranked);
-    const bool shadow = params.chosen_counts != nullptr;
     route.has_nonfinite = own.has_nonfinite;
-    const Plan& plan = *static_cast<const Plan*>(params.plan);
+    const Plan plan = load_plan<MaxTopK, Plan>(params.plan, head);
+    const bool shadow = !Fixed && params.chosen_counts != nullptr;
+    k_limits limits = plan.limits;
+    if constexpr (!Fixed) limits = limits_of(params, plan.limits, token);
     detail::finish_route<detail::softmax_score>(
-        params.model, plan, own.sums, limits_of(params, plan.limits, token),
-        shadow ? top_k : detail::no_forced_k, detail::loop_count<true, MaxTopK>{top_k}, ranked,
-        route);
-    const bool padding = is_padding(params, token);
+        model, plan, own.sums, limits, shadow ? top_k : detail::no_forced_k,
+        detail::loop_count<true, MaxTopK>{top_k}, ranked, route);
+    const bool padding = !Fixed && is_padding(params, token);
     count = padding ? 0 : route.count;
-    store_token(params, token, padding, route, metrics);
+    store_token<Fixed>(params, token, padding, route, metrics);
     metrics.add_experts(route.expert, count);
     const int filler = filler_of(params, padding, route.expert[0]);
     ADAPTIVE_K_UNROLL
@@ -69,8 +75,10 @@ __device__ ADAPTIVE_K_INLINE void decide_any(const route_params& params,
       own_slots[j] = static_cast<std::uint32_t>(j < count ? route.expert[j] : filler);
     }
   }
+  const std::int64_t first_slot = tokens.first * top_k;
+  const int num_slots = tokens.count * top_k;
   __syncwarp();
-  copy_ids(staged, params.topk_ids, tokens.first * top_k, tokens.count * top_k, params.ids);
+  copy_ids(staged, params.topk_ids, first_slot, num_slots, Fixed ? id_type::int32 : params.ids);
   __syncwarp();
   if (tokens.decides) {
     ADAPTIVE_K_UNROLL
@@ -80,49 +88,8 @@ __device__ ADAPTIVE_K_INLINE void decide_any(const route_params& params,
     }
   }
   __syncwarp();
-  copy_weights(staged, params.topk_weights, tokens.first * top_k, tokens.count * top_k,
-               params.weights);
-}
-
-/// The same for a call of fixed shape under a plan that compares the entropy.
-template <int MaxTopK, class Logit>
-__device__ ADAPTIVE_K_INLINE void decide_by_entropy(const route_params& params,
-                                                    const detail::k_plan_head& head,
-                                                    const row_summary<Logit, MaxTopK>& own,
-                                                    const warp_tokens& tokens,
-                                                    staged_slots<MaxTopK>& staged,
-                                                    block_metrics& metrics) noexcept {
-  std::uint32_t ids[MaxTopK];
-  std::uint32_t weights[MaxTopK];
-  if (tokens.decides) {
-    detail::ranked_experts<MaxTopK> ranked;
-    own.rank(MaxTopK, ranked);
-    const detail::renormalized_softmax<MaxTopK> model = {params.model.num_experts,
-                                                         params.model.routed_scaling_factor};
-    const detail::entropy_plan<MaxTopK> plan = load_entropy_plan<MaxTopK>(params.plan, head);
-    detail::token_route<MaxTopK> route;
-    route.has_nonfinite = own.has_nonfinite;
-    detail::finish_route<detail::softmax_score>(
-        model, plan, own.sums, plan.limits, detail::no_forced_k,
-        detail::loop_count<true, MaxTopK>{MaxTopK}, ranked, route);
-    const std::int64_t token = tokens.own_token();
-    if (params.topk_counts != nullptr) params.topk_counts[token] = route.count;
-    if (params.signal != nullptr) params.signal[token] = route.signal;
-    metrics.add_token(false, route.count, route.signal, route.has_nonfinite);
-    metrics.add_experts(route.expert, route.count);
-    const int filler = filler_of(params, false, route.expert[0]);
-    ADAPTIVE_K_UNROLL
-    for (int j = 0; j < MaxTopK; ++j) {
-      const bool kept = j < route.count;
-      ids[j] = static_cast<std::uint32_t>(kept ? route.expert[j] : filler);
-      weights[j] = __float_as_uint(kept ? route.weight[j] : 0.0f);
-    }
-  }
-  const std::int64_t first_slot = tokens.first * MaxTopK;
-  store_rows(staged, static_cast<std::int32_t*>(params.topk_ids) + first_slot, ids, tokens.own,
-             tokens.decides, tokens.count);
-  store_rows(staged, static_cast<float*>(params.topk_weights) + first_slot, weights, tokens.own,
-             tokens.decides, tokens.count);
+  copy_weights(staged, params.topk_weights, first_slot, num_slots,
+               Fixed ? float_type::float32 : params.weights);
 }
 
 /// Shared memory of a warp that routes by tiles.
@@ -133,33 +100,27 @@ struct tile_memory {
   staged_slots<Tier::max_top_k> slots;  ///< what it writes
 };
 
-/// What is loaded of a plan at first: of a built-in one its head.
-template <class Plan>
-__device__ ADAPTIVE_K_INLINE auto load_head(const void* plan) noexcept {
-  if constexpr (std::is_same_v<Plan, detail::k_plan>)
-    return load_plan_head(plan);
-  else
-    return *static_cast<const Plan*>(plan);
-}
-
-/// Routes up to 32 / lanes * `rounds` rows by tiles, from `first` on; rounds is at most the lanes.
-template <class Tier, class Logit, class Plan, class Head>
-__device__ ADAPTIVE_K_INLINE void route_tiles(const route_params& params, const Head& plan,
-                                              bool by_entropy, std::int64_t first, int rounds,
-                                              tile_memory<Tier, Logit>& memory,
-                                              block_metrics& metrics) noexcept {
+/// Routes what falls to this warp: up to 32 / lanes rows a round, by tiles.
+template <class Tier, class Logit, class Plan>
+__device__ ADAPTIVE_K_INLINE void route_warp(const route_params& params,
+                                             block_metrics& metrics) noexcept {
   using tile_type = device_tile<Tier::lanes, Tier::row_width, Logit>;
   constexpr int lanes = Tier::lanes;
   constexpr int max_top_k = Tier::max_top_k;
   constexpr int tiles = 32 / lanes;
+  const int rounds = lanes == 1 ? 1 : params.rounds;               // at most the lanes
+  const std::int64_t first = warp_of_launch() * (tiles * rounds);  // its first token
+  if (first >= params.num_tokens) return;
+  __shared__ tile_memory<Tier, Logit> memory_by_warp[threads_per_block / 32];
+  tile_memory<Tier, Logit>& memory = memory_by_warp[threadIdx.x / 32];
+  const auto plan = load_head<Plan>(params.plan);
   const tile_type tile;
   const int lane = tile_type::lane();
   const int warp_lane = static_cast<int>(threadIdx.x % 32);
   const int num_experts = params.model.num_experts;
   const std::int64_t left = params.num_tokens - first;
   const detail::sums_needed needed =
-      by_entropy ? detail::sums_needed{true, true}
-                 : detail::sums_for<detail::softmax_score>(params.model, plan, false);
+      detail::sums_for<detail::softmax_score>(params.model, plan, false);
   const int tile_index = warp_lane / lanes;
   const int count = left < tiles * rounds ? static_cast<int>(left) : tiles * rounds;
   row_summary<Logit, max_top_k> own;
@@ -186,25 +147,10 @@ __device__ ADAPTIVE_K_INLINE void route_tiles(const route_params& params, const 
 
   const int own_index = lane * tiles + tile_index;
   const warp_tokens tokens = {first, count, own_index, lane < rounds && own_index < count};
-  if constexpr (std::is_same_v<Plan, detail::k_plan>)
-    if (by_entropy) return decide_by_entropy(params, plan, own, tokens, memory.slots, metrics);
-  decide_any<Plan>(params, own, tokens, memory.slots, metrics);
-}
-
-/// Routes what falls to this warp.
-template <class Tier, class Logit, class Plan>
-__device__ ADAPTIVE_K_INLINE void route_warp(const route_params& params,
-                                             block_metrics& metrics) noexcept {
-  const int rounds = Tier::lanes == 1 ? 1 : params.rounds;
-  const std::int64_t first = warp_of_launch() * (32 / Tier::lanes * rounds);  // its first token
-  if (first >= params.num_tokens) return;
-  const auto plan = load_head<Plan>(params.plan);
-  bool by_entropy = false;
-  if constexpr (std::is_same_v<Plan, detail::k_plan>)
-    by_entropy = params.fixed_shape && detail::compares_entropy(plan);
-  __shared__ tile_memory<Tier, Logit> memory[threads_per_block / 32];
-  route_tiles<Tier, Logit, Plan>(params, plan, by_entropy, first, rounds, memory[threadIdx.x / 32],
-                                 metrics);
+  if (params.plain && params.model.top_k == max_top_k)
+    decide<true, Plan>(params, plan, own, tokens, memory.slots, metrics);
+  else
+    decide<false, Plan>(params, plan, own, tokens, memory.slots, metrics);
 }
 
 /// Softmax ranked by logit alone: tiles read rows, then every lane decides one token.

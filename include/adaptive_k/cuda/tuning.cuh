@@ -38,11 +38,38 @@ constexpr int tier_for(tier_list<Tiers...>, int num_experts, int top_k) noexcept
   return found ? index : -1;
 }
 
+/// One compiled shape of the warp_per_token kernels. They are chosen up to `TokensPerSm` tokens for
+/// each multiprocessor.
+template <int MaxExperts, int MaxTopK, int TokensPerSm>
+struct warp_tier {
+  static constexpr int max_experts = MaxExperts;                 ///< E that it holds
+  static constexpr int max_top_k = MaxTopK;                      ///< K0 that it holds
+  static constexpr int rows = (MaxExperts + 31) / 32;            ///< experts of a lane
+  static constexpr int tokens_per_multiprocessor = TokensPerSm;  ///< up to which it is chosen
+};
+
+// A warp a token takes more instructions than few lanes a token, but each warp's chain of dependent
+// steps is a fraction as long, and until the GPU is full that chain is the time of a launch. Both
+// families' times meet where the instructions of T warps, on all multiprocessors' four schedulers,
+// last as long as one warp's way through the other kernel. That way is known within bounds only: of
+// 32 tokens at 128/8 between 4,256 cycles (issue slots) and 16,919 (in PTX order, modelled); the
+// numbers below take about its lower third. Not measured on a GPU.
+
+/// Softmax ranked by logit alone, where a warp decides one token.
+using warp_softmax_tiers =
+    tier_list<warp_tier<32, 4, 16>, warp_tier<64, 8, 40>, warp_tier<128, 8, 40>,
+              warp_tier<256, 8, 40>, warp_tier<384, 8, 40>, warp_tier<512, 16, 40>>;
+
+/// Any other gating but sparsemixer, where a warp decides one token.
+using warp_gating_tiers =
+    tier_list<warp_tier<128, 8, 20>, warp_tier<256, 8, 20>, warp_tier<384, 8, 20>>;
+
 // Warp instructions per token by lanes a token, bf16 / fp32 logits, as kernel_sweep
-// (bench/kernel_cost) counts them for entropy thresholds at T = 4096; s: registers spill.
+// (bench/kernel_cost) counted them for entropy thresholds at T = 4096, before the kernels for few
+// tokens; s: registers spill.
 //
 //   E/K0         1            2            4            8           16
-//   8/2      7.9/7.9     21.4/21.1    33.0/31.5
+//   8/2    13.2/16.6     21.4/21.1    33.0/31.5
 //   60/4   60.0s/71.6s   71.0/88.6    84.8/107.6  119.6/145.1
 //   64/8   72.8s/85.0s   80.3/97.6    95.3/117.8  134.2/165.4
 //   128/8                134.4/167.5  150.2/188.4  190.0/235.9
@@ -51,17 +78,16 @@ constexpr int tier_for(tier_list<Tiers...>, int num_experts, int top_k) noexcept
 //
 // Fewer lanes cost less, until the registers do not suffice; at 256/8 two lanes would leave a warp
 // twice as long for 6%.
-//
-// 8/2 with one lane, by rows that each lane takes:
-//
-//        1            2            4            8
-//    13.2/16.6     8.8/9.0      7.9/7.9      7.6/7.4
+
+// On sm_80 these take 128 registers or fewer, so that four blocks fit a multiprocessor. Half as
+// many lanes at 128/8 and above take up to 255 for 11 to 23% fewer instructions: two blocks, and as
+// many warps at 16,384 tokens as an H200 has schedulers.
 
 /// Softmax ranked by logit alone: what most models do. Larger shapes go to the generic_gating
 /// kernels.
 using softmax_topk_tiers =
-    tier_list<tier<8, 2, 1>, tier<16, 4, 1>, tier<60, 4, 2>, tier<64, 8, 2, 3>, tier<128, 8, 2, 2>,
-              tier<256, 8, 4, 2>, tier<384, 8, 4, 2>, tier<512, 16, 16, 2>>;
+    tier_list<tier<8, 2, 1>, tier<16, 4, 1>, tier<60, 4, 2>, tier<64, 8, 2>, tier<128, 8, 4>,
+              tier<256, 8, 8>, tier<384, 8, 8>, tier<512, 16, 16>>;
 
 /// Any gating, selection bias and groups.
 using generic_gating_tiers =
@@ -72,20 +98,6 @@ using sparsemixer_tiers = tier_list<tier<64, 2, 8>, tier<256, 2, 8>, tier<1024, 
 
 inline constexpr int threads_per_block = 128;           ///< of every routing kernel
 inline constexpr int generic_gating_blocks_per_sm = 2;  ///< of the generic_gating kernels
-
-/// Whether thread_per_token_route_kernel takes rows of a tier: it ranks two experts, and reads
-/// whole rows of one or two loads of 16 bytes.
-template <class Tier, class Logit>
-inline constexpr bool takes_thread_per_token = Tier::lanes == 1 && Tier::max_top_k == 2 &&
-                                               (Tier::max_experts * sizeof(Logit) == 16 ||
-                                                Tier::max_experts * sizeof(Logit) == 32);
-
-/// Rows that each of its lanes takes, and the shortest launch for it; others take one row a lane. A
-/// lane's rows do not wait for one another, so four make a warp's longest chain of dependent
-/// instructions hardly longer; but 4096 tokens are 32 warps then instead of 128, which a large GPU
-/// could do with. Not measured on one.
-inline constexpr int tokens_per_thread = 4;
-inline constexpr long long least_tokens_thread_per_token = 4096;  ///< below, too few warps are busy
 
 /// Rounds of a softmax_topk kernel's warp. More of them cost fewer instructions a token, but keep
 /// fewer warps busy and each one longer, so small launches take one.

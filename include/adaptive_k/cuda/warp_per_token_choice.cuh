@@ -1,0 +1,331 @@
+// The decision of core/finish_route.hpp where lane j has rank j: the same operations, those of a
+// rank by its lane, those of the token by all.
+#pragma once
+
+#include <cstdint>
+#include <type_traits>
+
+#include "adaptive_k/core/choose_k.hpp"
+#include "adaptive_k/core/finish_route.hpp"
+#include "adaptive_k/core/gating.hpp"
+#include "adaptive_k/core/plan.hpp"
+#include "adaptive_k/core/weights.hpp"
+#include "adaptive_k/cuda/plan_head.cuh"
+#include "adaptive_k/cuda/route_params.cuh"
+#include "adaptive_k/cuda/warp_ops.cuh"
+
+ADAPTIVE_K_NAMESPACE_BEGIN
+
+namespace cuda {
+
+/// In lane j rank j of a token; in lanes past K0 a score of 0.
+struct lane_rank {
+  int expert;       ///< 0..E - 1
+  float score;      ///< s, up to a common factor
+  float log_score;  ///< ln s, finite; 0 past K0
+  float mass;       ///< sum of the scores of ranks 0 to this
+  float total;      ///< of all ranks, in every lane
+
+  /// Adds up the scores in the order of ranks.
+  template <int MaxTopK>
+  __device__ ADAPTIVE_K_INLINE void add_up(int lane, int top_k) noexcept {
+    total = mass = warp::of_lane<0>(score);
+    warp::while_true<MaxTopK>([&](auto j) {
+      if (j % 2 == 0 && j >= top_k) return false;
+      if constexpr (j > 0) {
+        total = total + warp::of_lane<j>(score);
+        mass = lane >= j ? total : mass;
+      }
+      return true;
+    });
+  }
+
+  /// The scores of all ranks in every lane, for what is written so. Entries past K0 are 0.
+  template <int MaxTopK>
+  __device__ ADAPTIVE_K_INLINE detail::ranked_experts<MaxTopK> gather_scores() const noexcept {
+    detail::ranked_experts<MaxTopK> ranked;
+    warp::while_true<MaxTopK>([&](auto j) {
+      ranked.score[j] = warp::of_lane<j>(score);
+      ranked.log_score[j] = warp::of_lane<j>(log_score);
+      return true;
+    });
+    ranked.total = total;
+    return ranked;
+  }
+  /// All of all ranks.
+  template <int MaxTopK>
+  __device__ ADAPTIVE_K_INLINE detail::ranked_experts<MaxTopK> gather() const noexcept {
+    detail::ranked_experts<MaxTopK> ranked = gather_scores<MaxTopK>();
+    warp::while_true<MaxTopK>([&](auto j) {
+      ranked.expert[j] = warp::of_lane(expert, j);
+      ranked.mass[j] = warp::of_lane<j>(mass);
+      return true;
+    });
+    return ranked;
+  }
+};
+
+/// One rank as `is_enough` sees a token; its j is the lane.
+struct lane_token {
+  using real = float;             ///< as ranked_token
+  const lane_rank& rank;          ///< of this lane
+  float signal;                   ///< of the token
+  float first_score, next_score;  ///< of rank 0, and of the one behind this
+  /// Of ranks 0 to this one.
+  ADAPTIVE_K_HD ADAPTIVE_K_INLINE float mass(int) const noexcept { return rank.mass; }
+  /// Of all ranks.
+  ADAPTIVE_K_HD ADAPTIVE_K_INLINE float total() const noexcept { return rank.total; }
+  /// Asked of rank 0 and of the next.
+  ADAPTIVE_K_HD ADAPTIVE_K_INLINE float score(int j) const noexcept {
+    return j == 0 ? first_score : next_score;
+  }
+};
+
+/// A lane's threshold of a plan, loaded before it is needed.
+struct lane_threshold {
+  float value;  ///< threshold[lane]
+  /// Asked for the lane.
+  ADAPTIVE_K_HD ADAPTIVE_K_INLINE float operator[](int) const noexcept { return value; }
+};
+/// What `is_enough` reads of a plan.
+struct lane_plan {
+  signal_kind signal;        ///< what is compared
+  lane_threshold threshold;  ///< with what
+};
+
+/// As core's first_k_met: the lowest lane whose threshold is met.
+__device__ ADAPTIVE_K_INLINE int first_k_met(const detail::k_plan_head& plan, float threshold,
+                                             int lane, const lane_rank& rank, float signal,
+                                             k_limits limits) noexcept {
+  lane_token token = {rank, signal, 0.0f, 0.0f};
+  if (plan.signal == signal_kind::score_ratio) {
+    token.first_score = warp::of_lane<0>(rank.score);
+    token.next_score = warp::of_next_lane(rank.score);
+  }
+  const bool enough = detail::is_enough(lane_plan{plan.signal, {threshold}}, token, lane);
+  const unsigned met = warp::lanes_where(enough && (plan.tried >> lane & 1u) != 0);
+  return detail::within(met != 0 ? __ffs(static_cast<int>(met)) : static_cast<int>(plan.last_k),
+                        limits);
+}
+
+/// As core's least_cost_k, the cost of k by lane k - 1.
+template <int MaxTopK>
+__device__ ADAPTIVE_K_INLINE int least_cost_k(const distortion_ref& model, float mass_exponent,
+                                              int lane, const lane_rank& rank, int top_k,
+                                              int num_experts, float topk_share,
+                                              k_limits limits) noexcept {
+  const int k = lane + 1;
+  const detail::cost_terms<> terms(rank.total, warp::of_lane<0>(rank.score), topk_share);
+  detail::rank_split<> split = {rank.mass, 0.0f, 0.0f, 0.0f};
+  const float w = rank.score * terms.inverse_mass;
+  float squares = 0.0f;
+  warp::while_true<MaxTopK>([&](auto j) {  // all: past K0 they add 0
+    const float other = warp::of_lane<j>(w);
+    squares = math::fma(other, other, squares);
+    split.kept_squares = lane >= j ? squares : split.kept_squares;
+    return true;
+  });
+  float mass = 0.0f;
+  squares = 0.0f;
+  warp::while_true<MaxTopK - 1>([&](auto i) {
+    constexpr int j = MaxTopK - 1 - i;
+    const float other = warp::of_lane<j>(w);
+    mass = math::fma(warp::of_lane<j>(rank.score), terms.inverse_mass, mass);
+    squares = math::fma(other, other, squares);
+    split.dropped_mass = lane < j ? mass : split.dropped_mass;
+    split.dropped_squares = lane < j ? squares : split.dropped_squares;
+    return true;
+  });
+  const int first = warp::of_lane(rank.expert, 0);
+  const int next = warp::of_next_lane(rank.expert);
+  float cost = model.lambda * static_cast<float>(k);
+  if (k < top_k)
+    cost = math::fma(
+        detail::distortion(model, mass_exponent, terms, split, lane, num_experts, first, next),
+        model.sensitivity, cost);
+  const bool counts = k >= limits.k_min && k <= limits.k_max && cost == cost;
+  const std::uint32_t order = counts ? ~detail::order_key(cost) : 0u;
+  const std::uint32_t best = warp::largest(order);
+  const unsigned at = warp::lanes_where(counts && order == best);
+  return at != 0 ? 32 - __clz(static_cast<int>(at)) : limits.k_max;
+}
+
+/// What a plan's choice reads of it; loaded at first, so that it is there when it is needed.
+template <class Plan>
+struct loaded_plan {
+  Plan head;  ///< all of it
+  /// Whether finish_by_entropy serves it.
+  __device__ static constexpr bool compares_entropy() noexcept { return false; }
+  /// Whether its choice or its signal may read the scores' logarithms.
+  __device__ static constexpr bool reads_log_scores() noexcept { return true; }
+  /// From device memory.
+  __device__ ADAPTIVE_K_INLINE explicit loaded_plan(const void* plan, int) noexcept
+      : head(*static_cast<const Plan*>(plan)) {}
+  /// How many experts the token gets, within its limits.
+  template <int MaxTopK>
+  __device__ ADAPTIVE_K_INLINE int choose_k(int, const lane_rank& rank, int top_k, int num_experts,
+                                            k_limits limits, float signal,
+                                            float topk_share) const noexcept {
+    using ranks = detail::loop_count<true, MaxTopK>;
+    const detail::ranked_experts<MaxTopK> ranked = rank.template gather<MaxTopK>();
+    return detail::choose_k(head,
+                            ranked_token<MaxTopK, float, ranks>{
+                                ranked, {top_k}, top_k, num_experts, limits, signal, topk_share});
+  }
+};
+/// Of a built-in one its head, and a threshold a lane.
+template <>
+struct loaded_plan<detail::k_plan> {
+  const detail::k_plan* plan;  ///< in device memory
+  detail::k_plan_head head;    ///< of it
+  float threshold;             ///< of this lane
+  /// From device memory.
+  __device__ ADAPTIVE_K_INLINE explicit loaded_plan(const void* from, int lane) noexcept
+      : plan(static_cast<const detail::k_plan*>(from)),
+        head(load_plan_head(from)),
+        threshold(plan->threshold[lane]) {}
+  /// Whether finish_by_entropy serves it.
+  __device__ ADAPTIVE_K_INLINE bool compares_entropy() const noexcept {
+    return head.signal == signal_kind::softmax_entropy &&
+           head.choice == detail::k_choice::thresholds;
+  }
+  /// Whether its choice or its signal reads the scores' logarithms.
+  __device__ ADAPTIVE_K_INLINE bool reads_log_scores() const noexcept {
+    return head.signal == signal_kind::topk_entropy;
+  }
+  /// How many experts the token gets, within its limits.
+  template <int MaxTopK>
+  __device__ ADAPTIVE_K_INLINE int choose_k(int lane, const lane_rank& rank, int top_k,
+                                            int num_experts, k_limits limits, float signal,
+                                            float topk_share) const noexcept {
+    if (head.choice == detail::k_choice::distortion)
+      return least_cost_k<MaxTopK>(plan->distortion, head.mass_exponent, lane, rank, top_k,
+                                   num_experts, topk_share, limits);
+    return first_k_met(head, threshold, lane, rank, signal, limits);
+  }
+};
+
+/// What a token gets: its k and signal in every lane, a weight in each.
+struct warp_choice {
+  int count;     ///< k_t
+  int chosen;    ///< what the policy chose
+  float signal;  ///< in its unit
+  float weight;  ///< of this lane's rank
+};
+
+/// As core's finish_route. `rank` has expert, score and log_score, and is completed. `relative`:
+/// scores are relative to the row's largest logit.
+template <int MaxTopK, class Gating, class Plan>
+__device__ ADAPTIVE_K_INLINE warp_choice finish_warp(const Gating& model, bool relative,
+                                                     const loaded_plan<Plan>& plan, int lane,
+                                                     const detail::score_sums<>& sums,
+                                                     k_limits limits, bool shadow,
+                                                     lane_rank& rank) noexcept {
+  const auto& head = plan.head;
+  const int top_k = model.top_k;
+  float full_entropy = 0.0f;
+  if (detail::is_full_entropy(head.signal)) {
+    full_entropy = detail::entropy_nats(sums.score, sums.score_log_score);
+    if (!relative)  // scores that all underflowed: as unsure as can be
+      full_entropy = sums.score > 0.0f ? full_entropy : head.log_experts;
+  }
+  rank.add_up<MaxTopK>(lane, top_k);
+  const float mass = rank.total;
+  const bool weighs = mass > 0.0f;
+  if constexpr (!detail::ranks_by_logit<Gating>::value) {
+    if (!weighs) {  // every chosen score underflowed
+      rank.score = lane < top_k ? 1.0f : 0.0f;
+      rank.log_score = 0.0f;
+      rank.mass = static_cast<float>(lane < top_k ? lane + 1 : top_k);
+      rank.total = static_cast<float>(top_k);
+    }
+  }
+  float topk_share = 0.0f;
+  if (head.reads_topk_share()) topk_share = relative ? math::divide(mass, sums.score) : mass;
+  warp_choice made;
+  if (detail::is_full_entropy(head.signal)) {
+    made.signal = head.signal == signal_kind::softmax_entropy
+                      ? full_entropy
+                      : detail::signal_value(signal_kind::normalized_entropy, full_entropy,
+                                             head.inverse_log_experts, detail::ranked_experts<1>{},
+                                             detail::loop_count<true, 1>{1});
+  } else {
+    made.signal = detail::signal_value(head.signal, full_entropy, head.inverse_log_experts,
+                                       rank.gather_scores<MaxTopK>(),
+                                       detail::loop_count<true, MaxTopK>{top_k});
+  }
+  made.chosen = plan.template choose_k<MaxTopK>(lane, rank, top_k, model.num_experts, limits,
+                                                made.signal, topk_share);
+  made.count = shadow ? top_k : made.chosen;
+
+  const float kept = warp::of_lane(rank.mass, made.count - 1);
+  const float underflow_scale = detail::underflow_scale_of(model, kept);
+  // Without renormalisation, the sum over all E is divided out where scores are relative.
+  const float divisor = relative ? sums.score : 1.0f;
+  float factor = detail::weight_factor<detail::softmax_score>(
+      model, head, kept, rank.total, divisor, made.count < top_k, underflow_scale);
+  if (!detail::renormalizes(model)) factor = weighs ? factor : 0.0f;
+  made.weight = rank.score * underflow_scale * factor;
+  return made;
+}
+
+/// The scores of the first ranks, in their order; past them they are 0.
+template <int MaxTopK>
+__device__ ADAPTIVE_K_INLINE float sum_of_ranks(float score, int top_k) noexcept {
+  float sum = warp::of_lane<0>(score);
+  warp::while_true<MaxTopK>([&](auto j) {
+    if (j > 1 && j == MaxTopK / 2 && j >= top_k) return false;
+    if constexpr (j > 0) sum = sum + warp::of_lane<j>(score);
+    return true;
+  });
+  return sum;
+}
+
+/// As finish_warp, for a plain call under a plan that compares the entropy or nothing.
+template <int MaxTopK, class Gating>
+__device__ ADAPTIVE_K_INLINE warp_choice finish_by_entropy(const Gating& model, bool relative,
+                                                           const loaded_plan<detail::k_plan>& plan,
+                                                           int lane,
+                                                           const detail::score_sums<>& sums,
+                                                           lane_rank& rank) noexcept {
+  constexpr bool first_is_one = detail::ranks_by_logit<Gating>::value;
+  const detail::k_plan_head& head = plan.head;
+  const int top_k = model.top_k;
+  const bool tried = (head.tried >> lane & 1u) != 0;
+  const float threshold = tried ? plan.threshold : -math::infinity;
+  warp_choice made;
+  made.signal = detail::entropy_nats(sums.score, sums.score_log_score);
+  if (!relative) made.signal = sums.score > 0.0f ? made.signal : head.log_experts;
+  const unsigned met = warp::lanes_where(made.signal < threshold);
+  const int last = head.last_k;
+  made.count = made.chosen =
+      detail::within(met != 0 ? __ffs(static_cast<int>(met)) : last, head.limits);
+  const bool whole_mass = head.mass_exponent == 1.0f;
+  float total = 1.0f;
+  if (!first_is_one || !whole_mass) total = sum_of_ranks<MaxTopK>(rank.score, top_k);
+  if (!first_is_one && !(total > 0.0f)) {  // every chosen score underflowed
+    rank.score = lane < top_k ? 1.0f : 0.0f;
+    total = static_cast<float>(top_k);
+  }
+  const float kept = sum_of_ranks<MaxTopK>(lane < made.count ? rank.score : 0.0f, top_k);
+  const float underflow_scale = detail::underflow_scale_of(model, kept);
+  float factor;
+  if (first_is_one && whole_mass)
+    factor = math::divide(model.routed_scaling_factor, kept);
+  else
+    factor = detail::weight_factor<detail::softmax_score>(model, head, kept, total, sums.score,
+                                                          made.count < top_k, underflow_scale);
+  made.weight = rank.score * underflow_scale * factor;
+  return made;
+}
+template <int MaxTopK, class Gating, class Plan>
+__device__ ADAPTIVE_K_INLINE warp_choice finish_by_entropy(const Gating&, bool,
+                                                           const loaded_plan<Plan>&, int,
+                                                           const detail::score_sums<>&,
+                                                           lane_rank&) noexcept {
+  return {};  // never: such plans do not compare the entropy
+}
+
+}  // namespace cuda
+
+ADAPTIVE_K_NAMESPACE_END
