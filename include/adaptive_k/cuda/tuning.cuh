@@ -79,15 +79,15 @@ using warp_gating_tiers =
 // Fewer lanes cost less, until the registers do not suffice; at 256/8 two lanes would leave a warp
 // twice as long for 6%.
 
-// On sm_80 these take 128 registers or fewer, so that four blocks fit a multiprocessor. Half as
-// many lanes at 128/8 and above take up to 255 for 11 to 23% fewer instructions: two blocks, and as
-// many warps at 16,384 tokens as an H200 has schedulers.
+// On sm_80 these take 128 registers or fewer, so that four blocks fit a multiprocessor; the last
+// takes 168, as it would spill. Half as many lanes at 128/8 and above take up to 255 for 11 to 23%
+// fewer instructions: two blocks, and as many warps at 16,384 tokens as an H200 has schedulers.
 
 /// Softmax ranked by logit alone: what most models do. Larger shapes go to the generic_gating
 /// kernels.
 using softmax_topk_tiers =
     tier_list<tier<8, 2, 1>, tier<16, 4, 1>, tier<60, 4, 2>, tier<64, 8, 2>, tier<128, 8, 4>,
-              tier<256, 8, 8>, tier<384, 8, 8>, tier<512, 16, 16>>;
+              tier<256, 8, 8>, tier<384, 8, 8>, tier<512, 16, 16, 3>>;
 
 /// Any gating, selection bias and groups.
 using generic_gating_tiers =
