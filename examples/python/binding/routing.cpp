@@ -168,8 +168,8 @@ void keep(const router& self, int layer, const input_array& logits, const input_
   const adaptive_k::routing_extras extras =
       call_inputs{routing_bias, padding_mask, k_min, k_max}.extras(model, tokens);
   const auto slots = static_cast<std::size_t>(tokens * top_k);
-  std::vector<std::int32_t> own_ids(slots), chosen(static_cast<std::size_t>(tokens));
-  std::vector<float> full(slots), fewer(slots);
+  std::vector<std::int32_t> own_ids(slots);
+  std::vector<float> unread(slots);
   adaptive_k::status result;
   routing_metrics counted;
   with_float_type(logit_type, [&](auto* logit) {
@@ -180,25 +180,23 @@ void keep(const router& self, int layer, const input_array& logits, const input_
       using expert_id = std::remove_pointer_t<decltype(id)>;
       const auto* engine_ids = static_cast<const expert_id*>(ids.data());
       const nb::gil_scoped_release released;
-      adaptive_k::routing_output<> output = {own_ids.data(), full.data(), k, signals,
-                                             chosen.data()};
-      result = self.route(layer, view, output, shadow ? &counted : nullptr, extras);
+      adaptive_k::routing_output<> output = {own_ids.data(), unread.data(), k, signals};
+      output.weight_factors = stretch;
+      std::vector<std::int32_t> ran;
+      if (shadow) {  // counts are what the policy would have taken
+        ran.resize(static_cast<std::size_t>(tokens));
+        output.topk_counts = ran.data();
+        output.chosen_counts = k;
+      }
+      result = self.route(layer, view, output, &counted, extras);
       if (!result.ok()) return;
       if (shadow) {
         std::fill(keeps, keeps + slots, std::uint8_t{1});
-        std::fill(stretch, stretch + tokens, 1.0f);
-        std::copy(chosen.begin(), chosen.end(), k);
         return;
       }
-      output.topk_weights = fewer.data();
-      output.chosen_counts = nullptr;
-      result = self.route(layer, view, output, &counted, extras);
-      if (!result.ok()) return;
       int rank[adaptive_k::max_top_k];
       for (std::int64_t t = 0; t < tokens; ++t) {
         const auto first = static_cast<std::size_t>(t * top_k);
-        // The best expert's weight at k over that at top_k: r^-a, and 1 to the bit at k = top_k.
-        stretch[t] = k[t] > 0 && full[first] > 0.0f ? fewer[first] / full[first] : 1.0f;
         rank_slots(engine_ids + t * top_k, own_ids.data() + first, top_k, rank);
         for (int slot = 0; slot < top_k; ++slot) {
           int better = 0;

@@ -26,11 +26,14 @@ from ._core import (  # noqa: E402
     instructions,
     list_presets,
 )
+from .calibration import CalibrationResult, Calibrator  # noqa: E402
 from .known import AdaptiveKRouter, RoutingConfig, RoutingMetrics  # noqa: E402
 from .router import Routed, Router  # noqa: E402
 
 __all__ = [
     "AdaptiveKRouter",
+    "CalibrationResult",
+    "Calibrator",
     "Gating",
     "Metrics",
     "Policy",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import weakref
-from typing import Any, Optional
+from typing import Any, Optional, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -15,31 +15,53 @@ import torch.nn.functional as F
 NAME = "adaptive_k"
 
 
-def _project(x: torch.Tensor, weight: torch.Tensor, bias: Optional[torch.Tensor], transposed: bool):
-    if transposed:
-        return x @ weight if bias is None else torch.addmm(bias, x, weight)
-    return F.linear(x, weight, bias)
+def _multiply(
+    x: torch.Tensor, weight: torch.Tensor, bias: Optional[torch.Tensor], transposed: bool,
+    out: Optional[torch.Tensor] = None,
+) -> torch.Tensor:  # fmt: skip
+    """One expert's matrix on its rows, into `out` where given."""
+    matrix = weight if transposed else weight.t()
+    if bias is None:
+        return torch.mm(x, matrix, out=out)
+    return torch.addmm(bias, x, matrix, out=out)
 
 
-def _expert_rows(experts: Any, x: torch.Tensor, expert: int) -> torch.Tensor:
-    """What one expert makes of its rows, before their weights."""
-    bias = experts.has_bias
+def _each(
+    experts: Any, x: torch.Tensor, sizes: Sequence[int], name: str, in_place: bool
+) -> torch.Tensor:
+    """The matrices `name` of all experts on rows that are sorted by expert."""
+    weights = getattr(experts, name)
+    biases = getattr(experts, f"{name}_bias") if experts.has_bias else None
+    width = weights.shape[-1] if experts.is_transposed else weights.shape[-2]
+    made = x.new_empty((x.shape[0], width), dtype=weights.dtype) if in_place else None
+    parts, begin = [], 0
+    for expert, size in enumerate(sizes):
+        if size == 0:
+            continue
+        end = begin + size
+        part = _multiply(
+            x[begin:end], weights[expert], None if biases is None else biases[expert],
+            experts.is_transposed, made[begin:end] if in_place else None,
+        )  # fmt: skip
+        if not in_place:
+            parts.append(part)
+        begin = end
+    if in_place:
+        return made
+    return torch.cat(parts) if parts else x.new_empty((0, width))
+
+
+def expert_rows(experts: Any, x: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
+    """What the experts make of rows that are sorted by expert, `sizes` of each, before their weights."""
+    learns = torch.is_grad_enabled() and (
+        x.requires_grad or any(p.requires_grad for p in experts.parameters())
+    )
+    x = x.to(experts.down_proj.dtype)
     if experts.has_gate:
-        up = _project(
-            x, experts.gate_up_proj[expert], experts.gate_up_proj_bias[expert] if bias else None,
-            experts.is_transposed,
-        )  # fmt: skip
-        hidden = experts._apply_gate(up)
+        hidden = experts._apply_gate(_each(experts, x, sizes, "gate_up_proj", not learns))
     else:
-        up = _project(
-            x, experts.up_proj[expert], experts.up_proj_bias[expert] if bias else None,
-            experts.is_transposed,
-        )  # fmt: skip
-        hidden = experts.act_fn(up)
-    out = _project(
-        hidden, experts.down_proj[expert], experts.down_proj_bias[expert] if bias else None,
-        experts.is_transposed,
-    )  # fmt: skip
+        hidden = experts.act_fn(_each(experts, x, sizes, "up_proj", not learns))
+    out = _each(experts, hidden, sizes, "down_proj", not learns)
     return experts.post_expert_norm(out) if experts.has_post_expert_norm else out
 
 
@@ -54,19 +76,14 @@ def run_experts(
     sizes = torch.bincount(flat, minlength=num_experts + 1).tolist()[:num_experts]
     live = order[: sum(sizes)]
     tokens = live // top_k
-    rows = hidden[tokens]
-    made = torch.empty_like(rows)
-    begin = 0
-    for expert, size in enumerate(sizes):
-        if size != 0:
-            made[begin : begin + size] = _expert_rows(experts, rows[begin : begin + size], expert)
-            begin += size
+    made = expert_rows(experts, hidden[tokens], sizes)
     # Each token adds up its own rows, slot by slot: the same order every time.
     by_slot = torch.argsort(live)
     kept = torch.bincount(tokens, minlength=len(hidden))
     factors = weights.reshape(-1)[live[by_slot]].to(made.dtype)
     begins = torch.cumsum(kept, 0) - kept
-    return F.embedding_bag(by_slot, made, begins, mode="sum", per_sample_weights=factors)
+    out = F.embedding_bag(by_slot, made, begins, mode="sum", per_sample_weights=factors)
+    return out.to(hidden.dtype)
 
 
 # torch.compile sees one operation: its module is looked up by a number.

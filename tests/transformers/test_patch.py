@@ -267,3 +267,14 @@ def test_canary_our_experts_skip_num_experts_and_nothing_else():
         nothing = experts.run_experts(module, x, torch.full_like(ids, 8), weights)
     assert torch.equal(nothing, torch.zeros(5, 32))
     assert adaptive_k.__version__
+
+
+def test_gradients_pass_through_the_experts_that_ran():
+    model = tiny_models.make("Mixtral")
+    module = model.model.layers[0].mlp.experts
+    x = torch.randn(5, 32, requires_grad=True)
+    ids, weights = torch.randint(0, 4, (5, 3)), torch.rand(5, 3)
+    ids[:, 2] = 8
+    experts.run_experts(module, x, ids, weights).sum().backward()
+    used = module.gate_up_proj.grad.abs().amax((1, 2)) > 0
+    assert used.tolist() == [e in ids for e in range(8)] and x.grad.abs().sum() > 0

@@ -59,9 +59,6 @@ FAMILIES = {
     "HunYuanMoEV1": {"num_experts": 8, "moe_topk": 3, "head_dim": 8},
 }  # fmt: skip
 
-#: Families whose own layers see padding, so that a padded batch differs from its rows alone.
-SEES_PADDING = {"MiniMax"}
-
 
 def available() -> list:
     return [name for name in FAMILIES if hasattr(hf, f"{name}ForCausalLM")]
