@@ -1,7 +1,8 @@
 // MoE layers as llama.cpp's graphs have them, by ggml alone: a scheduler with the plug-in's backend
 // and the CPU's. One token at a time the plug-in uses slots, a batch of tokens with different K
 // rows: both must give the same bits, and what double arithmetic says of the library's own routing.
-//   ggml_graph_test PLUGIN.so          ADAPTIVE_K=top_p:0.6,a=0.5 or another policy is set
+//   ggml_graph_test PLUGIN.so [THREADS]          ADAPTIVE_K=top_p:0.6,a=0.5 or another policy is
+//   set
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -14,6 +15,7 @@
 
 #include "adaptive_k/calibration/policy_spec.hpp"
 #include "adaptive_k/host/router.hpp"
+#include "ggml-backend-impl.h"
 #include "ggml-backend.h"
 #include "ggml.h"
 
@@ -341,12 +343,42 @@ void check(const layer_case& c, const std::string& policy, ggml_backend_t plugin
   ggml_free(w.context);
 }
 
+/// llama.cpp sends products of 32 tokens and more to a GPU where there is one.
+void check_claims_beside_a_gpu(const layer_case& c, ggml_backend_t plugin, ggml_backend_t cpu) {
+  static ggml_backend_device gpu = {};
+  gpu.iface.get_type = [](ggml_backend_dev_t) -> enum ggml_backend_dev_type {
+    return GGML_BACKEND_DEVICE_TYPE_GPU;
+  };
+  gpu.iface.get_name = [](ggml_backend_dev_t) { return "made-up GPU"; };
+  gpu.iface.get_description = gpu.iface.get_name;
+  ggml_backend_device_register(&gpu);
+  const moe_weights w = make_weights(c, cpu);
+  for (const int tokens : {1, 31, 32, 512}) {
+    const ggml_init_params params = {
+        512 * ggml_tensor_overhead() + ggml_graph_overhead_custom(256, false), nullptr, true};
+    ggml_context* const context = ggml_init(params);
+    const built b = build(context, c, w, tokens);
+    int products = 0;
+    for (int i = 0; i < ggml_graph_n_nodes(b.graph); ++i) {
+      const ggml_tensor* const node = ggml_graph_node(b.graph, i);
+      if (node->op != GGML_OP_MUL_MAT_ID) continue;
+      ++products;
+      expect(ggml_backend_supports_op(plugin, node) == (tokens < 32),
+             std::to_string(tokens) + " tokens beside a GPU: " + node->name);
+    }
+    expect(products == 3, "three products in a layer");
+    ggml_free(context);
+  }
+  ggml_backend_buffer_free(w.buffer);
+  ggml_free(w.context);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
   const char* const policy = std::getenv("ADAPTIVE_K");
-  if (argc != 2 || policy == nullptr) {
-    std::fputs("usage: ADAPTIVE_K=POLICY ggml_graph_test PLUGIN.so\n", stderr);
+  if (argc != 3 || policy == nullptr) {
+    std::fputs("usage: ADAPTIVE_K=POLICY ggml_graph_test PLUGIN.so THREADS|gpu\n", stderr);
     return 2;
   }
   ggml_backend_load_all();
@@ -360,7 +392,7 @@ int main(int argc, char** argv) {
         reinterpret_cast<ggml_backend_set_n_threads_t>(ggml_backend_reg_get_proc_address(
             ggml_backend_dev_backend_reg(ggml_backend_get_device(backend)),
             "ggml_backend_set_n_threads"));
-    set(backend, 2);
+    set(backend, std::max(1, std::atoi(argv[2])));
   }
   const ggml_type f32 = GGML_TYPE_F32;
   // Numbers of experts differ: the plug-in takes layers of one shape for one model.
@@ -380,7 +412,10 @@ int main(int argc, char** argv) {
       {"q4_K fused", gating_kind::softmax, 24, 6, true, false, true, false, 1, 1, 1.0f,
        GGML_TYPE_Q4_K},
   };
-  for (const layer_case& c : cases) check(c, policy, plugin, cpu);
+  if (std::strcmp(argv[2], "gpu") == 0)
+    check_claims_beside_a_gpu(cases[0], plugin, cpu);
+  else
+    for (const layer_case& c : cases) check(c, policy, plugin, cpu);
   ggml_backend_free(plugin);
   ggml_backend_free(cpu);
   std::printf("%zu cases, %d failures\n", std::size(cases), failures);

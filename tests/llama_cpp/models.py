@@ -52,9 +52,10 @@ def random_folder(config: dict[str, Any], folder: Path, seed: int = 1) -> Path:
     head = config.get("head_dim") or width // heads
     experts = convert.num_experts(config)
     weights = RandomWeights(seed)
-    weights.matrix("model.embed_tokens.weight", config["vocab_size"], width, np.sqrt(width))
+    tied = config.get("tie_word_embeddings")
+    weights.matrix("model.embed_tokens.weight", config["vocab_size"], width, 2.0 if tied else np.sqrt(width))
     weights.vector("model.norm.weight", width, 1.0, 0.05)
-    if not config.get("tie_word_embeddings"):
+    if not tied:
         weights.matrix("lm_head.weight", config["vocab_size"], width, 2.0)
 
     def feed_forward(prefix: str, inner: int, names: tuple[str, str, str]) -> None:
@@ -125,7 +126,7 @@ def gguf_of(folder: Path, kind: str = "f32") -> Path:
         tokenizer = TOKENIZER if tokens == 2048 and not (folder / "tokenizer.json").exists() else None
         convert.convert(folder, partial, kind, tokenizer, tell=lambda line: None)
     else:
-        done = subprocess.run([HOME / "stock" / "bin" / "llama-quantize", "--pure", gguf_of(folder), partial, kind],
+        done = subprocess.run([HOME / "stock" / "bin" / "llama-quantize", "--pure", gguf_of(folder, "f16"), partial, kind],
                               capture_output=True, text=True)
         if done.returncode != 0:
             raise RuntimeError(done.stdout + done.stderr)
@@ -135,7 +136,6 @@ def gguf_of(folder: Path, kind: str = "f32") -> Path:
 
 def wide_folder() -> Path:
     """Random weights of a shape that all block types of ggml divide: 256 wide."""
-    config = config_of("mixtral-8x2", hidden_size=256, intermediate_size=256, num_hidden_layers=2,
-                       num_attention_heads=4, num_key_value_heads=2, head_dim=64, num_local_experts=16,
-                       num_experts_per_tok=6)
+    config = config_of("olmoe-64x8", hidden_size=256, intermediate_size=256, num_hidden_layers=2,
+                       num_attention_heads=4, num_key_value_heads=4, num_experts=16, num_experts_per_tok=6)
     return random_folder(config, WORK / "wide-16x6")

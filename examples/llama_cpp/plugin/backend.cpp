@@ -235,12 +235,12 @@ ggml_backend_t init_backend(ggml_backend_dev_t device, const char*) {
 }
 
 ggml_backend_buffer_type_t buffer_type(ggml_backend_dev_t) {
-  return ggml_backend_dev_buffer_type(cpu_device());
+  return ggml_backend_cpu_buffer_type();
 }
 
 ggml_backend_buffer_t buffer_from_host(ggml_backend_dev_t, void* pointer, std::size_t size,
-                                       std::size_t max_tensor_size) {
-  return ggml_backend_dev_buffer_from_host_ptr(cpu_device(), pointer, size, max_tensor_size);
+                                       std::size_t) {
+  return ggml_backend_cpu_buffer_from_ptr(pointer, size);
 }
 
 bool has_gpu() {
@@ -268,11 +268,14 @@ bool supports_op(ggml_backend_dev_t, const ggml_tensor* node) {
         node->src[2]->ne[0] != node->src[0]->ne[2])
       service->announce({static_cast<int>(node->src[0]->ne[2]), input->ne[0]}, number);
   }
-  return ggml_backend_dev_supports_op(cpu_device(), node);
+  const ggml_backend_dev_t cpu = cpu_device();  // programs may load backends in any order
+  return cpu != nullptr && ggml_backend_dev_supports_op(cpu, node);
 }
 
 bool supports_buffer(ggml_backend_dev_t, ggml_backend_buffer_type_t type) {
-  return ggml_backend_dev_supports_buft(cpu_device(), type);
+  const ggml_backend_dev_t cpu = cpu_device();
+  return cpu != nullptr ? ggml_backend_dev_supports_buft(cpu, type)
+                        : ggml_backend_buft_is_host(type);
 }
 
 // --- The registry ----------------------------------------------------------------------------
@@ -339,17 +342,14 @@ std::string unfit(const void* caller) {
   return "";
 }
 
-}  // namespace
-
-}  // namespace adaptive_k_ggml
-
-extern "C" __attribute__((visibility("default"))) ggml_backend_reg_t ggml_backend_init() {
-  using namespace adaptive_k_ggml;  // NOLINT(google-build-using-namespace)
+/// The registry, or null, with a line that says why where it was asked for. `caller` is an address
+/// in who asks.
+ggml_backend_reg_t registry_for(const void* caller, bool asked_for) {
   static ggml_backend_reg registry = {};
   static std::mutex mutex;
   const std::lock_guard<std::mutex> lock(mutex);
   if (service != nullptr) return &registry;
-  const std::string why = unfit(__builtin_return_address(0));
+  const std::string why = unfit(caller);
   if (!why.empty()) {
     say("not loaded: %s", why.c_str());
     return nullptr;
@@ -357,7 +357,7 @@ extern "C" __attribute__((visibility("default"))) ggml_backend_reg_t ggml_backen
   try {
     const settings set = read_settings();
     if (set.is_off()) {
-      if (!set.quiet)
+      if (asked_for && !set.quiet)
         say("off (ADAPTIVE_K is not set; ADAPTIVE_K=auto looks for the model's preset)");
       return nullptr;
     }
@@ -372,4 +372,19 @@ extern "C" __attribute__((visibility("default"))) ggml_backend_reg_t ggml_backen
   registry.iface.get_device = get_device;
   registry.iface.get_proc_address = get_function;
   return &registry;
+}
+
+}  // namespace
+
+}  // namespace adaptive_k_ggml
+
+extern "C" {
+/// What ggml calls in a library that it loads.
+__attribute__((visibility("default"))) ggml_backend_reg_t ggml_backend_init() {
+  return adaptive_k_ggml::registry_for(__builtin_return_address(0), true);
+}
+/// What a ggml calls that has this file in it: see patch.cmake.
+__attribute__((visibility("default"))) ggml_backend_reg_t ggml_backend_adaptive_k_reg() {
+  return adaptive_k_ggml::registry_for(__builtin_return_address(0), false);
+}
 }
