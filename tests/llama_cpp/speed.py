@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -70,14 +71,16 @@ def with_top_k(model: Path, top_k: int) -> Path:
     return copy
 
 
-def cpu_seconds(model: Path, policy: str | None, windows: int, length: int, batch: int) -> float:
-    """Of a process that computes so many tokens."""
+def cpu_seconds(model: Path, policy: str | None, windows: int, length: int, batch: int) -> tuple[float, float]:
+    """Of a process that computes so many tokens, and the mean K of the plug-in, 0 without it."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     command = [models.HOME / "plugin" / "bin" / "llama_logits", model, TEXT, "/dev/null", f"windows={windows}",
                f"length={length}", f"batch={batch}", "threads=1"]
-    subprocess.run(command, check=True, capture_output=True, env=environment(policy))
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment(policy))
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+    counts = re.search(r"^routed (\d+), calls (\d+) of", done.stdout, re.M)
+    mean_k = int(counts[2]) / int(counts[1]) if counts else 0.0
+    return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime, mean_k
 
 
 def main() -> None:
@@ -93,17 +96,21 @@ def main() -> None:
         half = with_top_k(full, 4)
         rows = {"llama.cpp, 8 experts": (full, None), "llama.cpp, 4 experts": (half, None),
                 "plug-in, full": (full, "full"), "plug-in, fixed:4": (full, "fixed:4"),
-                "plug-in, top_p:0.55": (full, "top_p:0.55")}
+                "plug-in, top_p:0.7": (full, "top_p:0.7")}
         least = {row: [np.inf, np.inf, np.inf] for row in rows}
+        mean_k = dict(zip(rows, (8.0, 4.0)))
         for _ in range(arguments.rounds):
             for row, (model, policy) in rows.items():
                 runs = ((1, 2, 2), (1, PROMPT, PROMPT), (1, DECODED, 1))  # the first: loading
                 for i, run in enumerate(runs):
-                    least[row][i] = min(least[row][i], cpu_seconds(model, policy, *run))
+                    seconds, k = cpu_seconds(model, policy, *run)
+                    least[row][i] = min(least[row][i], seconds)
+                    if k and i == 1:
+                        mean_k[row] = k
         print(f"{kind}, {arguments.layers} layers, one thread, least CPU time of {arguments.rounds} rounds")
-        print(f"{'':24s} {'prompt of 512':>14s} {'one token':>14s}   ms a token")
+        print(f"{'':24s} {'mean K':>7s} {'prompt of 512':>14s} {'one token':>14s}   ms a token")
         for row, (load, prompt, decode) in least.items():
-            print(f"{row:24s} {1e3 * (prompt - load) / PROMPT:14.3f} {1e3 * (decode - load) / DECODED:14.3f}")
+            print(f"{row:24s} {mean_k[row]:7.2f} {1e3 * (prompt - load) / PROMPT:14.3f} {1e3 * (decode - load) / DECODED:14.3f}")
 
 
 if __name__ == "__main__":

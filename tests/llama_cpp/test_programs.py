@@ -83,7 +83,7 @@ class Programs(unittest.TestCase):
         self.assertEqual({(line["adaptive_k.avg_k"], line["adaptive_k.model"]) for line in lines},
                          {(2.0, "reference-32x8")})
 
-    @unittest.skipUnless((STOCK / "llama-server").exists(), "llama-server was not built: LLAMA_CPP_SERVER=1")
+    @unittest.skipUnless((STOCK / "llama-server").exists(), "llama-server was not built: LLAMA_CPP_ALL=1")
     def test_server_with_two_requests_at_once(self) -> None:
         port, metrics_port = free_port(), free_port()
         log = (models.WORK / "server.log").open("w")

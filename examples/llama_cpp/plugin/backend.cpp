@@ -1,4 +1,5 @@
 // The backend as ggml sees it: a device beside the CPU that claims the nodes of routed experts.
+#include <algorithm>
 #include <chrono>
 #include <cstdint>
 #include <cstring>
@@ -17,11 +18,17 @@
 #include "ggml-backend-impl.h"
 #include "ggml-backend.h"
 #include "ggml.h"
+#include "hooks.hpp"
 #include "moe_layer.hpp"
 #include "routing.hpp"
 #include "settings.hpp"
 
 namespace adaptive_k_ggml {
+
+layer_hooks& hooks() {
+  static layer_hooks own;
+  return own;
+}
 
 namespace {
 
@@ -56,6 +63,7 @@ struct backend_context {
   ggml_backend_t cpu;
   threadpool_ptr pool{nullptr, [](ggml_threadpool*) {}};
   int num_threads = 0;
+  int pool_size = 0;
   expert_runner runner;
   std::vector<std::int32_t> ids, counts, chosen;
   std::vector<float> weights, factors;
@@ -83,6 +91,7 @@ void set_num_threads(ggml_backend_t backend, int number) {
   context.num_threads = number;
   if (const auto set = cpu_function<ggml_backend_set_n_threads_t>("ggml_backend_set_n_threads"))
     set(context.cpu, number);
+  if (number <= context.pool_size) return;  // prompts and tokens take turns
   const auto create =
       cpu_function<ggml_threadpool* (*)(ggml_threadpool_params*)>("ggml_threadpool_new");
   const auto destroy = cpu_function<void (*)(ggml_threadpool*)>("ggml_threadpool_free");
@@ -90,11 +99,10 @@ void set_num_threads(ggml_backend_t backend, int number) {
       cpu_function<void (*)(ggml_backend_t, ggml_threadpool*)>("ggml_backend_cpu_set_threadpool");
   if (create == nullptr || destroy == nullptr || use == nullptr) return;
   use(context.cpu, nullptr);
-  context.pool.reset();
-  if (number < 2) return;
   ggml_threadpool_params params = ggml_threadpool_params_default(number);
   params.poll = 0;
   context.pool = threadpool_ptr(create(&params), destroy);
+  context.pool_size = context.pool != nullptr ? number : 0;
   use(context.cpu, context.pool.get());
 }
 
@@ -137,6 +145,69 @@ std::shared_ptr<const model_policy> decide(backend_context& context, const float
   return policy;
 }
 
+/// The program's decision in the policy's place: its experts and weights are written where the
+/// graph has its own, so that all that is left are counts.
+bool decide_by_hook(backend_context& context, int index, const float* logits) {
+  const moe_layer& layer = context.layer;
+  const auto tokens = static_cast<std::size_t>(layer.num_tokens());
+  const auto top_k = static_cast<std::size_t>(layer.top_k());
+  context.ids.assign(tokens * top_k, 0);
+  context.weights.assign(tokens * top_k, 0.0f);
+  context.counts.assign(tokens, 0);
+  context.factors.assign(tokens, 1.0f);
+  adaptive_k::routing_extras extras;
+  extras.routing_bias = layer.bias;
+  const adaptive_k::status routed =
+      hooks().route(index, layer, {logits, layer.num_tokens(), layer.num_experts()},
+                    {context.ids.data(), context.weights.data(), context.counts.data()}, extras);
+  if (!routed.ok()) {
+    service->say_passed(layer.number, routed.message());
+    return false;
+  }
+  for (std::size_t t = 0; t < tokens; ++t)
+    for (std::size_t j = 0; j < static_cast<std::size_t>(context.counts[t]); ++j) {
+      char* const id =
+          static_cast<char*>(layer.ids->data) + j * layer.ids->nb[0] + t * layer.ids->nb[1];
+      char* const weight = static_cast<char*>(layer.weights->data) + j * layer.weights->nb[1] +
+                           t * layer.weights->nb[2];
+      std::memcpy(id, &context.ids[t * top_k + j], sizeof(std::int32_t));
+      std::memcpy(weight, &context.weights[t * top_k + j], sizeof(float));
+    }
+  return true;
+}
+
+/// The layer at full K, its experts' outputs shown.
+ggml_status run_observed(backend_context& context, ggml_tensor* const* nodes, int index,
+                         const float* logits) {
+  const moe_layer& layer = context.layer;
+  const ggml_tensor* const outputs = layer.weighted->src[0];
+  int weighing = layer.first;
+  while (weighing < layer.end && nodes[weighing] != layer.weighted) ++weighing;
+  ggml_status status = context.runner.run(nodes + layer.first, weighing - layer.first);
+  if (status != GGML_STATUS_SUCCESS) return status;
+  const auto* const begin = static_cast<const float*>(outputs->data);
+  const std::vector<float> shown(begin, begin + ggml_nelements(outputs));
+  status = context.runner.run(nodes + weighing, layer.end - weighing);
+  if (status == GGML_STATUS_SUCCESS)
+    hooks().observe(index, layer, logits, shown.data(),
+                    static_cast<const float*>(layer.output->data));
+  return status;
+}
+
+/// The rest of a layer whose router has run, as a program asks; `ran` says whether it did.
+ggml_status run_by_hooks(backend_context& context, ggml_tensor* const* nodes, bool& ran) {
+  const float* const logits = context.runner.kept_logits();
+  const auto policy = service->policy_of(context.layer, logits);
+  const int index = policy != nullptr ? policy->index_of(context.layer.number) : -1;
+  ran = index >= 0 && decide_by_hook(context, index, logits);
+  if (!ran) return GGML_STATUS_SUCCESS;
+  const bool full = std::all_of(context.counts.begin(), context.counts.end(),
+                                [&](std::int32_t k) { return k == context.layer.top_k(); });
+  if (hooks().observe && full) return run_observed(context, nodes, index, logits);
+  return context.runner.run_experts(context.layer, nodes, context.counts.data(),
+                                    context.factors.data());
+}
+
 /// Runs the layer whose first product is node `first`; `begin` is the first node that has not run.
 /// The result is the first node that has not run afterwards.
 ggml_status run_layer(backend_context& context, ggml_tensor* const* nodes, int num_nodes, int first,
@@ -159,9 +230,17 @@ ggml_status run_layer(backend_context& context, ggml_tensor* const* nodes, int n
   }
   next = layer.end;
   if (layer.num_tokens() == 0) return GGML_STATUS_SUCCESS;
+  const auto start = clock_type::now();
   ggml_status status = context.runner.run(nodes + begin, first - begin, layer.logits);
   begin = first;
   if (status != GGML_STATUS_SUCCESS) return status;
+  if (hooks().route) {
+    bool ran = false;
+    status = run_by_hooks(context, nodes, ran);
+    if (ran) begin = layer.end;
+    hooks().layer_seconds += std::chrono::duration<double>(clock_type::now() - start).count();
+    return status;
+  }
   if (decide(context, context.runner.kept_logits()) == nullptr) return GGML_STATUS_SUCCESS;
   begin = layer.end;
   return context.runner.run_experts(layer, nodes, context.counts.data(), context.factors.data());
@@ -383,8 +462,10 @@ extern "C" {
 __attribute__((visibility("default"))) ggml_backend_reg_t ggml_backend_init() {
   return adaptive_k_ggml::registry_for(__builtin_return_address(0), true);
 }
-/// What a ggml calls that has this file in it: see patch.cmake.
+/// For programs that are linked to ggml with this file in them, and a ggml that has it: see
+/// patch.cmake.
 __attribute__((visibility("default"))) ggml_backend_reg_t ggml_backend_adaptive_k_reg() {
-  return adaptive_k_ggml::registry_for(__builtin_return_address(0), false);
+  return adaptive_k_ggml::registry_for(reinterpret_cast<const void*>(&ggml_backend_dev_count),
+                                       false);
 }
 }

@@ -1,0 +1,125 @@
+// How adaptive-k-llama finds models and texts: GGUF files, cut by their own tokenizers.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <fstream>
+#include <iterator>
+
+#include "bench/adaptive_k/failure.hpp"
+#include "bench/adaptive_k/input/dataset.hpp"
+#include "bench/adaptive_k/input/model.hpp"
+#include "bench/adaptive_k/input/sha256.hpp"
+#include "program.hpp"
+
+namespace {
+
+const llama_vocab* vocabulary = nullptr;
+double bytes_per_weight = 2.0;
+
+}  // namespace
+
+namespace program {
+
+void set_vocabulary(const llama_vocab* of_model) {
+  vocabulary = of_model;
+}
+void set_bytes_per_weight(double bytes) {
+  bytes_per_weight = bytes;
+}
+
+}  // namespace program
+
+namespace bench {
+
+namespace fs = std::filesystem;
+
+namespace {
+
+dataset tokenised(std::string path, const std::string& bytes) {
+  dataset data;
+  data.path = std::move(path);
+  data.sha256 = sha256_hex(bytes);
+  data.unit = "tokens";
+  data.tokens.resize(bytes.size() + 16);
+  const int number =
+      llama_tokenize(vocabulary, bytes.data(), static_cast<int>(bytes.size()), data.tokens.data(),
+                     static_cast<int>(data.tokens.size()), false, false);
+  if (number < 0)
+    throw failure(fmt::format("{}: the model's tokenizer does not read it", data.path));
+  data.tokens.resize(static_cast<std::size_t>(number));
+  return data;
+}
+
+}  // namespace
+
+fs::path reference_folder() {
+  return ADAPTIVE_K_REFERENCE_MODEL_DIR;
+}
+
+loaded_model load_model(const std::string& file) {
+  if (fs::path(file).extension() != ".gguf")
+    throw failure(fmt::format("--model: '{}', expected a .gguf file", file));
+  moe_engine::engine engine = moe_engine::engine::load(file);
+  loaded_model model{"", fs::absolute(file).parent_path(), std::move(engine), "", {}, {}, {}};
+  const moe_engine::model_config& config = model.engine.config();
+  model.name = config.declared_name.empty() ? config.name : config.declared_name;
+  model.weight_dtype = model.engine.expert_dtype();
+  model.sizes.hidden = config.hidden_size;
+  model.sizes.intermediate = config.intermediate_size;
+  model.sizes.bytes_per_weight = bytes_per_weight;
+  model.preset = find_preset({model.name, config.name}, config.gating, model.preset_note);
+  return model;
+}
+
+policy_choice choose_policy(const std::string& spec, const loaded_model& model) {
+  const moe_engine::model_config& config = model.engine.config();
+  return choose_policy(spec, config.gating, config.num_moe_layers, model.preset);
+}
+
+std::string read_file(const fs::path& file) {
+  std::ifstream stream(file, std::ios::binary);
+  if (!stream.is_open() || fs::is_directory(file))
+    throw failure(fmt::format("{}: cannot be read", file.string()));
+  std::string bytes{std::istreambuf_iterator<char>(stream), std::istreambuf_iterator<char>()};
+  if (stream.bad()) throw failure(fmt::format("{}: reading failed", file.string()));
+  return bytes;
+}
+
+dataset read_dataset(const fs::path& file, int /*vocab_size*/) {
+  return tokenised(file.string(), read_file(file));
+}
+
+dataset dataset_for(const std::string& asked, const fs::path& model_folder, int vocab_size,
+                    const char* own) {
+  const fs::path file = asked.empty() ? model_folder / own : fs::path(asked);
+  if (asked.empty() && !fs::exists(file))
+    throw failure(fmt::format("--dataset: missing, and beside the model there is no {}", own));
+  return read_dataset(file, vocab_size);
+}
+
+dataset dataset_of_text(const std::string& text, int /*vocab_size*/) {
+  return tokenised("--text", text);
+}
+
+int window_length(int asked, int max_positions) {
+  const int length = asked == 0 ? std::min(max_positions, 512) : asked;
+  if (length < 2 || length > max_positions)
+    throw failure(fmt::format("--context: {}, expected 2..{}, the model's own context", length,
+                              max_positions));
+  return length;
+}
+
+window_plan plan_windows(const dataset& data, int length, std::int64_t most) {
+  window_plan plan;
+  const auto total = static_cast<std::int64_t>(data.tokens.size());
+  plan.length = length;
+  plan.count = total / length;
+  if (plan.count == 0)
+    throw failure(
+        fmt::format("{}: {} {}, fewer than one window of {}", data.path, total, data.unit, length));
+  if (most > 0) plan.count = std::min(plan.count, most);
+  plan.unused_tokens = total - plan.count * length;
+  return plan;
+}
+
+}  // namespace bench
