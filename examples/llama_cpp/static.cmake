@@ -14,6 +14,7 @@ set(CMAKE_POSITION_INDEPENDENT_CODE "${adaptive_k_pic}")
 foreach(source backend experts moe_layer routing settings)
   target_sources(ggml PRIVATE "${CMAKE_CURRENT_LIST_DIR}/plugin/${source}.cpp")
 endforeach()
+target_include_directories(ggml PRIVATE "${CMAKE_CURRENT_SOURCE_DIR}")  # ggml-backend-impl.h
 target_compile_definitions(ggml PRIVATE "ADAPTIVE_K_GGML_VERSION=\"${GGML_VERSION}\"")
 target_link_libraries(ggml PRIVATE adaptive_k::host adaptive_k::calibration Threads::Threads)
 if(TARGET adaptive_k::observability)

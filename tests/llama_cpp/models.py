@@ -16,6 +16,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 MODELS = ROOT / "bench" / "models"
 HOME = Path(os.environ.get("LLAMA_CPP_HOME", ROOT / "build" / "engines" / "llama_cpp"))
+TREE = next(HOME.glob("llama_cpp_python-*/vendor/llama.cpp"))  # the source package of llama-cpp-python
 WORK = HOME / "models"
 TOKENIZER = MODELS / "tokenizer" / "tokenizer.json"
 

@@ -49,8 +49,11 @@ class Equality(unittest.TestCase):
                 self.assertEqual(fixed.calls * top_k, fixed.full_calls * fewer)
                 if architecture in ("olmoe", "qwen2moe"):  # the kept weights are the model's own
                     self.assertEqual(fixed.logits, reduced.logits)
-                else:  # w r^-1 against w anew: a last bit, which rounding to 8 bits may make a step of
-                    self.assertAlmostEqual(fixed.loss, reduced.loss, delta=1e-5 if kind == "f32" else 5e-4)
+                elif kind == "f32":
+                    self.assertAlmostEqual(fixed.loss, reduced.loss, delta=1e-5)
+                elif folder.parent == models.MODELS:  # w / r against w normed anew: a last bit, of which rounding
+                    self.assertAlmostEqual(fixed.loss, reduced.loss, delta=5e-4)  # to 8 bits may make a step
+                # Random weights make another expert of it: nothing to compare.
                 self.assertGreater(abs(fixed.loss - stock.loss), 1e-5)  # fewer experts were run
 
     def test_reference_models(self) -> None:

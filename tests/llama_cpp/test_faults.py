@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import unittest
 from pathlib import Path
 
 import models
-from llama import run_logits
+from llama import environment, run_logits
 
 TEXT = models.MODELS / "texts" / "technical_test.txt"
 
@@ -70,6 +71,12 @@ class Faults(unittest.TestCase):
         self.assertNotIn("adaptive-k:", by_file.said)
         by_environment = run_logits(self.model, TEXT, "fixed:5", variables=variables, **self.small)
         self.assertEqual(by_environment.calls * 8, by_environment.full_calls * 5)
+
+    def test_two_contexts_in_two_threads(self) -> None:
+        done = subprocess.run([models.HOME / "plugin" / "bin" / "llama_threads", self.model], capture_output=True,
+                              text=True, timeout=600, env=environment("top_p:0.7"))
+        self.assertEqual((done.returncode, done.stdout), (0, "the same\n"), done.stderr)
+        self.assertIn("policy top_p:0.7", done.stderr)
 
     def test_overridden_top_k_is_another_model(self) -> None:
         outcome = run_logits(self.model, TEXT, "reference-32x8", used=4, **self.small)

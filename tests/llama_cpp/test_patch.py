@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import unittest
@@ -10,8 +9,7 @@ from pathlib import Path
 
 import models
 
-TREE = Path(os.environ["LLAMA_CPP_TREE"]) if "LLAMA_CPP_TREE" in os.environ else next(
-    models.HOME.glob("llama_cpp_python-*/vendor/llama.cpp"))
+TREE = models.TREE
 FILES = ("ggml/src/ggml-backend-reg.cpp", "ggml/src/CMakeLists.txt")
 
 

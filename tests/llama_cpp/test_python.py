@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
 import unittest
-from pathlib import Path
 
 import models
 from llama import PLUGIN, STOCK, environment
 
-PACKAGE = Path(os.environ.get("LLAMA_CPP_TREE", models.HOME)).parent.parent
+PACKAGE = models.TREE.parent.parent
 PROMPT = "It was a truth "
 
 BEGIN = f"""

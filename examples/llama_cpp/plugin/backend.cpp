@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <exception>
 #include <memory>
@@ -441,6 +442,7 @@ ggml_backend_reg_t registry_for(const void* caller, bool asked_for) {
       return nullptr;
     }
     service = new routing_service(set);
+    std::atexit([] { service->flush_log(); });
   } catch (const std::exception& error) {
     say("not loaded: %s", error.what());
     return nullptr;

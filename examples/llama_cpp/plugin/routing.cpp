@@ -279,6 +279,11 @@ void routing_service::record(const model_policy& policy, int number, const routi
   batch_seconds_ = 0.0;
 }
 
+void routing_service::flush_log() {
+  if (logger_ == nullptr) return;
+  if (const status written = logger_->flush(); !written.ok()) say("the log: %s", written.message());
+}
+
 routing_metrics routing_service::total() const {
   const std::lock_guard<std::mutex> lock(mutex_);
   return total_;

@@ -97,6 +97,9 @@ class routing_service {
   /// Sums since the process began.
   adaptive_k::routing_metrics total() const;
 
+  /// Writes what the log still holds; as the process ends.
+  void flush_log();
+
  private:
   using series = adaptive_k::prometheus_recorder::series;
   struct known_model {
