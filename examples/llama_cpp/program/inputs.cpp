@@ -13,7 +13,7 @@
 
 namespace {
 
-const llama_vocab* vocabulary = nullptr;
+const llama_vocab* model_vocabulary = nullptr;
 double bytes_per_weight = 2.0;
 
 }  // namespace
@@ -21,7 +21,7 @@ double bytes_per_weight = 2.0;
 namespace program {
 
 void set_vocabulary(const llama_vocab* of_model) {
-  vocabulary = of_model;
+  model_vocabulary = of_model;
 }
 void set_bytes_per_weight(double bytes) {
   bytes_per_weight = bytes;
@@ -42,8 +42,8 @@ dataset tokenised(std::string path, const std::string& bytes) {
   data.unit = "tokens";
   data.tokens.resize(bytes.size() + 16);
   const int number =
-      llama_tokenize(vocabulary, bytes.data(), static_cast<int>(bytes.size()), data.tokens.data(),
-                     static_cast<int>(data.tokens.size()), false, false);
+      llama_tokenize(model_vocabulary, bytes.data(), static_cast<int>(bytes.size()),
+                     data.tokens.data(), static_cast<int>(data.tokens.size()), false, false);
   if (number < 0)
     throw failure(fmt::format("{}: the model's tokenizer does not read it", data.path));
   data.tokens.resize(static_cast<std::size_t>(number));
@@ -60,7 +60,9 @@ loaded_model load_model(const std::string& file) {
   if (fs::path(file).extension() != ".gguf")
     throw failure(fmt::format("--model: '{}', expected a .gguf file", file));
   moe_engine::engine engine = moe_engine::engine::load(file);
-  loaded_model model{"", fs::absolute(file).parent_path(), std::move(engine), "", {}, {}, {}};
+  vocabulary words(engine.config().vocab_size);
+  loaded_model model{
+      "", fs::absolute(file).parent_path(), std::move(engine), std::move(words), "", {}, {}, {}};
   const moe_engine::model_config& config = model.engine.config();
   model.name = config.declared_name.empty() ? config.name : config.declared_name;
   model.weight_dtype = model.engine.expert_dtype();
@@ -85,19 +87,11 @@ std::string read_file(const fs::path& file) {
   return bytes;
 }
 
-dataset read_dataset(const fs::path& file, int /*vocab_size*/) {
+dataset read_dataset(const fs::path& file, const vocabulary& /*words*/) {
   return tokenised(file.string(), read_file(file));
 }
 
-dataset dataset_for(const std::string& asked, const fs::path& model_folder, int vocab_size,
-                    const char* own) {
-  const fs::path file = asked.empty() ? model_folder / own : fs::path(asked);
-  if (asked.empty() && !fs::exists(file))
-    throw failure(fmt::format("--dataset: missing, and beside the model there is no {}", own));
-  return read_dataset(file, vocab_size);
-}
-
-dataset dataset_of_text(const std::string& text, int /*vocab_size*/) {
+dataset dataset_of_text(const std::string& text, const vocabulary& /*words*/) {
   return tokenised("--text", text);
 }
 
