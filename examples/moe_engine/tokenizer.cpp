@@ -215,7 +215,9 @@ tokenizer::tokenizer(std::string_view text, const std::string& file) {
   std::fill(std::begin(token_of_byte_), std::end(token_of_byte_), -1);
   std::map<std::string, std::int32_t> ids;  // by the word as written
   std::string bytes;
-  for (const auto& [word, value] : vocab.value().items()) {
+  for (const auto& item : vocab.value().items()) {
+    const std::string& word = item.key();
+    const auto& value = item.value();
     const auto refuse = [&](const std::string& expected) {
       throw adaptive_k::file_error(
           file, vocab.path_of(word),

@@ -52,8 +52,9 @@ TEST(selection_bias, reaches_every_routing_call) {
   model.select_by_bias();
   const toy_text text;
   const calibration_runner runner(adaptive_k::bind_source(model, text, "toy"));
-  const auto policies =
-      adaptive_k::same_policy(adaptive_k::k_policy::top_p(0.8f, 5), 1.0, model.num_layers());
+  const auto layers = static_cast<std::size_t>(model.num_layers());
+  const auto policies = adaptive_k::same_policy(adaptive_k::k_policy::top_p(0.8f, 5), 1.0, layers);
+  const auto fixed = adaptive_k::same_policy(adaptive_k::k_policy::fixed(1), 1.0, layers);
   const auto chosen = runner.run(policies, {0, 4});
   EXPECT_GT(chosen.mean_k(), 1.0);
   EXPECT_LT(chosen.mean_k(), 5.0);
@@ -61,11 +62,7 @@ TEST(selection_bias, reaches_every_routing_call) {
   EXPECT_NEAR(shuffled.mean_k(), chosen.mean_k(), 1e-12);
   const auto oracle = runner.run_oracle({1.0, 0.5}, 0.001, 1.0, {0, 4});
   EXPECT_GE(oracle.mean_k(), 1.0);
-  EXPECT_LT(oracle.mean_kl(), runner
-                                  .run(adaptive_k::same_policy(adaptive_k::k_policy::fixed(1), 1.0,
-                                                               model.num_layers()),
-                                       {0, 4})
-                                  .mean_kl());
+  EXPECT_LT(oracle.mean_kl(), runner.run(fixed, {0, 4}).mean_kl());
 }
 
 TEST(sensitivities, are_the_weights_of_the_layers) {

@@ -67,10 +67,11 @@ struct lane_rank {
 
 /// One rank as `is_enough` sees a token; its j is the lane.
 struct lane_token {
-  using real = float;             ///< as ranked_token
-  const lane_rank& rank;          ///< of this lane
-  float signal;                   ///< of the token
-  float first_score, next_score;  ///< of rank 0, and of the one behind this
+  using real = float;     ///< as ranked_token
+  const lane_rank& rank;  ///< of this lane
+  float signal;           ///< of the token
+  float first_score;      ///< of rank 0
+  float next_score;       ///< of the rank behind this one
   /// Of ranks 0 to this one.
   ADAPTIVE_K_HD ADAPTIVE_K_INLINE float mass(int) const noexcept { return rank.mass; }
   /// Of all ranks.
@@ -318,12 +319,13 @@ __device__ ADAPTIVE_K_INLINE warp_choice finish_by_entropy(const Gating& model, 
   made.weight = rank.score * underflow_scale * factor;
   return made;
 }
+/// Of plans that do not compare the entropy: never called.
 template <int MaxTopK, class Gating, class Plan>
 __device__ ADAPTIVE_K_INLINE warp_choice finish_by_entropy(const Gating&, bool,
                                                            const loaded_plan<Plan>&, int,
                                                            const detail::score_sums<>&,
                                                            lane_rank&) noexcept {
-  return {};  // never: such plans do not compare the entropy
+  return {};
 }
 
 }  // namespace cuda
