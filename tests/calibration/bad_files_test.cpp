@@ -30,7 +30,7 @@ struct spoiled {
 };
 
 /// A measurement of which `key` has that value.
-json measured(const char* key, double value) {
+json measured(const char* key, const json& value) {
   json result = {{"model", "m"}, {"data", "d"}, {"tokens", 1}, {"date", "d"}, {"command", "c"}};
   result[key] = value;
   return result;
@@ -61,14 +61,40 @@ TEST_F(BadFiles, AreRefusedByKeyAndValue) {
       {"an object for an array", [](json& f) { f["policies"] = json::object(); },
        "policies: {}, expected an array of policies", true},
       {"a share that is none",
-       [](json& f) { f["policies"][0]["measured"] = measured("expert_savings", 2); },
+       [](json& f) { f["policies"][0]["measured"] = measured("expert_savings", 2.0); },
        "policies[0].measured.expert_savings: 2.0, expected a share, 0..1", true},
       {"a mean K that is none",
        [](json& f) { f["policies"][0]["measured"] = measured("mean_k", -1e308); },
        "policies[0].measured.mean_k: -1e+308, expected a number of experts, 0..32", true},
       {"a distance below 0",
-       [](json& f) { f["policies"][0]["measured"] = measured("mean_kl", -1); },
+       [](json& f) { f["policies"][0]["measured"] = measured("mean_kl", -1.0); },
        "policies[0].measured.mean_kl: -1.0, expected 0 or more", true},
+      {"an exponent above 1",
+       [](json& f) { f["policies"][0]["measured"] = measured("sensitivity_exponent", 1.5); },
+       "policies[0].measured.sensitivity_exponent: 1.5, expected an exponent, 0..1", true},
+      {"calibrated on nothing",
+       [](json& f) { f["policies"][0]["measured"] = measured("calibrated_on", json::array()); },
+       "policies[0].measured.calibrated_on: [], expected an array with one object a text", true},
+      {"a domain without a name",
+       [](json& f) {
+         f["policies"][0]["measured"] =
+             measured("calibrated_on", json::parse(R"([{"data": "d", "tokens": 1}])"));
+       },
+       "policies[0].measured.calibrated_on[0].name: missing, expected a domain's name", true},
+      {"a domain without tokens",
+       [](json& f) {
+         f["policies"][0]["measured"] =
+             measured("calibrated_on", json::parse(R"([{"name": "n", "data": "d", "tokens": 0}])"));
+       },
+       "policies[0].measured.calibrated_on[0].tokens: 0, expected an integer", true},
+      {"a domain twice",
+       [](json& f) {
+         f["policies"][0]["measured"] =
+             measured("calibrated_on", json::parse(R"([{"name": "n", "data": "d", "tokens": 1},
+                                                       {"name": "n", "data": "e", "tokens": 1}])"));
+       },
+       "policies[0].measured.calibrated_on[1].name: \"n\", expected a name that no text before",
+       false},
       {"null", [](json& f) { f["policies"][0]["thresholds_nats"][0] = nullptr; },
        "policies[0].thresholds_nats[0]: null, expected a number", true},
       {"unknown gating", [](json& f) { f["gating"]["kind"] = "soft"; },
@@ -260,7 +286,9 @@ json file_with_everything() {
                   "perplexity": {"dataset": "d", "baseline": 1, "adaptive": 1},
                   "contradictions": ["c"]},
     "measured": {"model": "m", "data": "d", "tokens": 1, "date": "d", "command": "c", "mean_k": 1,
-                 "expert_savings": 0.5, "mean_kl": 1, "fixed_k_mean_kl": 1, "perplexity_ratio": 1}
+                 "expert_savings": 0.5, "mean_kl": 1, "fixed_k_mean_kl": 1, "perplexity_ratio": 1,
+                 "sensitivity_exponent": 0.5,
+                 "calibrated_on": [{"name": "n", "data": "d", "tokens": 1}]}
   })"));
   return file;
 }
@@ -355,6 +383,8 @@ TEST_F(BadFiles, LoaderAndSchemaKnowTheSameKeys) {
       {"dataset", "d"}, {"baseline", 1}, {"adaptive", 1}};
   file["policies"][0]["measured"] = {
       {"model", "m"}, {"data", "d"}, {"tokens", 1}, {"date", "d"}, {"command", "c"}};
+  file["policies"][0]["measured"]["calibrated_on"] =
+      json::array({{{"name", "n"}, {"data", "d"}, {"tokens", 1}}});
   EXPECT_EQ(refusal(file), "");
   const std::pair<const char*, json> places[] = {
       {"", defs["preset"]},
@@ -364,6 +394,7 @@ TEST_F(BadFiles, LoaderAndSchemaKnowTheSameKeys) {
       {"/policies/0", defs["policy"]},
       {"/policies/0/layers/1", defs["layer"]},
       {"/policies/0/published", defs["published"]},
+      {"/policies/0/measured/calibrated_on/0", defs["calibrated_text"]},
       {"/policies/0/published/perplexity", defs["published"]["properties"]["perplexity"]},
       {"/policies/0/measured", defs["measured"]},
       {"/policies/1/distortion", defs["distortion"]},

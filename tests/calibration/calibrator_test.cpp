@@ -5,6 +5,7 @@
 #include <cmath>
 #include <map>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "calibration/toy_model.hpp"
@@ -76,6 +77,153 @@ TEST(sensitivities, are_the_weights_of_the_layers) {
   EXPECT_NEAR(g[2] / g[0], 2.0, 0.01);
 }
 
+TEST(sensitivities, are_measured_where_only_one_expert_can_be_dropped) {
+  toy_model model(8, 2, {0.5, 2.0, 1.0});
+  const toy_text text;
+  const calibration_runner runner(adaptive_k::bind_source(model, text, "toy"));
+  const calibration_study study(runner, small_options());
+  EXPECT_NEAR(study.sensitivities()[1] / study.sensitivities()[0], 4.0, 0.01);
+  EXPECT_NEAR(study.sensitivities()[2] / study.sensitivities()[0], 2.0, 0.01);
+}
+
+TEST(sensitivities, shrink_towards_one_and_keep_their_mean) {
+  const std::vector<double> g = {0.25, 1.0, 4.0, 0.75};
+  for (const double q : {0.0, 0.25, 0.5, 1.0}) {
+    const auto weights = adaptive_k::shrunk_sensitivities(g, q);
+    ASSERT_EQ(weights.size(), g.size());
+    double mean = 0.0;
+    for (const double w : weights) mean += w / 4.0;
+    EXPECT_NEAR(mean, 1.0, 1e-5) << q;
+    EXPECT_NEAR(weights[2] / weights[0], std::pow(16.0, q), 1e-3) << q;
+  }
+}
+
+TEST(sensitivities, of_one_text_are_shrunk_by_half_unless_asked_otherwise) {
+  toy_model model(13, 5, {0.5, 2.0});
+  const toy_text text;
+  const calibration_runner runner(adaptive_k::bind_source(model, text, "toy"));
+  auto options = small_options();
+  const calibration_study usual(runner, options);
+  EXPECT_EQ(usual.sensitivity_exponent(), 0.5);
+  EXPECT_TRUE(usual.exponent_trials().empty());
+  const auto ratio = [](const calibration_study& study) {
+    const auto set = study.policies(calibration_rule::distortion, 2.5, 0.5);
+    return set.layers[1].distortion.sensitivity / set.layers[0].distortion.sensitivity;
+  };
+  EXPECT_NEAR(ratio(usual), 2.0, 0.01);
+  options.sensitivity_exponent = 1.0;
+  EXPECT_NEAR(ratio(calibration_study(runner, options)), 4.0, 0.01);
+  options.sensitivity_exponent = 0.0;
+  EXPECT_EQ(ratio(calibration_study(runner, options)), 1.0f);
+  for (const double wrong : {-0.1, 1.1, std::nan("")}) {
+    options.sensitivity_exponent = wrong;
+    EXPECT_THROW(calibration_study(runner, options), std::runtime_error);
+  }
+}
+
+/// The exponent found on texts whose layers matter so.
+double exponent_of(const std::vector<std::vector<double>>& layer_weights) {
+  toy_model model(13, 5, {1.0, 1.0});
+  std::vector<toy_text> texts;
+  for (std::size_t i = 0; i < layer_weights.size(); ++i)
+    texts.push_back({i + 1, 24, layer_weights[i]});
+  std::vector<calibration_runner> runners;
+  for (std::size_t i = 0; i < texts.size(); ++i)
+    runners.emplace_back(adaptive_k::bind_source(model, texts[i], "text " + std::to_string(i)));
+  std::vector<adaptive_k::calibration_domain> domains;
+  for (const calibration_runner& runner : runners)
+    domains.push_back({runner.source().name, &runner});
+  const calibration_study study(domains, small_options());
+  EXPECT_EQ(study.exponent_trials().size(), 5 * texts.size());
+  for (const auto& trial : study.exponent_trials())
+    EXPECT_NEAR(trial.outcome.mean_k(), 3.0, 0.05) << trial.exponent << trial.held_out;
+  return study.sensitivity_exponent();
+}
+
+TEST(sensitivities, are_trusted_as_far_as_they_hold_on_texts_left_out) {
+  EXPECT_GE(exponent_of({{0.2, 3.0}, {0.2, 3.0}, {0.2, 3.0}}), 0.75) << "the same everywhere";
+  EXPECT_EQ(exponent_of({{0.2, 3.0}, {3.0, 0.2}}), 0.0) << "each the other's opposite";
+}
+
+TEST(study, takes_an_equal_part_of_each_text) {
+  toy_model model(13, 4, {1.0, 2.0});
+  const toy_text first{1, 24}, second{2, 40};
+  const calibration_runner a(adaptive_k::bind_source(model, first, "a"));
+  const calibration_runner b(adaptive_k::bind_source(model, second, "b"));
+  const calibration_study study({{"a", &a}, {"b", &b}}, small_options());
+  EXPECT_EQ(study.records()[0].num_tokens(), 1024);
+  EXPECT_EQ(study.tokens_by_domain(), (std::vector<std::int64_t>{512 + 256, 512 + 256}));
+  EXPECT_EQ(study.tokens_analyzed(), 2 * (512 + 256));
+  ASSERT_EQ(study.choice_texts().size(), 2u);
+  EXPECT_EQ(study.choice_texts()[1].split, "b");
+  EXPECT_EQ(study.choice_texts()[1].range.first, 512 / toy_model::length) << "not fitted on";
+  // The second half of the record is the second text's own.
+  const auto own = b.record({0, 8});
+  EXPECT_EQ(study.records()[1].weights(512)[0], own[1].weights(0)[0]);
+  EXPECT_EQ(study.records()[1].distortion(600, 2, 0.5), own[1].distortion(88, 2, 0.5));
+  const auto both = study.measure(calibration_rule::fixed, 2.0, 0.5, study.choice_texts());
+  EXPECT_EQ(both.windows.size(), 8u);
+  EXPECT_EQ(both.mean_k(), 2.0);
+  EXPECT_THROW(calibration_study({{"a", &a}, {"a", &b}}, small_options()), std::runtime_error);
+  EXPECT_THROW(calibration_study(std::vector<adaptive_k::calibration_domain>(), small_options()),
+               std::runtime_error);
+}
+
+TEST(study, holds_a_mean_k_on_a_text_that_it_was_not_set_on) {
+  toy_model model(17, 6, {1.0, 0.5});
+  toy_model flat_model(17, 6, {1.0, 0.5}, 0.9);  // a router that is less sure: other mean K's
+  const toy_text text, other{5, 16};
+  const calibration_runner runner(adaptive_k::bind_source(model, text, "toy"));
+  const calibration_runner elsewhere(adaptive_k::bind_source(flat_model, other, "other"));
+  const calibration_study study(runner, small_options());
+  for (const calibration_rule rule :
+       {calibration_rule::top_p, calibration_rule::score_ratio, calibration_rule::skipping,
+        calibration_rule::psi, calibration_rule::distortion, calibration_rule::fixed,
+        calibration_rule::static_per_layer, calibration_rule::oracle}) {
+    const auto outcome = study.measure_held(rule, 3.5, 0.5, {{"other", &elsewhere, {0, 16}}});
+    EXPECT_NEAR(outcome.held.mean_k(), 3.5, 0.1) << adaptive_k::to_string(rule);
+    EXPECT_EQ(outcome.held.windows.size(), 16u);
+    if (rule == calibration_rule::top_p || rule == calibration_rule::score_ratio) {
+      EXPECT_GT(std::fabs(outcome.as_set.mean_k() - 3.5), 0.1) << adaptive_k::to_string(rule);
+    }
+  }
+}
+
+TEST(skipping, drops_the_second_expert_below_the_median_of_its_share) {
+  toy_model model(9, 2, {1.0, 1.0, 1.0});
+  const toy_text text;
+  const calibration_runner runner(adaptive_k::bind_source(model, text, "toy"));
+  const calibration_study study(runner, small_options());
+  const auto set = study.policies(calibration_rule::skipping, 1.5, 0.5);
+  for (std::size_t l = 0; l < 3; ++l) {
+    const auto& record = study.records()[l];
+    std::int64_t kept = 0;
+    for (std::int64_t t = 0; t < record.num_tokens(); ++t)
+      kept += record.weights(t)[1] >= set.layers[l].thresholds[0] * record.weights(t)[0] ? 1 : 0;
+    EXPECT_NEAR(static_cast<double>(kept) / static_cast<double>(record.num_tokens()), 0.5, 0.005);
+  }
+  EXPECT_NE(set.layers[0].thresholds[0], set.layers[1].thresholds[0]) << "each layer its own";
+}
+
+TEST(psi, needs_no_tables_and_has_the_scale_of_the_distortions) {
+  toy_model model(13, 5, {1.0, 1.0});
+  const toy_text text;
+  const calibration_runner runner(adaptive_k::bind_source(model, text, "toy"));
+  const auto records = runner.record({0, 16});
+  const auto set =
+      calibration_study(runner, small_options()).policies(calibration_rule::psi, 3.0, 0.5);
+  EXPECT_EQ(set.layers[0].distortion.first_expert, nullptr);
+  EXPECT_EQ(set.layers[0].distortion.next_expert, nullptr);
+  const auto fit = adaptive_k::fit_psi(records[1], 0.5);
+  double truth = 0.0, predicted = 0.0;
+  for (std::int64_t t = 0; t < records[1].num_tokens(); ++t)
+    for (int k = 1; k < 5; ++k) {
+      truth += records[1].distortion(t, k, 0.5);
+      predicted += adaptive_k::predicted_distortion(fit, records[1], t, k, 0.5);
+    }
+  EXPECT_NEAR(predicted / truth, 1.0, 1e-4);
+}
+
 TEST(nonnegative_least_squares, meets_the_conditions_of_its_minimum) {
   inputs::sequence numbers(5);
   Eigen::MatrixXd a(40, 6);
@@ -143,6 +291,20 @@ TEST(calibrator, gives_the_whole_frontier_where_asked) {
     search.frontier_mean_ks = {mean_k};
     EXPECT_THROW(search.calibrate(model, toy_text()), std::runtime_error);
   }
+}
+
+TEST(calibrator, takes_several_texts) {
+  toy_model model(13, 4, {1.0, 2.0});
+  const toy_text first{1, 24}, second{2, 24};
+  calibrator search{adaptive_k::target_savings(0.4)};
+  search.options = small_options();
+  const std::vector<std::pair<std::string, const toy_text*>> texts = {{"a", &first},
+                                                                      {"b", &second}};
+  const auto result = search.calibrate(model, texts);
+  EXPECT_EQ(result.rule, calibration_rule::distortion) << result.sentence;
+  EXPECT_NEAR(result.expert_savings, 0.4, 0.01);
+  EXPECT_EQ(result.exponent_trials.size(), 10u);
+  EXPECT_EQ(result.candidates[0].outcome.windows.size(), 8u) << "the choice windows of both";
 }
 
 TEST(calibrator, keeps_within_a_kl_and_a_perplexity) {

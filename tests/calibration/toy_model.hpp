@@ -14,6 +14,7 @@
 struct toy_text {
   std::uint64_t seed = 1;
   std::int64_t windows = 24;
+  std::vector<double> layer_weights = {};  ///< instead of the model's, as a text of another kind
 };
 
 class toy_model {
@@ -52,7 +53,8 @@ class toy_model {
     for (std::int64_t w = 0; w < range.count; ++w)
       for (int layer = 0; layer < num_layers(); ++layer)
         outcomes[static_cast<std::size_t>(w)].kl +=
-            weights_[static_cast<std::size_t>(layer)] *
+            (text.layer_weights.empty() ? weights_
+                                        : text.layer_weights)[static_cast<std::size_t>(layer)] *
             window(text, range.first + w, layer, route, observe);
     for (auto& outcome : outcomes) {
       outcome.nll = 1.0 + outcome.kl;

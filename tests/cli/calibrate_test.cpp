@@ -231,8 +231,8 @@ TEST(Frontier, JsonHasEveryRuleOnEverySplit) {
     EXPECT_EQ(row["top_k"], 8);
     EXPECT_NEAR(row["mean_k"].get<double>(), row["target_mean_k"].get<double>(), 0.35);
   }
-  EXPECT_EQ(rules.size(), 9u);
-  EXPECT_EQ(rows.size(), 18u);
+  EXPECT_EQ(rules.size(), 11u);
+  EXPECT_EQ(rows.size(), 22u);
 }
 
 TEST(Budget, HoldsABatchToItsExperts) {

@@ -63,6 +63,10 @@ void show_measurement(const adaptive_k::policy_measurement& m) {
   fmt::print("      mean KL        {} nats; fixed K at equal mean K: {}\n",
              number(m.mean_kl, "{:.4g}"), number(m.fixed_k_mean_kl, "{:.4g}"));
   fmt::print("      perplexity     x {}\n", number(m.perplexity_ratio, "{:.4f}"));
+  for (const adaptive_k::calibrated_text& text : m.calibrated_on)
+    fmt::print("      calibrated on  {}: {}, {} tokens\n", text.name, text.data, text.tokens);
+  if (m.sensitivity_exponent)
+    fmt::print("      layers weigh   their sensitivities ^ {:g}\n", *m.sensitivity_exponent);
 }
 
 void show_policy(const adaptive_k::preset_policy& policy, bool is_default) {

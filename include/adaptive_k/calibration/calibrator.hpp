@@ -1,8 +1,8 @@
 // Finds a K policy for a target from measurement, and says where a plain smaller K does as well.
 //
 //   calibrator search{target_savings(0.4)};
-//   calibration_result found = search.calibrate(model, text);
-//   router adaptive(gating, found.policies.layers, {}, found.policies.tables);
+//   calibration_result found = search.calibrate(model, text);  // or several: {{"novels", &text},
+//   ...} router adaptive(gating, found.policies.layers, {}, found.policies.tables);
 //
 // `model` is any type with
 //   const gating& router_gating() const;
@@ -64,7 +64,10 @@ struct calibration_result {
   paired_estimate against_fixed;     ///< KL of this minus fixed K's at equal mean K, same windows
   double perplexity_ratio = 0.0;     ///< to full K
   std::int64_t tokens_analyzed = 0;  ///< read to find it
-  std::string sentence;              ///< what was found, in words
+  /// q: psi and distortion weigh a layer by g^q; 1 where no rule weighs layers (from a trace).
+  double sensitivity_exponent = 1.0;
+  std::vector<exponent_trial> exponent_trials;  ///< what q was chosen by; empty where it was not
+  std::string sentence;                         ///< what was found, in words
   std::vector<frontier_point> candidates;  ///< every rule that was weighed, on the choice windows
   /// Every rule, controls and oracle included, at the mean K's asked for, on the choice windows.
   std::vector<frontier_point> frontier;
@@ -105,6 +108,18 @@ struct calibrator {
     const calibration_runner runner(bind_source(model, data, "data"));
     return choose(calibration_study(runner, options));
   }
+  /// On several texts, each a domain with a name. Throws likewise.
+  template <class Model, class Dataset>
+  calibration_result calibrate(
+      Model& model, const std::vector<std::pair<std::string, const Dataset*>>& texts) const {
+    check();
+    std::vector<calibration_runner> runners;
+    for (const auto& [name, data] : texts) runners.emplace_back(bind_source(model, *data, name));
+    std::vector<calibration_domain> domains;
+    for (const calibration_runner& runner : runners)
+      domains.push_back({runner.source().name, &runner});
+    return choose(calibration_study(domains, options));
+  }
 
   /// The same of a study, which the caller keeps.
   calibration_result choose(const calibration_study& study) const {
@@ -114,17 +129,16 @@ struct calibrator {
     for (const double mean_k : frontier_mean_ks)
       if (!(mean_k >= 1.0 && mean_k < top_k))
         refuse("frontier_mean_ks: %g, expected 1 or more and below %d", mean_k, top_k);
-    const window_range windows = study.choice_windows();
+    const std::vector<report_text>& windows = study.choice_texts();
     const double middle = by_savings ? (1.0 - target.value) * top_k : 0.5 * (1.0 + top_k);
-    const routing_outcome full =
-        study.measure(calibration_rule::fixed, top_k, 0.0, study.runner(), windows);
+    const routing_outcome full = study.measure(calibration_rule::fixed, top_k, 0.0, windows);
     calibration_result result;
     for (const calibration_rule rule : rules) {
       const double exponent = study.best_mass_exponent(rule, std::fmax(middle, 1.0));
       double mean_k = std::fmax(middle, 1.0);
       if (!by_savings) mean_k = least_mean_k(study, rule, exponent, full);
-      result.candidates.push_back({rule, "calibration", mean_k, exponent,
-                                   study.measure(rule, mean_k, exponent, study.runner(), windows)});
+      result.candidates.push_back(
+          {rule, "calibration", mean_k, exponent, study.measure(rule, mean_k, exponent, windows)});
     }
     const std::size_t best = pick(result.candidates, by_savings);
     const frontier_point& chosen = result.candidates[best];
@@ -132,22 +146,22 @@ struct calibrator {
     result.mass_exponent = chosen.mass_exponent;
     result.policies =
         study.settled_policies(chosen.rule, chosen.target_mean_k, chosen.mass_exponent);
-    const routing_outcome own =
-        study.runner().run(result.policies, windows);  // fixed K is whole here
+    const routing_outcome own = calibration_study::run(result.policies, windows);  // fixed K: whole
     result.mean_k = own.mean_k();
     result.expert_savings = 1.0 - result.mean_k / top_k;
     result.quality_known = true;
     result.mean_kl = kl_difference(own);
-    const routing_outcome fixed = study.measure(calibration_rule::fixed, result.mean_k,
-                                                chosen.mass_exponent, study.runner(), windows);
+    const routing_outcome fixed =
+        study.measure(calibration_rule::fixed, result.mean_k, chosen.mass_exponent, windows);
     result.against_fixed = kl_difference(own, &fixed);
     result.perplexity_ratio = own.perplexity() / full.perplexity();
     result.tokens_analyzed = study.tokens_analyzed();
+    result.sensitivity_exponent = study.sensitivity_exponent();
+    result.exponent_trials = study.exponent_trials();
     result.sentence = sentence_of(result);
     const std::vector<calibration_rule> all(std::begin(all_calibration_rules),
                                             std::end(all_calibration_rules));
-    result.frontier =
-        study.frontier(all, frontier_mean_ks, {{"calibration", &study.runner(), windows}});
+    result.frontier = study.frontier(all, frontier_mean_ks, windows);
     return result;
   }
 
@@ -196,8 +210,7 @@ struct calibrator {
     double low = 1.0, high = study.top_k();
     for (int i = 0; i < 7; ++i) {
       const double middle = 0.5 * (low + high);
-      const routing_outcome outcome =
-          study.measure(rule, middle, exponent, study.runner(), study.choice_windows());
+      const routing_outcome outcome = study.measure(rule, middle, exponent, study.choice_texts());
       const double cost = target.what == calibration_target::kind::max_kl
                               ? outcome.mean_kl()
                               : outcome.perplexity() / full.perplexity() - 1.0;

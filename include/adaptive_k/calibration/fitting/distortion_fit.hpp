@@ -17,15 +17,15 @@ ADAPTIVE_K_NAMESPACE_BEGIN
 /// One layer's coefficients and tables, laid out as distortion_ref reads them.
 struct distortion_tables {
   std::vector<float> coefficients;  ///< [K0 - 1, 5]
-  std::vector<float> first_expert;  ///< [K0 - 1, E]
-  std::vector<float> next_expert;   ///< [K0 - 1, E]
+  std::vector<float> first_expert;  ///< [K0 - 1, E], or empty: zeros
+  std::vector<float> next_expert;   ///< [K0 - 1, E], or empty: zeros
 
   /// These tables as a policy reads them; they must outlive it. `sensitivity` > 0, `lambda` >= 0.
   distortion_ref ref(double sensitivity, double lambda) const {
     distortion_ref result;
     result.coefficients = coefficients.data();
-    result.first_expert = first_expert.data();
-    result.next_expert = next_expert.data();
+    result.first_expert = first_expert.empty() ? nullptr : first_expert.data();
+    result.next_expert = next_expert.empty() ? nullptr : next_expert.data();
     result.sensitivity = static_cast<float>(sensitivity);
     result.lambda = static_cast<float>(lambda);
     return result;
@@ -76,8 +76,11 @@ inline double predicted_distortion(const distortion_tables& fit, const layer_rec
   const auto row = static_cast<std::size_t>(k - 1);
   const auto experts = static_cast<std::size_t>(record.num_experts());
   const auto id = [&](int j) { return static_cast<std::size_t>(record.experts(t)[j]); };
-  double log_d = static_cast<double>(fit.first_expert[row * experts + id(0)]) +
-                 static_cast<double>(fit.next_expert[row * experts + id(k)]);
+  double log_d = 0.0;
+  if (!fit.first_expert.empty())
+    log_d += static_cast<double>(fit.first_expert[row * experts + id(0)]);
+  if (!fit.next_expert.empty())
+    log_d += static_cast<double>(fit.next_expert[row * experts + id(k)]);
   for (std::size_t i = 0; i < num_features; ++i)
     log_d += static_cast<double>(fit.coefficients[row * num_features + i]) * features[i];
   return std::exp(std::fmin(log_d, 80.0));
@@ -133,6 +136,26 @@ inline distortion_tables fit_distortion(const layer_record& record, double mass_
           static_cast<double>(fit.coefficients[constant]) + std::log(sum_d / sum_predicted));
     }
   }
+  return fit;
+}
+
+/// d_hat(k) = scale * psi_k: what the weights alone say (see distortion_ref), with one scale a
+/// layer, sum d / sum psi over all tokens and k; no tables. The record must have distortions.
+inline distortion_tables fit_psi(const layer_record& record, double mass_exponent) {
+  constexpr int num_features = distortion_ref::num_features;
+  double sum_d = 0.0, sum_psi = 0.0;
+  for (std::int64_t t = 0; t < record.num_tokens(); ++t)
+    for (int k = 1; k < record.top_k(); ++k) {
+      double features[num_features];
+      detail::distortion_features(record, t, k, mass_exponent, features);
+      sum_d += record.distortion(t, k, mass_exponent);
+      sum_psi += std::exp(features[2]);
+    }
+  const double scale = sum_d > 0.0 && sum_psi > 0.0 ? sum_d / sum_psi : 1.0;
+  distortion_tables fit;
+  for (int k = 1; k < record.top_k(); ++k)
+    for (const double c : {std::log(scale), 0.0, 1.0, 0.0, 0.0})
+      fit.coefficients.push_back(detail::rounded_coefficient(c));
   return fit;
 }
 

@@ -109,6 +109,18 @@ class layer_record {
     }
   }
 
+  /// Adds the tokens of `other`, a record of the same gating.
+  void add(const layer_record& other) {
+    const auto append = [](auto& to, const auto& from) {
+      to.insert(to.end(), from.begin(), from.end());
+    };
+    append(weights_, other.weights_);
+    append(experts_, other.experts_);
+    append(share_, other.share_);
+    append(entropy_, other.entropy_);
+    append(parts_, other.parts_);
+  }
+
   /// Adds tokens by their router logits alone, [num_tokens, E]; their distortions stay unknown.
   void add_logits(const float* logits, std::int64_t num_tokens, const float* routing_bias) {
     const routed_batch batch = routed(scores_, logits, num_tokens, routing_bias);

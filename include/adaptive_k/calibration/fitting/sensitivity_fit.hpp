@@ -63,4 +63,20 @@ inline std::vector<double> fit_sensitivities(
   return result;
 }
 
+/// g^exponent of each layer, scaled to mean 1 and rounded; with exponent 1 the sensitivities as
+/// they are. They are those of the text that they were measured on and do not hold as well on
+/// others: an exponent in [0, 1] below 1 trusts them less, and 0 not at all. All above 0.
+inline std::vector<double> shrunk_sensitivities(const std::vector<double>& sensitivities,
+                                                double exponent) {
+  if (exponent == 1.0) return sensitivities;
+  std::vector<double> result;
+  double mean = 0.0;
+  for (const double g : sensitivities) {
+    result.push_back(std::pow(g, exponent));
+    mean += result.back() / static_cast<double>(sensitivities.size());
+  }
+  for (double& g : result) g = detail::rounded(g / mean);
+  return result;
+}
+
 ADAPTIVE_K_NAMESPACE_END

@@ -25,6 +25,13 @@ struct published_claims {
   std::vector<std::string> contradictions;    ///< between these figures, in words
 };
 
+/// A text that a policy was calibrated on.
+struct calibrated_text {
+  std::string name;         ///< of its domain
+  std::string data;         ///< which text, in words
+  std::int64_t tokens = 0;  ///< of it that were used
+};
+
 /// How a policy was measured, and what came out.
 struct policy_measurement {
   std::string model;                       ///< by name
@@ -37,6 +44,10 @@ struct policy_measurement {
   std::optional<double> mean_kl;           ///< nats, to full K
   std::optional<double> fixed_k_mean_kl;   ///< of the control: fixed K at equal mean K
   std::optional<double> perplexity_ratio;  ///< adaptive / full
+  /// The domains that it was calibrated on; empty where the file does not say. Outside them what is
+  /// measured here does not hold.
+  std::vector<calibrated_text> calibrated_on;
+  std::optional<double> sensitivity_exponent;  ///< q in [0, 1]: layers are weighed by g^q
 };
 
 /// Where a policy comes from.
@@ -99,9 +110,28 @@ inline published_claims read_claims(const json_node& node) {
   return claims;
 }
 
+inline std::vector<calibrated_text> read_calibrated_on(const json_node& node) {
+  constexpr const char* expected = "an array with one object a text, one or more";
+  const std::size_t count = node.expect_array(expected);
+  if (count == 0) node.refuse(expected);
+  std::vector<calibrated_text> texts;
+  for (std::size_t i = 0; i < count; ++i) {
+    const json_node text = node.at(i);
+    text.expect_keys({"name", "data", "tokens"});
+    texts.push_back({text.at("name", "a domain's name").as_string(),
+                     text.at("data", "the text calibrated on").as_string(),
+                     text.at("tokens", "an integer").as_integer(1, INT64_MAX)});
+    for (std::size_t before = 0; before < i; ++before)
+      if (texts[before].name == texts[i].name)
+        text.at("name", "").refuse("a name that no text before it has");
+  }
+  return texts;
+}
+
 inline policy_measurement read_measurement(const json_node& node) {
   node.expect_keys({"model", "data", "tokens", "date", "command", "mean_k", "expert_savings",
-                    "mean_kl", "fixed_k_mean_kl", "perplexity_ratio"});
+                    "mean_kl", "fixed_k_mean_kl", "perplexity_ratio", "calibrated_on",
+                    "sensitivity_exponent"});
   policy_measurement result;
   result.model = node.at("model", "the model measured").as_string();
   result.data = node.at("data", "the text measured on").as_string();
@@ -113,6 +143,10 @@ inline policy_measurement read_measurement(const json_node& node) {
   result.mean_kl = number_within(node, "mean_kl", 0.0, any_amount, "0 or more");
   result.fixed_k_mean_kl = number_within(node, "fixed_k_mean_kl", 0.0, any_amount, "0 or more");
   result.perplexity_ratio = number_within(node, "perplexity_ratio", 0.0, any_amount, "0 or more");
+  if (const auto texts = node.find("calibrated_on"))
+    result.calibrated_on = read_calibrated_on(*texts);
+  result.sensitivity_exponent =
+      number_within(node, "sensitivity_exponent", 0.0, 1.0, "an exponent, 0..1");
   return result;
 }
 

@@ -134,6 +134,21 @@ inline routing_outcome mixed(const routing_outcome& low, const routing_outcome& 
   return result;
 }
 
+/// Of one routing on several texts, one or more: their windows one after the other, all of one
+/// length.
+inline routing_outcome joined(const std::vector<routing_outcome>& outcomes) {
+  if (outcomes.size() == 1) return outcomes.front();
+  routing_outcome result;
+  result.layer_mean_k.assign(outcomes.front().layer_mean_k.size(), 0.0);
+  for (const routing_outcome& each : outcomes)
+    result.windows.insert(result.windows.end(), each.windows.begin(), each.windows.end());
+  for (const routing_outcome& each : outcomes)
+    for (std::size_t l = 0; l < result.layer_mean_k.size(); ++l)
+      result.layer_mean_k[l] += each.layer_mean_k[l] * static_cast<double>(each.windows.size()) /
+                                static_cast<double>(result.windows.size());
+  return result;
+}
+
 /// One policy a layer, and what owns their tables.
 struct policy_set {
   std::vector<k_policy> layers;        ///< [num_layers]

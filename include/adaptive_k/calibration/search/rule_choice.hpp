@@ -23,7 +23,9 @@ enum class calibration_rule {
   static_per_layer,  ///< one K a layer, from the layers' mean distortions
   entropy,           ///< the published rule: one set of thresholds on the softmax entropy
   score_ratio,       ///< one ratio for all layers
+  skipping,          ///< a ratio a layer, so that all layers have the same mean K (NAEE)
   top_p,             ///< one mass for all layers
+  psi,               ///< psi of distortion_ref alone, with one scale a layer
   distortion,        ///< predicted distortion
   random_mix,        ///< distortion's K's, assigned at random
   inverted,          ///< distortion's K's, the surest token with the most
@@ -32,18 +34,17 @@ enum class calibration_rule {
 
 /// In the order of reports.
 inline constexpr calibration_rule all_calibration_rules[] = {
-    calibration_rule::fixed,      calibration_rule::static_per_layer,
-    calibration_rule::entropy,    calibration_rule::score_ratio,
-    calibration_rule::top_p,      calibration_rule::distortion,
-    calibration_rule::random_mix, calibration_rule::inverted,
-    calibration_rule::oracle,
+    calibration_rule::fixed,       calibration_rule::static_per_layer, calibration_rule::entropy,
+    calibration_rule::score_ratio, calibration_rule::skipping,         calibration_rule::top_p,
+    calibration_rule::psi,         calibration_rule::distortion,       calibration_rule::random_mix,
+    calibration_rule::inverted,    calibration_rule::oracle,
 };
 
 /// As reports and files spell it. Static text.
 inline const char* to_string(calibration_rule rule) {
-  constexpr const char* names[] = {"fixed", "static_per_layer", "entropy",    "score_ratio",
-                                   "top_p", "distortion",       "random_mix", "inverted",
-                                   "oracle"};
+  constexpr const char* names[] = {
+      "fixed", "static_per_layer", "entropy",    "score_ratio", "skipping", "top_p",
+      "psi",   "distortion",       "random_mix", "inverted",    "oracle"};
   return names[static_cast<std::size_t>(rule)];
 }
 
@@ -116,13 +117,15 @@ struct fitted_distortion {
   detail::distortion_arrays predicted;    ///< [T, K0 - 1] a layer
 };
 
-/// Fits every layer on its own record.
-inline std::shared_ptr<const fitted_distortion> fit_layers(const std::vector<layer_record>& records,
-                                                           double mass_exponent) {
+/// Fits every layer on its own record; `rule` is distortion or psi.
+inline std::shared_ptr<const fitted_distortion> fit_layers(
+    const std::vector<layer_record>& records, double mass_exponent,
+    calibration_rule rule = calibration_rule::distortion) {
   auto fit = std::make_shared<fitted_distortion>();
   fit->mass_exponent = mass_exponent;
   for (const layer_record& record : records) {
-    fit->layers.push_back(fit_distortion(record, mass_exponent));
+    fit->layers.push_back(rule == calibration_rule::psi ? fit_psi(record, mass_exponent)
+                                                        : fit_distortion(record, mass_exponent));
     fit->predicted.emplace_back();
     for (std::int64_t t = 0; t < record.num_tokens(); ++t)
       for (int k = 1; k < record.top_k(); ++k)
@@ -171,23 +174,51 @@ inline policy_set top_p_policies(const std::vector<layer_record>& records, doubl
                      records.size());
 }
 
-/// Experts with at least a share of the best one's score.
-inline policy_set score_ratio_policies(const std::vector<layer_record>& records,
-                                       double mass_exponent, double mean_k) {
-  const int top_k = records.front().top_k();
-  const double ratio = detail::bisect(0.0, 1.0, mean_k, [&](double limit) {
+namespace detail {
+
+/// Share of the best expert's score such that keeping those that reach it gives the tokens of
+/// `records` this mean K.
+inline double score_ratio_for(const std::vector<const layer_record*>& records, double mean_k) {
+  const double ratio = bisect(0.0, 1.0, mean_k, [&](double limit) {
     double sum = 0.0, count = 0.0;
-    for (const layer_record& record : records)
-      for (std::int64_t t = 0; t < record.num_tokens(); ++t, count += 1.0) {
-        const float* w = record.weights(t);
+    for (const layer_record* record : records)
+      for (std::int64_t t = 0; t < record->num_tokens(); ++t, count += 1.0) {
+        const float* w = record->weights(t);
         int k = 1;
-        while (k < top_k && static_cast<double>(w[k]) >= limit * static_cast<double>(w[0])) ++k;
+        while (k < record->top_k() &&
+               static_cast<double>(w[k]) >= limit * static_cast<double>(w[0]))
+          ++k;
         sum += k;
       }
     return sum / count;
   });
-  return same_policy(k_policy::score_ratio(static_cast<float>(detail::rounded(ratio)), top_k),
-                     mass_exponent, records.size());
+  return rounded(ratio);
+}
+
+}  // namespace detail
+
+/// Experts with at least a share of the best one's score.
+inline policy_set score_ratio_policies(const std::vector<layer_record>& records,
+                                       double mass_exponent, double mean_k) {
+  std::vector<const layer_record*> all;
+  for (const layer_record& record : records) all.push_back(&record);
+  const auto ratio = static_cast<float>(detail::score_ratio_for(all, mean_k));
+  return same_policy(k_policy::score_ratio(ratio, records.front().top_k()), mass_exponent,
+                     records.size());
+}
+
+/// The same with a share for each layer, so that all layers have this mean K. With K0 = 2 and a
+/// mean K of 1.5 that is the second expert dropped below the layer's median of w_2 / w_1, as in
+/// arXiv 2402.14800.
+inline policy_set skipping_policies(const std::vector<layer_record>& records, double mass_exponent,
+                                    double mean_k) {
+  policy_set result;
+  for (const layer_record& record : records) {
+    const auto ratio = static_cast<float>(detail::score_ratio_for({&record}, mean_k));
+    result.layers.push_back(k_policy::score_ratio(ratio, record.top_k()));
+    result.layers.back().mass_exponent = static_cast<float>(mass_exponent);
+  }
+  return result;
 }
 
 /// Three neighbouring K's (two at the ends), with half of the tokens at the middle one; thresholds
