@@ -37,6 +37,7 @@ int run(int argc, char** argv) {
   bench::add_record_command(app);
   bench::add_calibrate_command(app);
   bench::add_frontier_command(app);
+  bench::add_matrix_command(app);
   bench::add_combine_command(app);
   bench::add_budget_command(app);
   bench::check_values(app);

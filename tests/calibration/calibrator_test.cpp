@@ -87,15 +87,16 @@ TEST(sensitivities, are_measured_where_only_one_expert_can_be_dropped) {
 }
 
 TEST(sensitivities, shrink_towards_one_and_keep_their_mean) {
-  const std::vector<double> g = {0.25, 1.0, 4.0, 0.75};
+  const std::vector<double> g = {0.25, 1.0, 2.0, 0.75};
   for (const double q : {0.0, 0.25, 0.5, 1.0}) {
     const auto weights = adaptive_k::shrunk_sensitivities(g, q);
     ASSERT_EQ(weights.size(), g.size());
     double mean = 0.0;
     for (const double w : weights) mean += w / 4.0;
     EXPECT_NEAR(mean, 1.0, 1e-5) << q;
-    EXPECT_NEAR(weights[2] / weights[0], std::pow(16.0, q), 1e-3) << q;
+    EXPECT_NEAR(weights[2] / weights[0], std::pow(8.0, q), 1e-3) << q;
   }
+  EXPECT_EQ(adaptive_k::shrunk_sensitivities(g, 1.0), g);
 }
 
 TEST(sensitivities, of_one_text_are_shrunk_by_half_unless_asked_otherwise) {

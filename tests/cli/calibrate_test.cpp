@@ -105,10 +105,11 @@ TEST(Calibrate, OnATraceSaysThatQualityIsUnknown) {
     EXPECT_TRUE(contains(other.err, std::string("--signal: '") + rule + "', expected top_p"))
         << other.err;
   }
-  for (const char* option : {"--model", "--dataset", "--test", "--other-domain", "--context",
-                             "--test-windows", "--seed", "--journal", "--json", "--date"}) {
+  for (const char* option :
+       {"--model", "--dataset", "--text", "--test", "--other-domain", "--context", "--test-windows",
+        "--seed", "--sensitivity-exponent", "--journal", "--json", "--date"}) {
     const outcome ignored = run_program(
-        {"calibrate", "--trace", trace, "--target-savings", "0.25", "-o", file, option, "3"});
+        {"calibrate", "--trace", trace, "--target-savings", "0.25", "-o", file, option, "1"});
     EXPECT_EQ(ignored.status, 2) << option;
     EXPECT_TRUE(contains(ignored.err, option)) << ignored.err;
   }

@@ -64,9 +64,11 @@ ordered_json layer_json(const adaptive_k::k_policy& policy, const adaptive_k::ga
       json["distortion"] = {
           {"lambda", six_digits(static_cast<double>(d.lambda))},
           {"sensitivity", six_digits(static_cast<double>(d.sensitivity))},
-          {"coefficients", copy(d.coefficients, adaptive_k::distortion_ref::num_features)},
-          {"first_expert", copy(d.first_expert, experts)},
-          {"next_expert", copy(d.next_expert, experts)}};
+          {"coefficients", copy(d.coefficients, adaptive_k::distortion_ref::num_features)}};
+      if (d.first_expert != nullptr)
+        json["distortion"]["first_expert"] = copy(d.first_expert, experts);
+      if (d.next_expert != nullptr)
+        json["distortion"]["next_expert"] = copy(d.next_expert, experts);
       break;
     }
   }
@@ -74,12 +76,20 @@ ordered_json layer_json(const adaptive_k::k_policy& policy, const adaptive_k::ga
   return json;
 }
 
-const adaptive_k::frontier_point* point_of(const std::vector<adaptive_k::frontier_point>& points,
-                                           adaptive_k::calibration_rule rule,
-                                           const std::string& split) {
-  for (const adaptive_k::frontier_point& point : points)
-    if (point.rule == rule && point.split == split) return &point;
-  return nullptr;
+/// What `rule` came to on the first `count` of the texts together.
+adaptive_k::routing_outcome outcome_of(const std::vector<adaptive_k::frontier_point>& points,
+                                       adaptive_k::calibration_rule rule,
+                                       const std::vector<bound_text>& texts, std::size_t count) {
+  std::vector<adaptive_k::routing_outcome> outcomes;
+  for (std::size_t i = 0; i < count; ++i)
+    for (const adaptive_k::frontier_point& point : points)
+      if (point.rule == rule && point.split == texts[i].name) outcomes.push_back(point.outcome);
+  return adaptive_k::joined(outcomes);
+}
+
+std::string file_and_hash(const dataset& data) {
+  return fmt::format("{}, sha256 {}", std::filesystem::path(data.path).filename().string(),
+                     data.sha256.substr(0, 16));
 }
 
 /// Rule by rule the mean K and KL of one text, as a sentence.
@@ -134,7 +144,8 @@ ordered_json without_date(ordered_json policy) {
 
 }  // namespace
 
-ordered_json preset_json(calibration_setup& setup, const adaptive_k::calibration_result& result,
+ordered_json preset_json(calibration_setup& setup, const adaptive_k::calibration_study& study,
+                         const adaptive_k::calibration_result& result,
                          const std::vector<adaptive_k::frontier_point>& points,
                          const std::string& command, const std::string& date) {
   const loaded_model& model = setup.model();
@@ -142,27 +153,46 @@ ordered_json preset_json(calibration_setup& setup, const adaptive_k::calibration
   ordered_json file = new_file(model);
   if (model.preset) file = ordered_json::parse(read_file(model.preset->file));
 
-  const calibration_text& test = setup.test_data();
   ordered_json policy = {{"name", calibrated_policy}, {"provenance", "measured"}};
-  policy["notes"] = result.sentence + "; calibrated on " +
-                    std::filesystem::path(setup.calibration_data().data.path).filename().string() +
-                    fmt::format(", {} tokens.", result.tokens_analyzed) +
-                    figures_text(points, "test") + figures_text(points, "other domain");
-  ordered_json measured = {
-      {"model", model.name},
-      {"data",
-       fmt::format("{}, sha256 {}", std::filesystem::path(test.data.path).filename().string(),
-                   test.data.sha256.substr(0, 16))},
-      {"tokens", test.count * test.length},
-      {"date", date},
-      {"command", command}};
-  if (const auto* own = point_of(points, result.rule, "test")) {
-    measured["mean_k"] = six_digits(own->outcome.mean_k());
-    measured["expert_savings"] = six_digits(1.0 - own->outcome.mean_k() / gating.top_k);
-    measured["mean_kl"] = six_digits(own->outcome.mean_kl());
-    if (const auto* fixed = point_of(points, adaptive_k::calibration_rule::fixed, "test"))
-      measured["fixed_k_mean_kl"] = six_digits(fixed->outcome.mean_kl());
+  std::string calibrated_on;
+  ordered_json domains = ordered_json::array();
+  for (std::size_t i = 0; i < setup.domains().size(); ++i) {
+    const bound_text& domain = setup.domains()[i];
+    const std::filesystem::path path = domain.text->data.path;
+    const std::int64_t tokens = study.tokens_by_domain()[i];
+    domains.push_back({{"name", domain.name.empty() ? path.stem().string() : domain.name},
+                       {"data", file_and_hash(domain.text->data)},
+                       {"tokens", tokens}});
+    calibrated_on += fmt::format("{}{}, {} tokens", calibrated_on.empty() ? "" : "; ",
+                                 path.filename().string(), tokens);
   }
+  std::string notes = result.sentence + "; calibrated on " + calibrated_on + ".";
+  std::string data;
+  std::int64_t tokens = 0;
+  for (std::size_t i = 0; i < setup.reported().size(); ++i) {
+    const bound_text& text = setup.reported()[i];
+    notes += figures_text(points, text.name);
+    if (i >= setup.num_tests()) continue;
+    data += (data.empty() ? "" : "; ") + file_and_hash(text.text->data);
+    tokens += text.text->count * text.text->length;
+  }
+  policy["notes"] = std::move(notes);
+  const auto own = outcome_of(points, result.rule, setup.reported(), setup.num_tests());
+  const auto fixed =
+      outcome_of(points, adaptive_k::calibration_rule::fixed, setup.reported(), setup.num_tests());
+  ordered_json measured = {{"model", model.name},
+                           {"data", data},
+                           {"tokens", tokens},
+                           {"date", date},
+                           {"command", command},
+                           {"mean_k", six_digits(own.mean_k())},
+                           {"expert_savings", six_digits(1.0 - own.mean_k() / gating.top_k)},
+                           {"mean_kl", six_digits(own.mean_kl())},
+                           {"fixed_k_mean_kl", six_digits(fixed.mean_kl())},
+                           {"calibrated_on", std::move(domains)}};
+  if (result.rule == adaptive_k::calibration_rule::distortion ||
+      result.rule == adaptive_k::calibration_rule::psi)
+    measured["sensitivity_exponent"] = six_digits(result.sensitivity_exponent);
   policy["measured"] = std::move(measured);
   for (const adaptive_k::k_policy& layer : result.policies.layers)
     policy["layers"].push_back(layer_json(layer, gating));

@@ -15,6 +15,7 @@ inline constexpr const char* calibrated_policy = "calibrated";
 /// The model's file, or a new one, with the policy "calibrated" in it as the default one.
 /// `points` are the controls' measurements at the same mean K. An unchanged policy keeps its date.
 nlohmann::ordered_json preset_json(calibration_setup& setup,
+                                   const adaptive_k::calibration_study& study,
                                    const adaptive_k::calibration_result& result,
                                    const std::vector<adaptive_k::frontier_point>& points,
                                    const std::string& command, const std::string& date);

@@ -13,6 +13,7 @@
 #include <string>
 #include <vector>
 
+#include "bench/adaptive_k/calibrate/named_text.hpp"
 #include "bench/adaptive_k/calibrate/preset.hpp"
 #include "bench/adaptive_k/calibrate/setup.hpp"
 #include "bench/adaptive_k/commands/commands.hpp"
@@ -65,7 +66,7 @@ adaptive_k::calibrator calibrator_of(const calibrate_options& options) {
       search.rules = {rule};
   if (search.rules.size() != 1)
     throw failure(
-        fmt::format("--signal: '{}', expected auto, distortion, top_p, score_ratio, "
+        fmt::format("--signal: '{}', expected auto, distortion, psi, top_p, skipping, score_ratio, "
                     "entropy, static_per_layer or fixed",
                     options.signal));
   return search;
@@ -78,6 +79,16 @@ std::string today() {
   return text;
 }
 
+/// `word` as a shell reads it back.
+std::string shell_word(const std::string& word) {
+  constexpr const char* plain =
+      "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-+./,:=@%";
+  if (!word.empty() && word.find_first_not_of(plain) == std::string::npos) return word;
+  std::string quoted = "'";
+  for (const char c : word) quoted += c == '\'' ? std::string("'\\''") : std::string(1, c);
+  return quoted + "'";
+}
+
 /// The command that repeats this, with file names without their folders.
 std::string command_of(const calibrate_options& options) {
   const auto name = [](const std::string& path) {
@@ -85,14 +96,25 @@ std::string command_of(const calibrate_options& options) {
   };
   std::string command = "adaptive-k calibrate";
   if (!options.model.empty()) command += " --model " + name(options.model);
+  const auto named = [&](const std::string& option, const std::vector<std::string>& words) {
+    for (const std::string& word : words) {
+      const named_text text = parse_named_texts(option, {word}).front();
+      const bool has_name = text.file.size() < word.size();
+      command += " " + option + " " +
+                 shell_word((has_name ? text.name + "=" : std::string()) + name(text.file));
+    }
+  };
   if (!options.dataset.empty()) command += " --dataset " + name(options.dataset);
-  if (!options.test.empty()) command += " --test " + name(options.test);
+  named("--text", options.texts);
+  named("--test", options.tests);
   if (!options.other_domain.empty()) command += " --other-domain " + name(options.other_domain);
   if (options.context != 0) command += fmt::format(" --context {}", options.context);
   if (options.fit_tokens != calibration_options().fit_tokens)
     command += fmt::format(" --tokens {}", options.fit_tokens);
   if (options.test_windows != calibration_options().test_windows)
     command += fmt::format(" --test-windows {}", options.test_windows);
+  if (options.sensitivity_exponent)
+    command += fmt::format(" --sensitivity-exponent {}", *options.sensitivity_exponent);
   if (options.signal != "auto") command += " --signal " + options.signal;
   if (options.target_savings)
     command += fmt::format(" --target-savings {}", *options.target_savings);
@@ -120,16 +142,6 @@ void check_name(const std::string& output) {
     throw failure(fmt::format("-o: {}: expected a name that ends in .json", output));
 }
 
-/// `word` as a shell reads it back.
-std::string shell_word(const std::string& word) {
-  constexpr const char* plain =
-      "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-+./,:=@%";
-  if (!word.empty() && word.find_first_not_of(plain) == std::string::npos) return word;
-  std::string quoted = "'";
-  for (const char c : word) quoted += c == '\'' ? std::string("'\\''") : std::string(1, c);
-  return quoted + "'";
-}
-
 /// `text` as a literal of C++, quotes and all.
 std::string literal(const std::string& text) {
   return text_of(nlohmann::json(text));
@@ -143,7 +155,10 @@ void print_use(const calibrate_options& options, const std::string& preset) {
              is_preset ? (options.model.empty() ? "" : " --model " + shell_word(options.model))
                        : " --trace " + shell_word(options.trace),
              // a text that it was not calibrated on
-             is_preset && !options.test.empty() ? " --dataset " + shell_word(options.test) : "",
+             is_preset && !options.tests.empty()
+                 ? " --dataset " +
+                       shell_word(parse_named_texts("--test", {options.tests.front()}).front().file)
+                 : "",
              shell_word(options.output));
   if (!is_preset) {
     fmt::print(
@@ -179,11 +194,12 @@ target_outcome outcome_on(const adaptive_k::report_text& text,
 }
 
 /// Says whether that text meets the target, and by how much it misses.
-std::string target_sentence(const calibrate_options& options, const target_outcome& test) {
-  const auto against = [](const char* what, const std::string& is, const std::string& target,
-                          bool met) {
-    return fmt::format("The test text {} the target: {} {}, target {}.\n", met ? "meets" : "misses",
-                       what, is, target);
+std::string target_sentence(const calibrate_options& options, const std::string& name,
+                            const target_outcome& test) {
+  const auto against = [&](const char* what, const std::string& is, const std::string& target,
+                           bool met) {
+    return fmt::format("The {} text {} the target: {} {}, target {}.\n", name,
+                       met ? "meets" : "misses", what, is, target);
   };
   if (options.target_savings)
     return against("it saves", percent(test.savings, 2), percent(*options.target_savings, 2),
@@ -252,7 +268,7 @@ void run(calibrate_options& options) {
   calibration_setup setup(options, 14 + weighed * (by_savings ? 16 : 30) + 20, roles);
   check_attainable(options, setup.model().engine.config().gating.top_k);
   search.options = setup.study_options();
-  const adaptive_k::calibration_study study(setup.runner(), search.options);
+  const adaptive_k::calibration_study study(setup.calibration_domains(), search.options);
   const int top_k = study.top_k();
   const adaptive_k::calibration_result result = search.choose(study);
 
@@ -265,9 +281,12 @@ void run(calibrate_options& options) {
                             : study.measure(rule, result.mean_k, result.mass_exponent, *text.runner,
                                             text.range)});
   }
-  const adaptive_k::report_text test = setup.report_texts().front();
-  const target_outcome kept = outcome_on(test, result, top_k);
-  const auto preset = preset_json(setup, result, points, command_of(options),
+  std::string kept;
+  for (std::size_t i = 0; i < setup.num_tests(); ++i) {
+    const adaptive_k::report_text test = setup.report_texts()[i];
+    kept += target_sentence(options, test.split, outcome_on(test, result, top_k));
+  }
+  const auto preset = preset_json(setup, study, result, points, command_of(options),
                                   options.date.empty() ? today() : options.date);
   write_file("-o", options.output, preset_text(preset));
   write_json("--json", options.json, frontier_json(points, setup.model().name, top_k));
@@ -281,7 +300,8 @@ void run(calibrate_options& options) {
         with_se({result.mean_kl.value, result.mean_kl.se}, 5),
         with_se({result.against_fixed.value, result.against_fixed.se}, 5, "+"),
         result.perplexity_ratio);
-    fmt::print("{}\n{}", frontier_table(points, top_k), target_sentence(options, kept));
+    fmt::print("{}{}\n{}", exponent_text(result.sensitivity_exponent, result.exponent_trials),
+               frontier_table(points, top_k), kept);
     print_use(options, preset["name"].get<std::string>());
   }
   flush_stdout();
@@ -300,8 +320,10 @@ void add_calibrate_command(CLI::App& app) {
   command->add_option("--max-kl", options->max_kl, "Greatest mean KL to full K, nats");
   command->add_option("--max-ppl-increase", options->max_perplexity_increase,
                       "Greatest relative rise of the perplexity, 0.01 for one percent");
-  command->add_option("--signal", options->signal,
-                      "auto, distortion, top_p, score_ratio, entropy, static_per_layer or fixed");
+  command->add_option(
+      "--signal", options->signal,
+      "auto, distortion, psi, top_p, skipping, score_ratio, entropy, static_per_layer "
+      "or fixed");
   CLI::Option* trace = command->add_option(
       "--trace", options->trace,
       "Recorded router logits instead of a model: top-p by savings, quality unknown");

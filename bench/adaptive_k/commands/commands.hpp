@@ -14,6 +14,7 @@ void add_presets_command(CLI::App& app);
 void add_record_command(CLI::App& app);
 void add_calibrate_command(CLI::App& app);
 void add_frontier_command(CLI::App& app);
+void add_matrix_command(CLI::App& app);
 void add_combine_command(CLI::App& app);
 void add_budget_command(CLI::App& app);
 

@@ -92,7 +92,7 @@ void run(frontier_options& options) {
   roles.writes("--json", options.json);
   constexpr int runs_per_point = 12;
   calibration_setup setup(options, 14 + 5 * (runs_per_point + 9 * 2), roles);
-  const int top_k = setup.runner().source().model.top_k;
+  const int top_k = setup.model().engine.config().gating.top_k;
   if (top_k < 2) throw failure("the model runs one expert a token: there is nothing to choose");
   std::vector<double> mean_ks = options.mean_ks;
   if (mean_ks.empty())
@@ -101,15 +101,16 @@ void run(frontier_options& options) {
   for (const double mean_k : mean_ks)
     if (!(mean_k >= 1.0 && mean_k < top_k))
       throw failure(fmt::format("--mean-k: {}, expected 1 or more and below {}", mean_k, top_k));
-  const adaptive_k::calibration_study study(setup.runner(), setup.study_options());
+  const adaptive_k::calibration_study study(setup.calibration_domains(), setup.study_options());
   const std::vector<calibration_rule> rules(std::begin(adaptive_k::all_calibration_rules),
                                             std::end(adaptive_k::all_calibration_rules));
   const auto points = study.frontier(rules, mean_ks, setup.report_texts());
   write_json("--json", options.json, frontier_json(points, setup.model().name, top_k));
   if (!roles.stdout_is_taken()) {
-    fmt::print("{}: {} experts of which {}; calibrated on {} tokens of {}\n", setup.model().name,
-               setup.runner().source().model.num_experts, top_k, study.tokens_analyzed(),
-               setup.calibration_data().data.path);
+    fmt::print("{}: {} experts of which {}; calibrated on {} tokens of {}\n{}", setup.model().name,
+               setup.model().engine.config().gating.num_experts, top_k, study.tokens_analyzed(),
+               setup.domains_text(),
+               exponent_text(study.sensitivity_exponent(), study.exponent_trials()));
     fmt::print("{}", frontier_table(points, top_k));
     for (const adaptive_k::report_text& text : setup.report_texts())
       print_summary(points, mean_ks, text.split, top_k);

@@ -42,6 +42,17 @@ inline CLI::Validator one_or_more() {
   return whole_number(1);
 }
 
+/// A number of 0 to 1.
+inline CLI::Validator share() {
+  return CLI::Validator(
+      [](std::string& text) {
+        double value = 0.0;
+        const bool fits = reads_whole(text, value) && value >= 0.0 && value <= 1.0;
+        return fits ? std::string() : refusal(text, "a number of 0..1");
+      },
+      "0..1", "share");
+}
+
 /// A day as presets write it.
 inline CLI::Validator calendar_day() {
   return CLI::Validator(

@@ -43,13 +43,24 @@ CLI::Option* add_windows_option(CLI::App& command, input_options& options) {
 std::vector<CLI::Option*> add_calibration_options(CLI::App& command, calibration_options& options) {
   std::vector<CLI::Option*> added;
   added.push_back(add_model_option(command, options));
-  added.push_back(command.add_option("--dataset", options.dataset,
-                                     "Text to calibrate on, or a domain (default: the model's "
-                                     "heldout_calibration.txt, or all domains in turn)"));
-  added.push_back(command.add_option(
-      "--test", options.test,
-      "Text to report on, or a domain (default: the second half of --dataset, or the "
-      "model's own test text)"));
+  CLI::Option* dataset =
+      command.add_option("--dataset", options.dataset,
+                         "Text to calibrate on, or a domain (default: the model's "
+                         "heldout_calibration.txt, or all domains in turn)");
+  added.push_back(dataset);
+  added.push_back(
+      command
+          .add_option("--text", options.texts,
+                      "NAME=FILE, or a domain, given once for each to calibrate on, instead of "
+                      "--dataset")
+          ->allow_extra_args(false)
+          ->excludes(dataset));
+  added.push_back(
+      command
+          .add_option("--test", options.tests,
+                      "Text to report on, or a domain, or NAME=FILE for each (default: the second "
+                      "half of each --dataset or --text, or the model's own test text)")
+          ->allow_extra_args(false));
   added.push_back(command.add_option("--other-domain", options.other_domain,
                                      "Text of another kind, or a domain, reported too"));
   added.push_back(add_context_option(command, options));
@@ -60,6 +71,12 @@ std::vector<CLI::Option*> add_calibration_options(CLI::App& command, calibration
                                   "Windows of each reported text (default 128)")
                       ->check(one_or_more()));
   added.push_back(command.add_option("--seed", options.seed, "Of random K's (default 1)"));
+  added.push_back(
+      command
+          .add_option("--sensitivity-exponent", options.sensitivity_exponent,
+                      "q: layers are weighed by their sensitivity ^ q, 0..1 (default: of several "
+                      "domains the one that serves domains left out best, of one 0.5)")
+          ->check(share()));
   added.push_back(
       command.add_option("--journal", options.journal,
                          "Where results are kept until the end, to go on after an interruption"));

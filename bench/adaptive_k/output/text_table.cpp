@@ -9,12 +9,12 @@
 
 namespace bench {
 
-text_table::text_table(std::initializer_list<const char*> headings) {
+text_table::text_table(const std::vector<std::string>& headings) {
   std::vector<std::string> cells;
-  for (const char* heading : headings) {
+  for (const std::string& heading : headings) {
     const bool left = heading[0] == '<';
     left_.push_back(left);
-    cells.emplace_back(left ? heading + 1 : heading);
+    cells.push_back(left ? heading.substr(1) : heading);
   }
   rows_.push_back(std::move(cells));
 }

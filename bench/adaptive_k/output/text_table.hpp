@@ -10,7 +10,9 @@ namespace bench {
 class text_table {
  public:
   /// A heading that starts with '<' makes its column flush left.
-  text_table(std::initializer_list<const char*> headings);
+  explicit text_table(const std::vector<std::string>& headings);
+  text_table(std::initializer_list<const char*> headings)
+      : text_table(std::vector<std::string>(headings.begin(), headings.end())) {}
 
   void add_row(std::vector<std::string> cells);
   std::string text(int indent = 2) const;

@@ -327,17 +327,28 @@ class calibration_study {
     return best;
   }
 
-  /// Sets a parameter by the mean K that comes of it, in at most three runs, the first at
-  /// `nominal`. `run` gets a nominal mean K.
+  /// Sets a parameter by the mean K that comes of it, in at most three runs, the first at `nominal`
+  /// and the third by the line through the others; the closest is kept. `run` gets a nominal mean
+  /// K.
   template <class Run>
   held_outcome held_at(double nominal, double mean_k, const Run& run) const {
     held_outcome result;
+    double before = 0.0, off_before = 0.0, least_off = 0.0;
     for (int i = 0;; ++i) {
-      result.held = run(nominal);
-      if (i == 0) result.as_set = result.held;
-      const double off = mean_k - result.held.mean_k();
-      if (i == 2 || std::fabs(off) < 0.002 * top_k()) return result;
-      nominal = std::clamp(nominal + off, 1.0, static_cast<double>(top_k()));
+      routing_outcome outcome = run(nominal);
+      const double off = mean_k - outcome.mean_k();
+      if (i == 0) result.as_set = outcome;
+      if (i == 0 || std::fabs(off) < least_off) {
+        result.held = std::move(outcome);
+        least_off = std::fabs(off);
+      }
+      if (i == 2 || least_off < 0.002 * top_k()) return result;
+      const double slope = i == 0 ? 1.0 : (off_before - off) / (nominal - before);
+      before = nominal;
+      off_before = off;
+      nominal = std::clamp(nominal + (slope > 0.0 ? off / slope : off), 1.0,
+                           static_cast<double>(top_k()));
+      if (nominal == before) return result;
     }
   }
 
