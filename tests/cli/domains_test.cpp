@@ -87,6 +87,32 @@ TEST_F(Domains, AreNamedInThePresetWhichComesOutTheSameAgain) {
   EXPECT_TRUE(contains(first.out, "The code text m")) << first.out;
 }
 
+TEST_F(Domains, AreTakenByNameFromTheProjectsTexts) {
+  const outcome run = calibrate("named.json", {"--text", "code", "--text", "prose=novels", "--test",
+                                               "code", "--test", "technical"});
+  ASSERT_EQ(run.status, 0) << run.err;
+  const json listed = json::parse(content_of(std::filesystem::path(ADAPTIVE_K_SOURCE_DIR) /
+                                             "bench/models/texts.json"))["domains"];
+  const json measured = json::parse(content_of(file("named.json")))["policies"][0]["measured"];
+  const auto data = [&](const char* domain, const char* part, const char* name) {
+    const std::string hash = listed[domain][part]["sha256"];
+    return std::string(name) + ", sha256 " + hash.substr(0, 16);
+  };
+  ASSERT_EQ(measured["calibrated_on"].size(), 2u);
+  EXPECT_EQ(measured["calibrated_on"][0]["name"], "code");
+  EXPECT_EQ(measured["calibrated_on"][0]["data"],
+            data("code", "calibration", "code_calibration.txt"));
+  EXPECT_EQ(measured["calibrated_on"][1]["name"], "prose");
+  EXPECT_EQ(measured["calibrated_on"][1]["data"],
+            data("novels", "calibration", "heldout_calibration.txt"));
+  EXPECT_EQ(measured["data"], data("code", "test", "code_test.txt") + "; " +
+                                  data("technical", "test", "technical_test.txt"));
+  EXPECT_TRUE(contains(measured["command"].get<std::string>(),
+                       "--text code --text prose=novels --test code --test technical"))
+      << measured["command"];
+  EXPECT_TRUE(contains(run.out, "The technical text m")) << run.out;
+}
+
 TEST_F(Domains, TheExponentIsReportedAndCanBeSet) {
   const outcome usual = calibrate("a.json", {"--dataset", prose_});
   ASSERT_EQ(usual.status, 0) << usual.err;
@@ -203,6 +229,8 @@ TEST_F(Domains, MatrixHasEveryRuleInEveryCellAndGoesOnFromItsJournal) {
 TEST_F(Domains, MatrixNamesWhatIsWrong) {
   const std::pair<command_line, const char*> cases[] = {
       {{"--rules", "fixed,random_mix"}, "--rules: 'random_mix', expected some of fixed"},
+      // By its name the project's text is found, or else that would be said first.
+      {{"--text", "technical", "--test", "technical", "--mean-k", "8"}, "--mean-k: 8, expected"},
       {{"--mean-k", "8"}, "--mean-k: 8, expected 1 or more and below 8"},
       {{"--text", "third=" + prose_}, "--test: none of the domain 'third'"},
       {{"--text", "all=" + prose_}, "--text: the name 'all' means something else"},
