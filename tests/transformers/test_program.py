@@ -14,7 +14,7 @@ pytest.importorskip("adaptive_k._program")
 import tiny_models  # noqa: E402
 
 import adaptive_k  # noqa: E402
-from adaptive_k import AdaptiveKRouter, Calibrator  # noqa: E402
+from adaptive_k import AdaptiveKRouter, Calibrator, cli  # noqa: E402
 
 MODELS = pathlib.Path(__file__).parents[2] / "bench" / "models"
 REFERENCE = MODELS / "reference-32x8"
@@ -129,6 +129,20 @@ def test_generate(tiny):
     assert done.stdout.startswith("abc") and "saved 75.0% of the expert calls" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("asked", "takes_stem", "named"),
+    [
+        ("a=b.txt", False, ("a=", "b.txt")),
+        ("x/b.txt", False, ("", "x/b.txt")),
+        ("x/b.txt", True, ("b=", "x/b.txt")),
+        ("./a=b.txt", False, ("", "./a=b.txt")),
+        ("a=", True, ("a=", "")),
+    ],
+)
+def test_texts_are_named_by_the_programs_rule(asked, takes_stem, named):
+    assert cli._named(asked, takes_stem) == named
+
+
 def test_presets_and_help():
     assert "mixtral-8x7b" in run("presets").stdout
     told = run("benchmark", "--help").stdout
@@ -142,6 +156,7 @@ def test_presets_and_help():
         (["benchmark", "--model", "no/such-model"], "--model: no/such-model: "),
         (["benchmark", "--model", "reference-32x8"], "is a preset without a hub id"),
         (["combine", "--model", "x"], "combine runs in the C++ engine alone"),
+        (["matrix", "--model", "x"], "matrix runs in the C++ engine alone"),
         (["calibrate", "--model", "x", "--html", "a.html"], "--html: only benchmark and frontier"),
         (["nothing"], "nothing"),
     ],

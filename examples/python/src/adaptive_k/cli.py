@@ -4,9 +4,9 @@
     adaptive-k calibrate --model ./my-model --dataset text.txt --target-savings 0.4 -o my-model.json
 
 benchmark, calibrate, frontier and record run the program's own code with the model in Python: the same
-options, table and JSON. Added here: --model takes a hub id or a preset's name too, --dataset takes
-wikitext-2 or a text (by the model's tokenizer), --dtype, --device-map, and --html for a report. generate
-continues a text. presets, and every command on a --trace, need no model.
+options, table and JSON. Added here: --model takes a hub id or a preset's name too, --dataset, --text,
+--test and --other-domain take wikitext-2 or a text (by the model's tokenizer), --dtype, --device-map, and
+--html for a report. generate continues a text. presets, and every command on a --trace, need no model.
 """
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import tempfile
 from typing import Any, Optional, Sequence
 
 WITH_MODEL = ("benchmark", "calibrate", "frontier", "record")
-IN_CPP_ALONE = ("speed", "combine", "budget", "inspect")
+IN_CPP_ALONE = ("speed", "combine", "budget", "inspect", "matrix")
 MISTAKE = 2
 
 
@@ -30,7 +30,8 @@ def _own_options(command: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=f"adaptive-k {command}", add_help=False, allow_abbrev=False)
     parser.add_argument("--model", "-m")
     parser.add_argument("--dataset", "-d")
-    parser.add_argument("--test")
+    parser.add_argument("--text", action="append", default=[])
+    parser.add_argument("--test", action="append", default=[])
     parser.add_argument("--other-domain")
     parser.add_argument("--context", type=int)
     parser.add_argument("--dtype", default="auto")
@@ -135,9 +136,17 @@ def dataset_file(asked: str, engine: Any, tokenizer: Any, folder: pathlib.Path) 
 
     text, name = _text_of(asked)
     ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-    out = folder / f"{name}.bin"
+    out = pathlib.Path(tempfile.mkdtemp(dir=folder)) / f"{name}.bin"  # several may have one name
     np.asarray(ids, "<i4").tofile(out)
     return str(out)
+
+
+def _named(asked: str, takes_stem: bool) -> tuple[str, str]:
+    """("NAME=", FILE) of NAME=FILE, by the program's rule; of a FILE alone its stem or no name."""
+    name, equals, file = asked.partition("=")
+    if equals and "/" not in name:
+        return f"{name}=", file
+    return (f"{pathlib.Path(asked).stem}=" if takes_stem else ""), asked
 
 
 def stand_in(folder: pathlib.Path, source: str, engine: Any) -> pathlib.Path:
@@ -250,11 +259,13 @@ def with_model(command: str, arguments: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="adaptive-k-") as scratch:
         folder = pathlib.Path(scratch)
         passed = [command, "--model", str(stand_in(folder, source, engine)), "--context", str(context)]
-        for option, asked in (
-            ("--dataset", own.dataset), ("--test", own.test), ("--other-domain", own.other_domain),
-        ):  # fmt: skip
+        for option, asked in (("--dataset", own.dataset), ("--other-domain", own.other_domain)):
             if asked is not None:
                 passed += [option, dataset_file(asked, engine, tokenizer, folder)]
+        for option, texts in (("--text", own.text), ("--test", own.test)):
+            for asked in texts:
+                name, file = _named(asked, option == "--text" or len(texts) > 1)
+                passed += [option, name + (file and dataset_file(file, engine, tokenizer, folder))]
         report = own.json
         if own.html and report in (None, "-"):
             if report == "-":
