@@ -1,8 +1,8 @@
 // Finds a K policy for a target from measurement, and says where a plain smaller K does as well.
 //
 //   calibrator search{target_savings(0.4)};
-//   calibration_result found = search.calibrate(model, text);  // or several: {{"novels", &text},
-//   ...} router adaptive(gating, found.policies.layers, {}, found.policies.tables);
+//   calibration_result found = search.calibrate(model, text);  // or {{"novels", &text}, ...}
+//   router adaptive(gating, found.policies.layers, {}, found.policies.tables);
 //
 // `model` is any type with
 //   const gating& router_gating() const;
