@@ -119,6 +119,10 @@ void engine::forward(const std::int32_t* tokens, int num_sequences, int length,
       route, logits, time, observe);
 }
 
+bool engine::extends_texts() noexcept {
+  return true;
+}
+
 void engine::extend(text_cache& cache, const std::int32_t* tokens, const std::vector<int>& counts,
                     const route_function& route, float* logits, timing* time) {
   implementation& p = *parts_;

@@ -59,6 +59,9 @@ class engine {
                const route_function& route, float* logits, timing* time = nullptr,
                const observe_function& observe = {});
 
+  /// Whether `extend` is there: other engines that stand in for this one may have none.
+  static bool extends_texts() noexcept;
+
   /// Reads the next `counts[s]` tokens, 0 or more, of every text s of `cache`, which it extends by
   /// them: tokens, text after text [sum of counts] -> logits [sum of counts, vocab_size]. How a
   /// text is cut into calls, and which others are with it, changes no logit by more than rounding.

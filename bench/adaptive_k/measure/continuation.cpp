@@ -22,6 +22,7 @@ std::int32_t likeliest(const float* logits, int vocab_size) {
 
 std::string why_no_continuations(const moe_engine::model_config& model, const window_plan& windows,
                                  const continuation_lengths& lengths) {
+  if (!moe_engine::engine::extends_texts()) return "this engine continues no texts";
   const int needed = lengths.prompt_tokens + lengths.new_tokens;
   if (windows.length < lengths.prompt_tokens)
     return fmt::format("windows of {} tokens, expected {} or more for prompts of that length",

@@ -244,6 +244,10 @@ void engine::forward(const std::int32_t* tokens, int num_sequences, int length,
       std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
+bool engine::extends_texts() noexcept {
+  return false;
+}
+
 void engine::extend(text_cache&, const std::int32_t*, const std::vector<int>&,
                     const route_function&, float*, timing*) {
   fail(parts_->file, "texts are not continued here: use llama-server");

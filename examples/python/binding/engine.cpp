@@ -182,6 +182,10 @@ void engine::forward(const std::int32_t* tokens, int num_sequences, int length,
   time->total_seconds += spent.second;
 }
 
+bool engine::extends_texts() noexcept {
+  return false;
+}
+
 void engine::extend(text_cache&, const std::int32_t*, const std::vector<int>&,
                     const route_function&, float*, timing*) {
   throw std::runtime_error("texts go on by transformers' own generate()");
