@@ -22,7 +22,8 @@ def link(match, folder):
         return f"[{text}](@ref {path})"  # which doxygen refuses by name
     if file.suffix in (".hpp", ".cuh", ".h") and ROOT / "include" in file.parents:
         return f"[{text}](@ref {file.relative_to(ROOT / 'include').as_posix()})"
-    return f"[{text}]({path})" if file.suffix == ".md" else text
+    # From the root, where doxygen runs: it would take ../ for what lies beside the project.
+    return f"[{text}]({file.relative_to(ROOT).as_posix()})" if file.suffix == ".md" else text
 
 
 def main():
