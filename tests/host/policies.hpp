@@ -1,6 +1,7 @@
-// A policy of every kind for a gating, with thresholds that its signals fall on both sides of.
+// Gatings of every kind, and policies with thresholds that their signals fall on both sides of.
 #pragma once
 
+#include <list>
 #include <string>
 #include <utility>
 #include <vector>
@@ -91,6 +92,36 @@ inline std::vector<int> top_k_to_try(inputs::sequence& from, int num_experts) {
   std::vector<int> values = {1, from.between(1, most), most};
   values.erase(std::unique(values.begin(), values.end()), values.end());
   return values;
+}
+
+/// A gating of every kind, renormalised and not, with bias and groups where it may have them. A
+/// list: g++ 12 warns of its own vector here.
+inline std::list<gating> all_gatings() {
+  std::list<gating> made;
+  for (const gating_kind kind : {gating_kind::softmax, gating_kind::sigmoid,
+                                 gating_kind::top_k_softmax, gating_kind::sqrt_softplus}) {
+    gating g;
+    g.kind = kind;
+    g.num_experts = 48;
+    g.top_k = 8;
+    made.push_back(g);
+    g.top_k = 6;
+    g.renormalize = false;
+    g.routed_scaling_factor = 2.5f;
+    made.push_back(g);
+    g.selection_bias = true;
+    made.push_back(g);
+    g.n_group = 4;
+    g.topk_group = 2;
+    made.push_back(g);
+  }
+  gating sparse;
+  sparse.kind = gating_kind::sparsemixer;
+  sparse.num_experts = 16;
+  sparse.top_k = 2;
+  sparse.renormalize = false;
+  made.push_back(sparse);
+  return made;
 }
 
 }  // namespace checked

@@ -3,7 +3,6 @@
 
 #include <cmath>
 #include <cstring>
-#include <list>
 #include <numeric>
 #include <string>
 #include <vector>
@@ -33,37 +32,10 @@ bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
   return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0;
 }
 
-/// A list: g++ 12 warns of its own vector here.
-std::list<gating> gatings() {
-  std::list<gating> made;
-  for (const gating_kind kind : {gating_kind::softmax, gating_kind::sigmoid,
-                                 gating_kind::top_k_softmax, gating_kind::sqrt_softplus}) {
-    gating g;
-    g.kind = kind;
-    g.num_experts = 48;
-    g.top_k = 6;
-    made.push_back(g);
-    g.renormalize = false;
-    g.routed_scaling_factor = 2.5f;
-    made.push_back(g);
-    g.selection_bias = true;
-    g.n_group = 4;
-    g.topk_group = 2;
-    made.push_back(g);
-  }
-  gating sparse;
-  sparse.kind = gating_kind::sparsemixer;
-  sparse.num_experts = 16;
-  sparse.top_k = 2;
-  sparse.renormalize = false;
-  made.push_back(sparse);
-  return made;
-}
-
 TEST(replay, unchanged_logits_give_unchanged_bits) {
   inputs::sequence from(31);
   int compared = 0;
-  for (const gating& g : gatings()) {
+  for (const gating& g : checked::all_gatings()) {
     const inputs::distortion_tables tables(from, g.num_experts, g.top_k);
     for (const checked::named_policy& named : checked::all_policies(from, g, tables)) {
       SCOPED_TRACE(named.name);

@@ -3,7 +3,6 @@
 
 #include <cmath>
 #include <cstring>
-#include <list>
 #include <vector>
 
 #include "policies.hpp"
@@ -39,38 +38,10 @@ bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
   return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
 }
 
-std::list<gating> gatings() {
-  std::list<gating> made;
-  for (const gating_kind kind : {gating_kind::softmax, gating_kind::sigmoid,
-                                 gating_kind::top_k_softmax, gating_kind::sqrt_softplus}) {
-    gating g;
-    g.kind = kind;
-    g.num_experts = 48;
-    g.top_k = 8;
-    made.push_back(g);
-    g.renormalize = false;
-    g.routed_scaling_factor = 2.5f;
-    g.top_k = 6;
-    made.push_back(g);
-    g.selection_bias = true;
-    made.push_back(g);
-    g.n_group = 4;
-    g.topk_group = 2;
-    made.push_back(g);
-  }
-  gating sparse;
-  sparse.kind = gating_kind::sparsemixer;
-  sparse.num_experts = 16;
-  sparse.top_k = 2;
-  sparse.renormalize = false;
-  made.push_back(sparse);
-  return made;
-}
-
 TEST(weight_factors, are_the_kept_share_to_minus_a_of_the_models_own_weights) {
   inputs::sequence from(131);
   int fewer = 0, index = 0;
-  for (const gating& g : gatings()) {
+  for (const gating& g : checked::all_gatings()) {
     const inputs::distortion_tables tables(from, g.num_experts, g.top_k);
     const checked::batch<float> batch = checked::grid_batch(from, num_tokens, g.num_experts);
     const std::vector<float> bias = checked::grid_bias(from, g.num_experts);

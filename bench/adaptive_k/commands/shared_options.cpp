@@ -28,7 +28,7 @@ CLI::Option* add_policy_option(CLI::App& command, input_options& options) {
 CLI::Option* add_context_option(CLI::App& command, input_options& options) {
   return command
       .add_option("--context", options.context,
-                  "Tokens of a window (default: the model's own context)")
+                  "Tokens of a window (default: the model's own context, at most 512)")
       ->check(one_or_more());
 }
 

@@ -4,8 +4,6 @@
 
 #include <adaptive_k/calibration/format/json_reader.hpp>
 #include <algorithm>
-#include <fstream>
-#include <iterator>
 #include <stdexcept>
 
 #include "bench/adaptive_k/failure.hpp"
@@ -65,17 +63,6 @@ std::vector<std::int32_t> tokens_of_text(const std::string& path, const std::str
 
 }  // namespace
 
-std::string read_file(const std::filesystem::path& file) {
-  std::error_code error;
-  std::ifstream stream;
-  if (std::filesystem::is_regular_file(file, error)) stream.open(file, std::ios::binary);
-  if (!stream.is_open())
-    throw failure(fmt::format("{}: {}", file.string(), adaptive_k::detail::unreadable(file)));
-  std::string bytes{std::istreambuf_iterator<char>(stream), std::istreambuf_iterator<char>()};
-  if (stream.bad()) throw failure(fmt::format("{}: reading failed", file.string()));
-  return bytes;
-}
-
 dataset read_dataset(const std::filesystem::path& file, const vocabulary& words) {
   const std::string bytes = read_file(file);
   dataset data;
@@ -120,27 +107,6 @@ dataset dataset_of_text(const std::string& text, const vocabulary& words) {
                     words.size()));
   data.tokens = words.is_bytes() ? tokens_of_bytes(text) : tokens_of_text(data.path, text, words);
   return data;
-}
-
-int window_length(int asked, int max_positions) {
-  const int length = asked == 0 ? max_positions : asked;
-  if (length < 2 || length > max_positions)
-    throw failure(fmt::format("--context: {}, expected 2..{}, the model's own context", length,
-                              max_positions));
-  return length;
-}
-
-window_plan plan_windows(const dataset& data, int length, std::int64_t most) {
-  window_plan plan;
-  const auto total = static_cast<std::int64_t>(data.tokens.size());
-  plan.length = length;
-  plan.count = total / length;
-  if (plan.count == 0)
-    throw failure(
-        fmt::format("{}: {} {}, fewer than one window of {}", data.path, total, data.unit, length));
-  if (most > 0) plan.count = std::min(plan.count, most);
-  plan.unused_tokens = total - plan.count * length + data.left_out;
-  return plan;
 }
 
 }  // namespace bench

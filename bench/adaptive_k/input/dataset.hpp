@@ -36,7 +36,8 @@ struct window_plan {
   std::int64_t unused_tokens = 0;  ///< behind the last window
 };
 
-/// `asked` or, for 0, the model's own context. Throws failure unless in 2..max_positions.
+/// `asked` or, for 0, the model's own context, at most 512. Throws failure unless
+/// in 2..max_positions.
 int window_length(int asked, int max_positions);
 
 /// `most` of 0 means all. Throws failure when there is not one whole window.

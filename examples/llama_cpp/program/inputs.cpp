@@ -1,10 +1,6 @@
 // How adaptive-k-llama finds models and texts: GGUF files, cut by their own tokenizers.
 #include <fmt/format.h>
 
-#include <algorithm>
-#include <fstream>
-#include <iterator>
-
 #include "bench/adaptive_k/failure.hpp"
 #include "bench/adaptive_k/input/dataset.hpp"
 #include "bench/adaptive_k/input/model.hpp"
@@ -78,42 +74,12 @@ policy_choice choose_policy(const std::string& spec, const loaded_model& model) 
   return choose_policy(spec, config.gating, config.num_moe_layers, model.preset);
 }
 
-std::string read_file(const fs::path& file) {
-  std::ifstream stream(file, std::ios::binary);
-  if (!stream.is_open() || fs::is_directory(file))
-    throw failure(fmt::format("{}: cannot be read", file.string()));
-  std::string bytes{std::istreambuf_iterator<char>(stream), std::istreambuf_iterator<char>()};
-  if (stream.bad()) throw failure(fmt::format("{}: reading failed", file.string()));
-  return bytes;
-}
-
 dataset read_dataset(const fs::path& file, const vocabulary& /*words*/) {
   return tokenised(file.string(), read_file(file));
 }
 
 dataset dataset_of_text(const std::string& text, const vocabulary& /*words*/) {
   return tokenised("--text", text);
-}
-
-int window_length(int asked, int max_positions) {
-  const int length = asked == 0 ? std::min(max_positions, 512) : asked;
-  if (length < 2 || length > max_positions)
-    throw failure(fmt::format("--context: {}, expected 2..{}, the model's own context", length,
-                              max_positions));
-  return length;
-}
-
-window_plan plan_windows(const dataset& data, int length, std::int64_t most) {
-  window_plan plan;
-  const auto total = static_cast<std::int64_t>(data.tokens.size());
-  plan.length = length;
-  plan.count = total / length;
-  if (plan.count == 0)
-    throw failure(
-        fmt::format("{}: {} {}, fewer than one window of {}", data.path, total, data.unit, length));
-  if (most > 0) plan.count = std::min(plan.count, most);
-  plan.unused_tokens = total - plan.count * length;
-  return plan;
 }
 
 }  // namespace bench
