@@ -45,13 +45,14 @@ TEST(Benchmark, ReportHasEveryKey) {
                        "policy", "layers", "controls", "beats_fixed_k", "continuation"});
   expect_keys(report["model"], {"name", "num_layers", "num_experts", "top_k"});
   expect_keys(report["dataset"], {"path", "sha256", "tokens", "windows", "window", "predictions"});
-  expect_keys(report["baseline"], {"perplexity", "mean_k", "distinct_experts"});
+  expect_keys(report["baseline"], {"perplexity", "copy_accuracy", "mean_k", "distinct_experts"});
   const std::vector<std::string> figures = {"perplexity",
                                             "perplexity_ratio",
                                             "perplexity_ratio_se",
                                             "perplexity_difference",
                                             "mean_kl",
                                             "mean_kl_se",
+                                            "copy_accuracy",
                                             "kl_p99",
                                             "top1_agreement",
                                             "mean_k",

@@ -65,6 +65,44 @@ TEST(Quality, OneWindowByHand) {
   EXPECT_NEAR(static_cast<double>(q.kl[1]), second_kl, 1e-7);
 }
 
+TEST(Quality, CopyingIsWhatFollowedTheSameFourTokensTheLastTime) {
+  //                                       0  1  2  3  4  5  6  7  8  9 10 11 12 13 14
+  const std::vector<std::int32_t> tokens = {1, 2, 3, 4, 5, 1, 2, 3, 4, 6, 1, 2, 3, 4, 6};
+  std::vector<int> found;
+  for (int t = 0; t + 1 < static_cast<int>(tokens.size()); ++t)
+    if (bench::copies_before(tokens.data(), t)) found.push_back(t);
+  // 1 2 3 4 is followed by 5, by 6, by 6: after 4 no answer, after 8 another one, after 13 the last
+  // one.
+  EXPECT_EQ(found, std::vector<int>{13});
+
+  const std::vector<std::int32_t> zeros(7, 0);  // a context may overlap where it stood before
+  EXPECT_FALSE(bench::copies_before(zeros.data(), 3));
+  EXPECT_TRUE(bench::copies_before(zeros.data(), 4));
+}
+
+TEST(Quality, CopyAccuracyIsOfTheCopiesOfAllWindows) {
+  const std::vector<std::int32_t> tokens(8, 1);
+  bench::quality q;
+  std::vector<float> logits(16, 0.0f);  // of two tokens; the second is the answer at 4, 5 and 6
+  const auto prefer = [&](int at) { logits[static_cast<std::size_t>(2 * at + 1)] = 1.0f; };
+  prefer(3);  // no copy yet
+  prefer(4);
+  const std::vector<double> full = log_probabilities(logits, 2);
+  bench::add_window(full.data(), logits.data(), tokens.data(), 8, 2, q);
+  prefer(5);
+  prefer(6);
+  bench::add_window(full.data(), logits.data(), tokens.data(), 8, 2, q);
+  const bench::quality_summary s = bench::summarize(q, q);
+  EXPECT_EQ(s.copies, 6);
+  EXPECT_DOUBLE_EQ(s.copy_accuracy.value, 4.0 / 6.0);
+  // 1 and 3 of 3, both 1 from 2: over the mean of 3 copies, 2 windows.
+  EXPECT_DOUBLE_EQ(s.copy_accuracy.se, bench::standard_error({-1.0 / 3.0, 1.0 / 3.0}));
+
+  bench::quality none;
+  none.windows.push_back({1.0, 0.1, 1, 3, 0, 0.0});
+  EXPECT_TRUE(std::isnan(bench::summarize(none, none).copy_accuracy.value));
+}
+
 TEST(Quality, EqualLogitsHaveNoDivergenceAtAll) {
   const std::vector<float> logits = {0.3f, -7.1f, 2.4f, 1e4f, 0.0f, -1e4f};
   const std::vector<std::int32_t> tokens = {0, 2};
@@ -92,7 +130,7 @@ TEST(Quality, OutputThatIsNotFiniteIsRefused) {
 bench::quality windows_of(const std::vector<double>& nll, const std::vector<double>& kl) {
   bench::quality q;
   for (std::size_t w = 0; w < nll.size(); ++w)
-    q.windows.push_back({10.0 * nll[w], 10.0 * kl[w], 9, 10});
+    q.windows.push_back({10.0 * nll[w], 10.0 * kl[w], 9, 10, 4, 3.0});
   return q;
 }
 
@@ -118,6 +156,8 @@ TEST(Quality, MixIsLinearInEveryWindow) {
   const bench::quality mixed = bench::mix(low, high, 0.25);
   EXPECT_NEAR(bench::window_nll(mixed)[0], 1.75, 1e-12);
   EXPECT_NEAR(bench::window_kl(mixed)[1], 0.175, 1e-12);
+  EXPECT_EQ(mixed.windows[0].copies, 4);
+  EXPECT_DOUBLE_EQ(mixed.windows[0].copied, 3.0);
   EXPECT_EQ(bench::window_kl(bench::mix(low, high, 1.0)), bench::window_kl(high));
   EXPECT_EQ(bench::window_kl(bench::mix(low, high, 0.0)), bench::window_kl(low));
 }

@@ -113,10 +113,13 @@ nlohmann::ordered_json to_json(const benchmark_result& result) {
   report["model"] = model_json(model);
   report["dataset"] = dataset_json(result.data);
   report["dataset"]["predictions"] = result.adaptive.quality.predictions;
+  report["dataset"]["copies"] = result.adaptive.quality.copies;
 
   report["baseline"] = {
       {"perplexity", result.full.quality.perplexity},
       {"mean_nll", result.full.quality.mean_nll},
+      {"copy_accuracy", result.full.quality.copy_accuracy.value},
+      {"copy_accuracy_se", result.full.quality.copy_accuracy.se},
       {"mean_k", result.full.mean_k},
       {"distinct_experts", distinct_json(result.full.distinct_experts)},
       {"expert_bytes_per_step", step_bytes_json(result.full.distinct_experts, model)},

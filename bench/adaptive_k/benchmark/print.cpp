@@ -13,6 +13,10 @@
 namespace bench {
 namespace {
 
+std::string copying_text(const quality_summary& q) {
+  return q.copies == 0 ? "" : percent(q.copy_accuracy.value);
+}
+
 std::vector<std::string> quality_row(const std::string& name, double mean_k, double savings,
                                      const quality_summary& q) {
   return {name,
@@ -21,12 +25,13 @@ std::vector<std::string> quality_row(const std::string& name, double mean_k, dou
           fmt::format("{:.4f}", q.perplexity),
           with_se(q.perplexity_difference, 4, "+"),
           with_se(q.perplexity_ratio, 4),
-          with_se(q.mean_kl, 5)};
+          with_se(q.mean_kl, 5),
+          copying_text(q)};
 }
 
 void print_quality(const benchmark_result& r) {
-  text_table table(
-      {"<", "mean K", "saving", "perplexity", "- full", "/ full", "mean KL", "99% KL", "top-1"});
+  text_table table({"<", "mean K", "saving", "perplexity", "- full", "/ full", "mean KL", "copying",
+                    "99% KL", "top-1"});
   const auto add = [&](const std::string& name, const routing_figures& f) {
     auto row = quality_row(name, f.mean_k, f.expert_savings, f.quality);
     row.push_back(fmt::format("{:.4f}", f.quality.kl_p99));
@@ -34,7 +39,8 @@ void print_quality(const benchmark_result& r) {
     table.add_row(row);
   };
   table.add_row({"full K", fmt::format("{:.2f}", r.full.mean_k), percent(0.0),
-                 fmt::format("{:.4f}", r.full.quality.perplexity)});
+                 fmt::format("{:.4f}", r.full.quality.perplexity), "", "", "",
+                 copying_text(r.full.quality)});
   add("policy", r.adaptive);
   table.add_row({"controls"});
   table.add_row(quality_row("  fixed K at equal mean K", r.fixed_at_equal_mean_k.mean_k,

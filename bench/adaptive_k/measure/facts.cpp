@@ -117,6 +117,8 @@ void add_quality(json& target, const quality_summary& quality) {
   target["mean_nll"] = quality.mean_nll;
   target["mean_kl"] = quality.mean_kl.value;
   target["mean_kl_se"] = quality.mean_kl.se;
+  target["copy_accuracy"] = quality.copy_accuracy.value;
+  target["copy_accuracy_se"] = quality.copy_accuracy.se;
 }
 
 void print_facts(const model_facts& model, const data_facts& data, const policy_facts& policy) {

@@ -23,6 +23,14 @@ void log_softmax(const float* logits, int vocab_size, double* log_probabilities)
   for (int v = 0; v < vocab_size; ++v) log_probabilities[v] -= log_sum;
 }
 
+bool copies_before(const std::int32_t* tokens, int at) {
+  const std::int32_t* context = tokens + at + 1 - copied_context;
+  for (int before = at - 1; before + 1 >= copied_context; --before)
+    if (std::equal(context, context + copied_context, tokens + before + 1 - copied_context))
+      return tokens[before + 1] == tokens[at + 1];
+  return false;
+}
+
 void add_window(const double* full, const float* logits, const std::int32_t* tokens, int length,
                 int vocab_size, quality& result) {
   std::vector<double> variant(static_cast<std::size_t>(vocab_size));
@@ -43,6 +51,10 @@ void add_window(const double* full, const float* logits, const std::int32_t* tok
     const auto full_top = std::max_element(p, p + vocab_size) - p;
     const auto variant_top = std::max_element(variant.begin(), variant.end()) - variant.begin();
     window.agreements += full_top == variant_top ? 1 : 0;
+    if (copies_before(tokens, t)) {
+      ++window.copies;
+      window.copied += variant_top == tokens[t + 1] ? 1.0 : 0.0;
+    }
     ++window.predictions;
   }
   result.windows.push_back(window);
@@ -76,6 +88,26 @@ estimate paired_difference(const std::vector<double>& a, const std::vector<doubl
   return {mean(differences), standard_error(differences)};
 }
 
+namespace {
+
+/// A ratio of sums over windows moves by (copied - ratio * copies) / mean copies, to first order.
+estimate copy_accuracy(const quality& q) {
+  double copies = 0.0;
+  double copied = 0.0;
+  for (const window_quality& window : q.windows) {
+    copies += static_cast<double>(window.copies);
+    copied += window.copied;
+  }
+  const double accuracy = copied / copies;
+  std::vector<double> moved;
+  for (const window_quality& window : q.windows)
+    moved.push_back((window.copied - accuracy * static_cast<double>(window.copies)) *
+                    static_cast<double>(q.windows.size()) / copies);
+  return {accuracy, standard_error(moved)};
+}
+
+}  // namespace
+
 estimate perplexity_difference(const std::vector<double>& a, const std::vector<double>& b) {
   const double perplexity_a = std::exp(mean(a));
   const double perplexity_b = std::exp(mean(b));
@@ -94,7 +126,10 @@ quality_summary summarize(const quality& full, const quality& variant) {
       variant, [](const window_quality& w) { return static_cast<double>(w.agreements); });
 
   quality_summary summary;
-  for (const window_quality& window : variant.windows) summary.predictions += window.predictions;
+  for (const window_quality& window : variant.windows) {
+    summary.predictions += window.predictions;
+    summary.copies += window.copies;
+  }
   summary.mean_nll = mean(nll);
   summary.perplexity = std::exp(summary.mean_nll);
   summary.perplexity_difference = perplexity_difference(nll, full_nll);
@@ -106,6 +141,7 @@ quality_summary summarize(const quality& full, const quality& variant) {
   summary.mean_kl = {mean(kl), standard_error(kl)};
   summary.kl_p99 = quantile(variant.kl, 0.99);
   summary.top1_agreement = {mean(agreement), standard_error(agreement)};
+  summary.copy_accuracy = copy_accuracy(variant);
   return summary;
 }
 
@@ -115,6 +151,8 @@ quality mix(const quality& low, const quality& high, double share) {
     window_quality window;
     window.nll = (1.0 - share) * low.windows[w].nll + share * high.windows[w].nll;
     window.kl = (1.0 - share) * low.windows[w].kl + share * high.windows[w].kl;
+    window.copied = (1.0 - share) * low.windows[w].copied + share * high.windows[w].copied;
+    window.copies = low.windows[w].copies;
     window.predictions = low.windows[w].predictions;
     result.windows.push_back(window);
   }

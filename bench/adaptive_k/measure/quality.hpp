@@ -12,7 +12,15 @@ struct window_quality {
   double kl = 0.0;              ///< KL(full || variant), nats
   std::int64_t agreements = 0;  ///< predictions whose likeliest token is that of full K
   std::int64_t predictions = 0;
+  std::int64_t copies = 0;  ///< predictions whose answer stands in the window (`copies_before`)
+  double copied = 0.0;      ///< of those, the ones whose likeliest token is the answer
 };
+
+/// A task that any text sets and any model can do: the last `copied_context` tokens [at - 3, at]
+/// have stood in the window before, and what followed them the last time comes again at at + 1.
+/// tokens [at + 2]; false for at < copied_context.
+constexpr int copied_context = 4;
+bool copies_before(const std::int32_t* tokens, int at);
 
 /// One variant over a data set.
 struct quality {
@@ -45,6 +53,8 @@ struct quality_summary {
   estimate mean_kl;
   double kl_p99 = 0.0;
   estimate top1_agreement;
+  std::int64_t copies = 0;
+  estimate copy_accuracy;  ///< share of `copies` whose answer is the likeliest token; NaN of none
 };
 
 quality_summary summarize(const quality& full, const quality& variant);
