@@ -14,9 +14,10 @@ tool_packages=(cmake g++ make)
 library_packages=(libgtest-dev libbenchmark-dev nlohmann-json3-dev libcli11-dev libfmt-dev
                   libeigen3-dev libdnnl-dev libssl-dev)
 # Without these parts are left out: the endpoint for Prometheus and A/B tests; the endpoint's test
-# by Prometheus itself; the test of what pkg-config says; the single header; the Python package.
+# by Prometheus itself; the test of what pkg-config says; the single header; the Python package; experts over ranks by MPI.
 endpoint_packages=(libboost-dev)
-optional_packages=("${endpoint_packages[@]}" prometheus pkg-config python3 python3-dev python3-venv)
+optional_packages=("${endpoint_packages[@]}" prometheus pkg-config python3 python3-dev python3-venv
+                   libopenmpi-dev openmpi-bin)
 # The last three build for ARM, run what they built, and build for Windows.
 check_packages=(clang clang-format clang-tidy doxygen git ninja-build locales
                 g++-aarch64-linux-gnu qemu-user g++-mingw-w64-x86-64-posix)
