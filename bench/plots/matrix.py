@@ -3,11 +3,13 @@
 
     bench/plots/matrix.py matrix.json reference-32x8.svg --model reference-32x8
     bench/plots/matrix.py matrix.json more.json --table
+    bench/plots/matrix.py matrix.json more.json --cells distortion
 
 The picture has a panel for texts of the domain calibrated on, one for texts of other domains, and one for
 a calibration on all domains; its points are means over the cells of each kind. The table has, of each kind,
 the geometric mean of KL over fixed K's at equal mean K, and the share of expert calls saved where the KL is
-fixed K's at 3/4 of the top-k. The same input gives the same bytes.
+fixed K's at 3/4 of the top-k. Cells are one rule's alone, at each mean K, against the controls of the same cell. The
+same input gives the same bytes.
 """
 
 import argparse
@@ -102,15 +104,51 @@ def table(models):
     return "\n".join(lines) + "\n"
 
 
+def cells_of(models, rule):
+    """Markdown: a row for each cell of one rule. The gap is that from fixed K to the oracle; the best control
+    is the one of fixed K, static K per layer and top-p with the least KL there."""
+    lines = ["| model | calibrated on | tested on | mean K | KL x 1e-3 | / fixed K's | gap closed | - top-p, in SE "
+             "| - best control, in SE |", "|" + "---|" * 9]
+    for model in models.values():
+        at = {(row["calibrated_on"], row["tested_on"], row["target_mean_k"], row["rule"]): row
+              for row in model["points"]}
+        for cell, row in at.items():
+            if cell[3] != rule:
+                continue
+            other = {name: at.get((*cell[:3], name)) for name in ("fixed", "static_per_layer", "top_p", "oracle")}
+            kl, fixed, oracle = row["mean_kl"], other["fixed"], other["oracle"]
+            gap = fixed["mean_kl"] - oracle["mean_kl"] if fixed and oracle else 0
+            controls = [name for name in ("fixed", "static_per_layer", "top_p") if other[name]]
+            best = min(controls, key=lambda name: other[name]["mean_kl"], default=None)
+            lines.append("| " + " | ".join([
+                model["model"], cell[0], cell[1], f"{cell[2]:g}", f"{1000 * kl:.2f}",
+                f"{kl / fixed['mean_kl']:.2f}" if fixed else "-",
+                f"{100 * (fixed['mean_kl'] - kl) / gap:.0f}%" if gap > 0 else "-",
+                standard_errors(row, "top_p"), f"{standard_errors(row, best)} ({best})" if best else "-"]) + " |")
+    if len(lines) == 2:
+        sys.exit(f"--cells: '{rule}', expected one of "
+                 + ", ".join(dict.fromkeys(row["rule"] for model in models.values() for row in model["points"])))
+    return "\n".join(lines) + "\n"
+
+
+def standard_errors(row, control):
+    value, error = row.get(f"minus_{control}", (None, None))
+    return "-" if value is None or not error else f"{value / error:+.1f}"
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("files", type=pathlib.Path, nargs="+",
-                        help="what `matrix --json` wrote; last, without --table, the plot (.svg)")
+                        help="what `matrix --json` wrote; last, without --table or --cells, the plot (.svg)")
     parser.add_argument("--table", action="store_true", help="print the table of all models")
     parser.add_argument("--model", help="the one to draw, where there are several")
+    parser.add_argument("--cells", metavar="RULE", help="print each cell of this rule beside its controls")
     arguments = parser.parse_args()
     if arguments.table:
         print(table(read_models(arguments.files)), end="")
+        return
+    if arguments.cells:
+        print(cells_of(read_models(arguments.files), arguments.cells), end="")
         return
     *reports, output = arguments.files
     if output.suffix != ".svg":

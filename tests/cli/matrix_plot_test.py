@@ -23,7 +23,8 @@ def model(name, top_k=8):
         return 2 if rule == "distortion" and calibrated not in (tested, "all") else 1
 
     points = [{"rule": rule, "calibrated_on": calibrated, "tested_on": tested, "target_mean_k": k, "mean_k": k,
-               "mean_kl": kl / k * away(calibrated, tested, rule), "mean_kl_se": 0.003}
+               "mean_kl": kl / k * away(calibrated, tested, rule), "mean_kl_se": 0.003, "minus_fixed": [-0.02, 0.01],
+               "minus_top_p": [-0.006, 0.002], "minus_static_per_layer": [0.1, 0.01]}
               for calibrated, tested in cells for rule, kl in KL.items() for k in (3.0, 4.0, 5.0)]
     points.append(points[0] | {"target_mean_k": 7.0, "mean_k": 7.0})  # in one cell only
     saved = [{"rule": rule, "calibrated_on": calibrated, "tested_on": tested,
@@ -86,6 +87,14 @@ def main():
     assert rows["| a", "calibrated distortion"] == ["4 of 8", "0.50", "1.00", "0.50", "30%", "30%", "30% |"], rows
     assert rows["| c", "distortion, q=0"][:2] == ["4 of 4", "0.50"], rows
     assert rows["| b", "fixed K"] == ["4 of 8", "1.00", "1.00", "1.00", "25%", "25%", "25% |"], rows
+    refused("--cells: 'none', expected one of fixed, top_p", one, "--cells", "none")
+    result = run(one, "--cells", "distortion")
+    assert result.returncode == 0, result.stderr
+    cells = [row.strip("| ").split(" | ") for row in result.stdout.splitlines()[2:]]
+    assert len(cells) == 3 * len(DOMAINS) * 3, cells
+    assert cells[0] == ["a", "novels", "novels", "3", "16.67", "0.50", "71%", "-3.0", "-3.0 (top_p)"], cells[0]
+    assert cells[3] == ["a", "novels", "code", "3", "33.33", "1.00", "0%", "-3.0", "-3.0 (top_p)"], cells[3]
+
     assert rows["| a", "oracle (true distortion)"][4:] == ["-", "-", "- |"], "no two points enclose it"
 
 
