@@ -23,7 +23,7 @@ RULES = {
     "static_per_layer": ("static K per layer", "#6e7781", "#9198a1", "plus", 1.4),
     "entropy": ("softmax entropy (published)", "#bf3989", "#f778ba", "diamond", 1.4),
     "score_ratio": ("score ratio", "#8250df", "#bc8cff", "cross", 1.4),
-    "skipping": ("expert skipping (a ratio a layer)", "#a475f9", "#d2a8ff", "plus", 1.4),
+    "skipping": ("expert skipping (by layer)", "#a475f9", "#d2a8ff", "plus", 1.4),
     "top_p": ("top-p", "#bc4c00", "#f0883e", "triangle", 1.4),
     "psi": ("psi (weights alone)", "#1b7c83", "#39c5cf", "diamond", 1.4),
     "distortion": ("calibrated distortion", "#0969da", "#58a6ff", "circle", 2.8),
