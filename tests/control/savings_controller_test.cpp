@@ -330,6 +330,78 @@ TEST(savings_controller, makes_valid_policies_of_valid_ones_at_every_scale) {
   }
 }
 
+/// Savings that make it follow, close in on a jump, rest and leave it.
+double eventful(int i, double scale) {
+  if (i < 40) return 0.2 + 0.1 * std::log(scale);
+  if (i < 120) return jumping(scale, 1.3);
+  return 0.3 + 0.12 * std::log(scale);
+}
+
+TEST(savings_controller, goes_on_from_its_state_as_if_nothing_had_been) {
+  adaptive_k::savings_target target;
+  target.expert_savings = 0.45;
+  target.decision_tokens = 3 * 4096;  // stops also fall between two decisions
+  adaptive_k::savings_controller kept(target), restarted(target);
+  int phases = 0;
+  for (int i = 0; i < 600; ++i) {
+    const double saved = eventful(i / 3, kept.scale());
+    EXPECT_EQ(decide(kept, saved), decide(restarted, saved));
+    const adaptive_k::controller_state state = restarted.state();
+    phases |= 1 << state.phase;
+    restarted = adaptive_k::savings_controller(target);
+    const adaptive_k::status resumed = restarted.resume(state);
+    ASSERT_TRUE(resumed.ok()) << resumed.message();
+    ASSERT_EQ(restarted.scale(), kept.scale()) << i;
+    ASSERT_EQ(restarted.at_jump(), kept.at_jump()) << i;
+  }
+  EXPECT_EQ(phases, 7) << "the stream must pass every phase";
+}
+
+TEST(savings_controller, refuses_a_state_that_no_controller_was_in) {
+  using state = adaptive_k::controller_state;
+  const double nan = std::nan("");
+  const auto refused = [](auto&& change, const char* field) {
+    adaptive_k::savings_controller controller({0.4});
+    decide(controller, 0.1);
+    state wrong = controller.state();
+    change(wrong);
+    const double before = controller.scale();
+    const adaptive_k::status result = controller.resume(wrong);
+    EXPECT_FALSE(result.ok()) << field;
+    EXPECT_NE(std::string(result.message()).find(field), std::string::npos) << result.message();
+    EXPECT_EQ(controller.scale(), before);
+  };
+  for (const double scale : {nan, 0.0, -1.0, 16.5, 0.06, HUGE_VAL})
+    refused([&](state& s) { s.scale = scale; }, "scale");
+  refused([](state& s) { s.expert_calls = 1; }, "expert_calls");
+  refused(
+      [&](state& s) {
+        s.full_expert_calls = 33;
+        s.tokens = 1;
+      },
+      "full_expert_calls");
+  refused([](state& s) { s.tokens = ~std::uint64_t{0}; }, "tokens");
+  for (const int phase : {-1, 3}) refused([&](state& s) { s.phase = phase; }, "phase");
+  refused(
+      [&](state& s) {
+        s.phase = 2;
+        s.other_error = 0.0;
+      },
+      "phase");
+  for (const int reversals : {-1, 1000})
+    refused([&](state& s) { s.reversals = reversals; }, "reversals");
+  for (const double error : {nan, 1.0, -1.0, HUGE_VAL})
+    refused([&](state& s) { s.last_error = error; }, "error");
+  refused(
+      [&](state& s) {
+        s.other_error = 0.1;
+        s.other_scale = nan;
+      },
+      "scale");
+  adaptive_k::savings_controller none({0.0});
+  EXPECT_FALSE(none.resume({}).ok());
+}
+
 TEST(savings_controller, refuses_targets_out_of_range) {
   EXPECT_FALSE(adaptive_k::savings_controller({0.0}).validity().ok());
   EXPECT_FALSE(adaptive_k::savings_controller({1.0}).validity().ok());

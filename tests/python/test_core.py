@@ -245,3 +245,48 @@ def test_importing_needs_neither_torch_nor_transformers():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == adaptive_k.__version__
+
+
+def test_a_controller_holds_its_target_and_goes_on_from_its_state():
+    gating, base = Gating(24, 6), Policy.top_p(0.75, 6)
+    controller = adaptive_k.SavingsController(0.4, decision_tokens=2048)
+    router, saved = Router(gating, base), []
+    for batch in range(60):
+        metrics = Metrics()
+        router.route(logits_of(512, 24, batch), metrics=metrics)
+        saved.append(metrics.expert_savings)
+        moved = controller.observe(metrics)
+        state = controller.state()
+        controller = adaptive_k.SavingsController(0.4, decision_tokens=2048)
+        controller.resume(state)
+        assert controller.state() == state
+        if moved:
+            router = Router(gating, base.scaled(controller.scale))
+    assert abs(np.mean(saved[-20:]) - 0.4) < 0.01 < abs(saved[0] - 0.4)
+    assert not controller.at_bound and not controller.at_jump
+
+
+def test_a_controllers_refusals_name_the_field():
+    with pytest.raises(ValueError, match="expert_savings"):
+        adaptive_k.SavingsController(1.5)
+    controller = adaptive_k.SavingsController(0.4)
+    state = controller.state()
+    for field, wrong in (("scale", 99.0), ("phase", 7), ("tokens", -1), ("scale", "x")):
+        with pytest.raises(ValueError, match=field):
+            controller.resume({**state, field: wrong})
+    with pytest.raises(ValueError, match="reversals: is missing"):
+        controller.resume({k: v for k, v in state.items() if k != "reversals"})
+    assert controller.state() == state
+
+
+def test_keep_takes_limits_of_each_token():
+    logits = logits_of(64, 32)
+    full = Router(Gating(32, 8), Policy.full())
+    ids = full.route(logits).ids
+    k_max = np.arange(64, dtype=np.uint8) % 8 + 1
+    kept, _, counts, _ = full.keep(logits, ids, k_max=k_max)
+    assert (counts == k_max).all() and (kept.sum(1) == k_max).all()
+    # A token's limit goes before the policy's own least k.
+    strict = Router(Gating(32, 8), Policy.top_p(0.9, 8).adjusted(k_min=4))
+    _, _, counts, _ = strict.keep(logits, ids, k_max=np.full(64, 2, np.uint8))
+    assert (counts == 2).all()

@@ -30,6 +30,7 @@ NB_MODULE(_core, module) {
   add_presets(module);
   add_metrics(module);
   add_router(module);
+  add_control(module);
 #if defined(ADAPTIVE_K_PYTHON_OBSERVABILITY)
   add_observability(module);
 #endif

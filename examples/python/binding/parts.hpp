@@ -31,6 +31,7 @@ void add_metrics(nb::module_& module);
 void add_router(nb::module_& module);
 void add_observability(nb::module_& module);
 void add_ab_test(nb::module_& module);
+void add_control(nb::module_& module);
 void add_calibrator(nb::module_& module);
 
 /// The value of enumeration `Enum` that `to_string` calls `word`; throws ValueError that lists all.

@@ -245,6 +245,10 @@ void add_metrics(nb::module_& module) {
       .def_ro("expert_calls", &routing_metrics::expert_calls, "Sum of k.")
       .def_ro("full_expert_calls", &routing_metrics::full_expert_calls, "Sum of top_k.")
       .def_ro("nonfinite_rows", &routing_metrics::nonfinite_rows)
+      .def_ro("shadow_expert_calls", &routing_metrics::shadow_expert_calls,
+              "Sum of the k that calls in shadow mode would have taken.")
+      .def_ro("shadow_full_expert_calls", &routing_metrics::shadow_full_expert_calls,
+              "Sum of top_k of those calls.")
       .def_ro("distinct_experts", &routing_metrics::distinct_experts)
       .def_ro("signal_lowest", &routing_metrics::signal_lowest)
       .def_ro("signal_highest", &routing_metrics::signal_highest)

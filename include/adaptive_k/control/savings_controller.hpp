@@ -27,6 +27,21 @@ struct savings_target {
   double highest_scale = 16.0;  ///< see lowest_scale
 };
 
+/// Where a controller stands, to be stored and given to `resume`: after a restart it goes on as if
+/// nothing had been. Ranges are those of the controller's own fields.
+struct controller_state {
+  double scale = 1.0;
+  std::uint64_t expert_calls = 0;       ///< gathered since the last decision
+  std::uint64_t full_expert_calls = 0;  ///< likewise
+  std::uint64_t tokens = 0;             ///< likewise
+  int phase = 0;                        ///< 0 following, 1 closing in on a jump, 2 resting there
+  int reversals = 0;
+  double last_scale = 0.0;  ///< of the last decision that was off its target
+  double last_error = 0.0;  ///< target minus saving; 0: none
+  double other_scale = 0.0;
+  double other_error = 0.0;  ///< of the jump's other side
+};
+
 /// One number, the scale, starts at 1 and multiplies each layer's lambda (distortion policies) or
 /// moves its thresholds (see `apply`), so that layers keep their proportions. Fed with the metrics
 /// of routing calls it answers whether the policies are to be written again, to the router or to
@@ -76,7 +91,7 @@ class savings_controller {
     return scale_ == target_.lowest_scale || scale_ == target_.highest_scale;
   }
   /// True where the scale rests beside a jump of the saving over the target.
-  bool at_jump() const noexcept { return state_ == state::resting; }
+  bool at_jump() const noexcept { return phase_ == phase::resting; }
 
   /// Refuses what is not above 0 and below 1; the target is then the one before.
   status retarget(double expert_savings) noexcept {
@@ -87,6 +102,54 @@ class savings_controller {
     target_ = changed;
     validity_ = {};
     follow();
+    return {};
+  }
+
+  controller_state state() const noexcept {
+    return {scale_,     calls_,      full_calls_, tokens_,      static_cast<int>(phase_),
+            reversals_, last_.scale, last_.error, other_.scale, other_.error};
+  }
+  /// Goes on from a stored state. Refuses, and stays as it was, where a field is out of range, as a
+  /// scale outside this target's bounds is; the message names the field.
+  status resume(const controller_state& from) noexcept {
+    const auto invalid = status_code::invalid_argument;
+    if (!validity_.ok()) return validity_;
+    if (!(from.scale >= target_.lowest_scale && from.scale <= target_.highest_scale))
+      return status::error(invalid, "`scale` is %g, expected %g..%g", from.scale,
+                           target_.lowest_scale, target_.highest_scale);
+    if (from.tokens > most_tokens || from.full_expert_calls > from.tokens * max_top_k ||
+        from.expert_calls > from.full_expert_calls)
+      return status::error(invalid,
+                           "`expert_calls`, `full_expert_calls` and `tokens` are %llu, %llu and "
+                           "%llu, expected what routing gives",
+                           static_cast<unsigned long long>(from.expert_calls),
+                           static_cast<unsigned long long>(from.full_expert_calls),
+                           static_cast<unsigned long long>(from.tokens));
+    if (from.phase < 0 || from.phase > 2)
+      return status::error(invalid, "`phase` is %d, expected 0..2", from.phase);
+    if (from.reversals < 0 || from.reversals > 2 * most_reversals)
+      return status::error(invalid, "`reversals` is %d, expected 0..%d", from.reversals,
+                           2 * most_reversals);
+    for (const side& each :
+         {side{from.last_scale, from.last_error}, side{from.other_scale, from.other_error}}) {
+      const bool none = each.error == 0.0;
+      if (!(each.error > -1.0 && each.error < 1.0) ||
+          (!none && !(each.scale >= 1e-6 && each.scale <= 1e6)))
+        return status::error(invalid,
+                             "a side of a jump has scale %g and error %g, expected 1e-6..1e6 and "
+                             "an error within -1..1",
+                             each.scale, each.error);
+    }
+    if (from.phase != 0 && (from.last_error == 0.0 || from.other_error == 0.0))
+      return status::error(invalid, "`phase` is %d, and a side of the jump is missing", from.phase);
+    scale_ = from.scale;
+    calls_ = from.expert_calls;
+    full_calls_ = from.full_expert_calls;
+    tokens_ = from.tokens;
+    phase_ = static_cast<phase>(from.phase);
+    reversals_ = from.reversals;
+    last_ = {from.last_scale, from.last_error};
+    other_ = {from.other_scale, from.other_error};
     return {};
   }
 
@@ -104,7 +167,7 @@ class savings_controller {
   static constexpr int most_reversals = 32;
   static constexpr double closest = 0.01;  ///< ln(scale) across which a jump is closed in on
 
-  enum class state : std::uint8_t {
+  enum class phase : std::uint8_t {
     following,  ///< moves by the error
     closing,    ///< halves the way between a scale that saves too little and one that does too much
     resting,    ///< at the better of two such neighbours
@@ -137,7 +200,7 @@ class savings_controller {
   }
 
   void follow() noexcept {
-    state_ = state::following;
+    phase_ = phase::following;
     reversals_ = 0;
     last_ = {};
   }
@@ -145,7 +208,7 @@ class savings_controller {
   void decide(double error) noexcept {
     const double off = error < 0.0 ? -error : error;
     if (off <= target_.hysteresis) return follow();
-    if (state_ == state::resting) {
+    if (phase_ == phase::resting) {
       // What may change there without being a reason to search again.
       const double rested = last_.error < 0.0 ? -last_.error : last_.error;
       const double change = error < last_.error ? last_.error - error : error - last_.error;
@@ -153,18 +216,18 @@ class savings_controller {
       follow();
     }
     const bool reversed = last_.error != 0.0 && (last_.error < 0.0) != (error < 0.0);
-    if (state_ == state::following) {
+    if (phase_ == phase::following) {
       const double apart = error < last_.error ? last_.error - error : error - last_.error;
       if (reversed) reversals_ += apart > 8.0 * target_.hysteresis ? 4 : 1;
       if (reversals_ >= most_reversals) {
-        state_ = state::closing;
+        phase_ = phase::closing;
         other_ = last_;
       }
     } else if (reversed) {
       other_ = last_;
     }
     last_ = {scale_, error};
-    if (state_ == state::following) {
+    if (phase_ == phase::following) {
       // At most a factor e a decision: one odd batch cannot throw the scale to its bound.
       double step = target_.gain * error;
       step = step > 1.0 ? 1.0 : (step < -1.0 ? -1.0 : step);
@@ -173,7 +236,7 @@ class savings_controller {
     }
     const double ratio = scale_ < other_.scale ? other_.scale / scale_ : scale_ / other_.scale;
     if (ratio > 1.0 + closest) return move_to(std::sqrt(scale_ * other_.scale));
-    state_ = state::resting;
+    phase_ = phase::resting;
     const double other_off = other_.error < 0.0 ? -other_.error : other_.error;
     if (other_off < off) {
       last_ = other_;
@@ -193,7 +256,7 @@ class savings_controller {
   std::uint64_t calls_ = 0;
   std::uint64_t full_calls_ = 0;
   std::uint64_t tokens_ = 0;
-  state state_ = state::following;
+  phase phase_ = phase::following;
   int reversals_ = 0;
   side last_;   ///< the last decision that was off; error 0: none
   side other_;  ///< closing: the nearest scale whose error has the other sign

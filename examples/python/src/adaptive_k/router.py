@@ -176,6 +176,8 @@ class Router:
         layer: int = 0,
         routing_bias: Any = None,
         padding_mask: Any = None,
+        k_min: Any = None,
+        k_max: Any = None,
         metrics: Optional[Metrics] = None,
         shadow: bool = False,
     ) -> tuple:
@@ -186,6 +188,7 @@ class Router:
         weights of the others by the factor, r^-a, which is 1 to the bit where nothing is dropped.
         So its own ids, weights and ties stay its own. Slots may be in any order: ranks are the
         library's. With `shadow` everything is kept and counts are what the policy would have taken.
+        k_min and k_max [num_tokens] uint8: limits of each token's k.
         """
         matrix, make = _as_matrix(logits)
         tokens = matrix.shape[0]
@@ -194,8 +197,8 @@ class Router:
         counts = make.empty((tokens,), "int32")
         signal = make.empty((tokens,), "float32")
         self._core.keep(
-            layer, matrix, ids, kept, factor, counts, signal, routing_bias, padding_mask, None,
-            None, metrics, shadow,
+            layer, matrix, ids, kept, factor, counts, signal, routing_bias, padding_mask, k_min,
+            k_max, metrics, shadow,
         )  # fmt: skip
         return kept, factor, counts, signal
 

@@ -105,3 +105,16 @@ def gating_of(router: Any, config: Any) -> Gating:
 def bias_of(router: Any) -> Optional[Any]:
     """The selection bias [num_experts] of a router, or None."""
     return getattr(router, "e_score_correction_bias", None)
+
+
+def gating_differs(ours: Gating, theirs: Gating) -> str:
+    """'' where two gatings route alike, else which field differs."""
+    names = ["kind", "num_experts", "top_k", "selection_bias", "n_group", "routed_scaling_factor"]
+    if ours.kind != "top_k_softmax":
+        names.append("renormalize")
+    if ours.n_group > 1:
+        names += ["topk_group", "group_rank"]
+    for name in names:
+        if getattr(ours, name) != getattr(theirs, name):
+            return f"{name} is {getattr(ours, name)!r}, and the model's is {getattr(theirs, name)!r}"
+    return ""

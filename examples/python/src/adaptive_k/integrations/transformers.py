@@ -15,7 +15,8 @@ import torch
 from .._core import Gating, Metrics, Policy
 from ..router import Router
 from . import experts as own_experts
-from .gatings import GATINGS, UnsupportedModel, bias_of, gating_of
+from .gatings import GATINGS, UnsupportedModel, bias_of, gating_differs, gating_of
+from .probe import routing_differs
 from .routing_op import LayerRouting, keep, layers_of
 
 _PROBE_TOKENS = 32
@@ -105,19 +106,6 @@ def moe_blocks(model: torch.nn.Module, gating: Optional[Gating] = None) -> list[
     return blocks
 
 
-def gating_differs(ours: Gating, theirs: Gating) -> str:
-    """'' where two gatings route alike, else which field differs."""
-    names = ["kind", "num_experts", "top_k", "selection_bias", "n_group", "routed_scaling_factor"]
-    if ours.kind != "top_k_softmax":
-        names.append("renormalize")
-    if ours.n_group > 1:
-        names += ["topk_group", "group_rank"]
-    for name in names:
-        if getattr(ours, name) != getattr(theirs, name):
-            return f"{name} is {getattr(ours, name)!r}, and the model's is {getattr(theirs, name)!r}"
-    return ""
-
-
 def _probe_input(router: torch.nn.Module, block: torch.nn.Module) -> torch.Tensor:
     weight = next(iter(router.parameters()))
     width = getattr(router, "hidden_dim", None) or weight.shape[-1]
@@ -138,38 +126,15 @@ def _check_router(block: Block) -> None:
         raise UnsupportedModel(
             f"{where}: its forward returns {size} value(s), expected (router_logits, weights, indices)"
         )
-    logits, weights, ids = (t.detach().cpu() for t in given)
+    logits, weights, ids = given
     gating = block.gating
     if logits.shape != (len(x), gating.num_experts) or ids.shape != (len(x), gating.top_k):
         raise UnsupportedModel(
             f"{where}: gives logits {list(logits.shape)} and indices {list(ids.shape)}, expected "
             f"{[len(x), gating.num_experts]} and {[len(x), gating.top_k]}"
         )
-    bias = bias_of(block.router)
-    bias = None if bias is None else bias.detach().float().cpu().contiguous()
-    own = Router(gating, Policy.full()).route(logits.contiguous(), routing_bias=bias)
-    dense = torch.zeros(len(x), gating.num_experts)
-    theirs = dense.scatter(1, ids.long(), weights.float())
-    ours = dense.scatter(1, own.ids.long(), own.weights)
-    # Rounded logits tie, and ties are broken either way: compared is what is no tie, within the
-    # rounding of the type.
-    exact = torch.float32 in (logits.dtype, weights.dtype) and logits.dtype == torch.float32
-    tolerance = 2e-5 if exact and weights.dtype == torch.float32 else 2e-2
-    scale = theirs.abs().amax(1, keepdim=True).clamp_min(1e-20)
-    off = ((theirs - ours).abs() / scale).amax(1)
-    tied = torch.zeros(len(x), dtype=torch.bool)
-    for t in torch.nonzero(off > tolerance).flatten().tolist():
-        only = set(ids[t].tolist()) ^ set(own.ids[t].tolist())
-        values = logits[t].float()[sorted(only)] if only else torch.zeros(0)
-        chosen_by_bias = bias is not None
-        tied[t] = bool(only) and not chosen_by_bias and bool((values - values[0]).abs().max() == 0)
-    if bool(((off > tolerance) & ~tied).any()):
-        t = int((off * ~tied).argmax())
-        raise UnsupportedModel(
-            f"{where}: routes otherwise than {gating!r}: for a random token it chose "
-            f"{ids[t].tolist()} with weights {[round(w, 5) for w in weights[t].float().tolist()]}, "
-            f"the gating {own.ids[t].tolist()} with {[round(w, 5) for w in own.weights[t].tolist()]}"
-        )
+    if differs := routing_differs(gating, logits, ids, weights, bias_of(block.router)):
+        raise UnsupportedModel(f"{where}: {differs}")
 
 
 class PatchedModel:
