@@ -5,7 +5,7 @@
     python export.py olmoe-64x8 --check           the committed folder against what was recorded
 
 An export writes model.safetensors (float16; selection biases float32), the tokenizer, training_log.jsonl,
-expected_loss.json, reference_outputs.safetensors and the model card, README.md.  transformers' own class and
+expected_loss.json, reference_outputs.tensors and the model card, README.md.  transformers' own class and
 experts must give the trained model's logits to 1e-4, and no expert may bear more than 3 times the mean load.
 Figures are of float32 arithmetic over windows of 256 tokens that do not overlap.
 """
@@ -165,7 +165,7 @@ def export(name: str, work: Path) -> None:
         if max(result["largest_load"]) > LARGEST_LOAD:
             raise SystemExit(f"{name}: an expert bears {max(result['largest_load'])} times the mean load")
         (made / "expected_loss.json").write_text(json.dumps(result, indent=2) + "\n")
-        save_file(reference_outputs(stock), made / "reference_outputs.safetensors",
+        save_file(reference_outputs(stock), made / "reference_outputs.tensors",
                   metadata={"weights_sha256": result["weights_sha256"]})
         (made / "README.md").write_text(card(made, sum(p.numel() for p in stock.parameters())))
         for file in made.iterdir():

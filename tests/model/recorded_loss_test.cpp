@@ -109,12 +109,12 @@ TEST_P(RecordedLoss, IsTheEnginesLoss) {
 // The first window of each domain, token by token; the reference model has a test of its own.
 TEST_P(RecordedLoss, HoldsForEveryTokenAndRouter) {
   if (!trained()) GTEST_SKIP() << GetParam() << " has no weights yet";
-  if (!fs::exists(folder() / "reference_outputs.safetensors"))
-    GTEST_SKIP() << GetParam() << " has no reference_outputs.safetensors";
+  if (!fs::exists(folder() / "reference_outputs.tensors"))
+    GTEST_SKIP() << GetParam() << " has no reference_outputs.tensors";
   moe_engine::engine engine = moe_engine::engine::load(folder());
   const int num_experts = engine.config().gating.num_experts;
   const adaptive_k::router router(engine.config().gating, adaptive_k::k_policy::full());
-  const moe_engine::safetensors_file recorded(folder() / "reference_outputs.safetensors");
+  const moe_engine::safetensors_file recorded(folder() / "reference_outputs.tensors");
   for (const auto& [domain, texts] :
        json::parse(bytes_of(models / "texts.json")).at("domains").items()) {
     std::vector<std::int32_t> tokens;

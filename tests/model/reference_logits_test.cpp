@@ -10,7 +10,7 @@ namespace {
 TEST(reference_model, has_the_recorded_logits) {
   moe_engine::engine engine = moe_engine::engine::load(reference::folder());
   const adaptive_k::router router(engine.config().gating, adaptive_k::k_policy::full());
-  const moe_engine::safetensors_file recorded(reference::folder() / "reference_logits.safetensors");
+  const moe_engine::safetensors_file recorded(reference::folder() / "reference_logits.tensors");
   const auto& config = engine.config();
   const auto expected = recorded.read("logits");
   const auto length = static_cast<int>(expected.size()) / config.vocab_size;

@@ -6,7 +6,7 @@
 
 The model runs in float32 over windows of 256 bytes that do not overlap; each window gives 255
 predictions, and an incomplete last window is dropped.  ``--record`` writes expected_loss.json and
-reference_logits.safetensors.  Every run also computes the loss with train.py's own model and fails
+reference_logits.tensors.  Every run also computes the loss with train.py's own model and fails
 where the two differ by more than 1e-5.
 """
 
@@ -100,7 +100,7 @@ def reference_logits(folder: Path) -> dict[str, Tensor]:
 
 
 def record(folder: Path, window: int) -> None:
-    """Write expected_loss.json and reference_logits.safetensors."""
+    """Write expected_loss.json and reference_logits.tensors."""
     figures = {
         "weights_sha256": sha256(folder / "model.safetensors"),
         "torch": torch.__version__,
@@ -109,8 +109,8 @@ def record(folder: Path, window: int) -> None:
     }
     (folder / "expected_loss.json").write_text(json.dumps(figures, indent=2) + "\n")
     metadata = {"text": HELDOUT[0], "weights_sha256": figures["weights_sha256"]}
-    save_file(reference_logits(folder), folder / "reference_logits.safetensors", metadata=metadata)
-    (folder / "reference_logits.safetensors").chmod(0o644)
+    save_file(reference_logits(folder), folder / "reference_logits.tensors", metadata=metadata)
+    (folder / "reference_logits.tensors").chmod(0o644)
 
 
 def main() -> None:
