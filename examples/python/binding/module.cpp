@@ -16,6 +16,8 @@ std::string version() {
 
 NB_MODULE(_core, module) {
   using namespace adaptive_k_python;  // NOLINT(google-build-using-namespace)
+  // An engine's threads and tables of operations live until the interpreter ends: no leak of ours.
+  nb::set_leak_warnings(false);
   module.doc() = "Mixture-of-Experts routing with fewer experts per token: the C++ library.";
   module.attr("__version__") = version();
   module.attr("max_experts") = adaptive_k::max_experts;
