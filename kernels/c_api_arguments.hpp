@@ -34,6 +34,7 @@ struct known_sizes<adaptive_k_gating> {
 template <>
 struct known_sizes<adaptive_k_policy> {
   static constexpr std::size_t all[] = {offsetof(adaptive_k_policy, signal),
+                                        offsetof(adaptive_k_policy, head),  // 0.1
                                         sizeof(adaptive_k_policy)};
 };
 template <>
@@ -195,6 +196,7 @@ inline status check_fields(const adaptive_k_route_params& params) noexcept {
   if (!result.ok()) return result;
   const std::size_t id = id_bytes(params.ids_type);
   result = check_aligned({{"logits", params.logits, float_bytes(params.logits_type)},
+                          {"head", params.head, float_bytes(params.logits_type)},
                           {"topk_ids", params.topk_ids, id},
                           {"topk_weights", params.topk_weights, float_bytes(params.weights_type)},
                           {"topk_counts", params.topk_counts, alignof(std::int32_t)},
@@ -241,8 +243,12 @@ status with_route_types(const adaptive_k_route_params& params, int num_experts, 
         using id_type = decltype(id);
         using weight_type = decltype(weight);
         const adaptive_k::logits_view<decltype(logit)> logits = {
-            static_cast<const decltype(logit)*>(params.logits), params.num_tokens, num_experts,
-            params.row_stride};
+            static_cast<const decltype(logit)*>(params.logits),
+            params.num_tokens,
+            num_experts,
+            params.row_stride,
+            static_cast<const decltype(logit)*>(params.head),
+            params.head_stride};
         const adaptive_k::routing_output<id_type, weight_type> output = {
             static_cast<id_type*>(params.topk_ids),
             static_cast<weight_type*>(params.topk_weights),

@@ -48,7 +48,9 @@ status read_policy(const adaptive_k_policy* given, int top_k, k_policy* made) no
   if (result.ok())
     result = check_aligned({{"coefficients", from.coefficients, alignof(float)},
                             {"first_expert", from.first_expert, alignof(float)},
-                            {"next_expert", from.next_expert, alignof(float)}});
+                            {"next_expert", from.next_expert, alignof(float)},
+                            {"head", from.head, alignof(float)}});
+  if (result.ok()) result = check_choice("reserved", from.reserved, 0);
   if (!result.ok()) return result;
   made->rule = static_cast<k_rule>(from.rule);
   made->signal = static_cast<signal_kind>(from.signal);
@@ -65,6 +67,8 @@ status read_policy(const adaptive_k_policy* given, int top_k, k_policy* made) no
   made->distortion.coefficients = from.coefficients;
   made->distortion.first_expert = from.first_expert;
   made->distortion.next_expert = from.next_expert;
+  made->distortion.head = from.head;
+  made->distortion.hidden_size = from.hidden_size;
   return {};
 }
 
@@ -80,6 +84,8 @@ void keep_tables(k_policy& policy, const gating& model, std::vector<std::vector<
   keep(policy.distortion.coefficients, distortion_ref::num_features);
   keep(policy.distortion.first_expert, model.num_experts);
   keep(policy.distortion.next_expert, model.num_experts);
+  if (policy.distortion.hidden_size > 0)
+    keep(policy.distortion.head, policy.distortion.hidden_size);
 }
 
 status create(const adaptive_k_router_params* given, adaptive_k_router** router) {
@@ -193,6 +199,17 @@ std::int32_t adaptive_k_router_gating(const adaptive_k_router* router, adaptive_
 
 std::int32_t adaptive_k_router_num_layers(const adaptive_k_router* router) {
   return router == nullptr ? -1 : router->impl.num_layers();
+}
+
+const float* adaptive_k_router_head(const adaptive_k_router* router, std::int32_t layer,
+                                    std::int32_t* hidden_size) {
+  if (hidden_size != nullptr) *hidden_size = 0;
+  if (router == nullptr || layer < 0) return nullptr;
+  const int num_layers = router->impl.num_layers();
+  if ((num_layers != 0 && layer >= num_layers) || !router->impl.reads_head(layer)) return nullptr;
+  const distortion_ref& distortion = router->impl.policy(layer).distortion;
+  if (hidden_size != nullptr) *hidden_size = distortion.hidden_size;
+  return distortion.head;
 }
 
 std::size_t adaptive_k_metrics_bytes(void) {

@@ -105,6 +105,7 @@ inline double number(adaptive_k::bfloat16 value) {
 /// mostly means less distortion, and all k are chosen by some token.
 struct distortion_tables {
   std::vector<float> coefficients, first_expert, next_expert;
+  std::vector<float> head_coefficients;  ///< those that stand beside a head
 
   distortion_tables(sequence& from, int num_experts, int top_k) {
     const auto grid = [&from](int low, int high) {
@@ -113,6 +114,8 @@ struct distortion_tables {
     for (int k = 1; k < top_k; ++k) {
       const float row[5] = {grid(-96, 32), grid(0, 64), grid(16, 64), grid(-32, 32), grid(-16, 16)};
       coefficients.insert(coefficients.end(), row, row + 5);
+      const float head_row[5] = {row[0], row[1]};
+      head_coefficients.insert(head_coefficients.end(), head_row, head_row + 5);
       for (int e = 0; e < num_experts; ++e) {
         first_expert.push_back(grid(-32, 32));
         next_expert.push_back(grid(-32, 32));

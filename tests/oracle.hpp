@@ -33,6 +33,7 @@ struct closeness {
 struct token {
   std::vector<double> logits;   ///< [E], as the router reads them
   const float* bias = nullptr;  ///< [E] or null
+  std::vector<double> head;     ///< [K0 - 1], as the router reads it; empty: none
   int k_min = 0;                ///< per-token limits; 0: none
   int k_max = 0;
 };
@@ -251,8 +252,12 @@ inline double floored_log(double value) {
 
 /// argmin over k in low..high of g d(k) + lambda k. `topk_score` is S_K0.
 inline int distortion_k(const gating& g, const k_policy& policy, const answer& result,
-                        double topk_score, int low, int high, bool& close_k) {
+                        const std::vector<double>& head_columns, double topk_score, int low,
+                        int high, bool& close_k) {
   const auto& model = policy.distortion;
+  if (model.head != nullptr)  // documented: with a column that is not finite the most experts
+    for (const double column : head_columns)
+      if (!std::isfinite(column)) return high;
   const double a = mass_exponent(g, policy);
   const std::vector<double> mass = running_mass(result.shares);
   std::vector<double> cost, slack;
@@ -275,6 +280,7 @@ inline int distortion_k(const gating& g, const k_policy& policy, const answer& r
                         static_cast<double>(c[2]) * floored_log(psi) +
                         static_cast<double>(c[3]) * floored_log(result.shares[0]) +
                         static_cast<double>(c[4]) * floored_log(topk_score);
+      if (model.head != nullptr) exponent += head_columns[at(k - 1)];
       const int row = (k - 1) * g.num_experts;
       if (model.first_expert != nullptr)
         exponent += static_cast<double>(model.first_expert[row + result.experts[0]]);
@@ -383,7 +389,10 @@ inline answer route(const gating& g, const k_policy& policy, token input,
       topk_score = 0.0;
       for (int e : result.experts) topk_score += scores[at(e)];
     }
-    k = distortion_k(g, policy, result, topk_score, low, high, result.close_k);
+    k = distortion_k(g, policy, result, input.head, topk_score, low, high, result.close_k);
+    if (policy.distortion.head != nullptr)
+      for (const double column : input.head)
+        result.has_nonfinite = result.has_nonfinite || !std::isfinite(column);
   }
   k = clamp(k, low, high);
   result.k = k;

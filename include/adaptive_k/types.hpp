@@ -118,6 +118,11 @@ struct logits_view {
   std::int64_t num_tokens = 0;  ///< T in 0..2^31 - 1
   int num_experts = 0;          ///< E in 1..1024
   std::int64_t row_stride = 0;  ///< elements from row to row; 0 means num_experts
+  /// [num_tokens, top_k - 1], what a router head (distortion_ref::head) gives, or null. Read by
+  /// policies that have one alone. Columns E to E + top_k - 2 of the logits' own matrix are
+  /// `data + num_experts` with its row stride.
+  const T* head = nullptr;
+  std::int64_t head_stride = 0;  ///< elements from row to row of `head`; 0 means top_k - 1
 };
 
 /// Where a routing call writes. Null members are skipped, except `topk_ids` and `topk_weights`.

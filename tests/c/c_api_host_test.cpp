@@ -6,6 +6,7 @@
 #include <memory>
 #include <string>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "adaptive_k/adaptive_k.hpp"
@@ -231,6 +232,71 @@ Params shortened(Params params, std::size_t size) {
   std::memset(reinterpret_cast<char*>(&params) + size, 0x5A, sizeof params - size);
   params.struct_size = static_cast<std::uint32_t>(size);
   return params;
+}
+
+TEST(c_api_host, a_router_head_is_kept_and_its_columns_are_read) {
+  constexpr int tokens = 40, hidden_size = 3;
+  inputs::sequence from(2);
+  const inputs::distortion_tables tables(from, 60, 6);
+  std::vector<float> head(5 * hidden_size, 0.25f);
+  auto policy = sized<adaptive_k_policy>();
+  policy.rule = ADAPTIVE_K_DISTORTION;
+  policy.lambda = 0.03f;
+  policy.coefficients = tables.head_coefficients.data();
+  policy.head = head.data();
+  std::string message;
+  EXPECT_EQ(create(c_gating(), policy, &message), nullptr);
+  EXPECT_EQ(message, "distortion.hidden_size is 0, expected 1 or more with a head");
+  policy.hidden_size = hidden_size;
+  const router_handle handle = create(c_gating(), policy);
+  ASSERT_NE(handle, nullptr);
+  std::int32_t found_size = 0;
+  const float* found = adaptive_k_router_head(handle.get(), 0, &found_size);
+  ASSERT_EQ(found_size, hidden_size);
+  EXPECT_EQ(std::vector<float>(found, found + 5 * hidden_size), head);
+  EXPECT_NE(found, head.data());
+  for (const auto& [of, layer] :
+       {std::pair<const adaptive_k_router*, int>{nullptr, 0}, {handle.get(), -1}}) {
+    EXPECT_EQ(adaptive_k_router_head(of, layer, &found_size), nullptr);
+    EXPECT_EQ(found_size, 0);
+  }
+  EXPECT_EQ(adaptive_k_router_head(create(c_gating(), c_policy()).get(), 0, nullptr), nullptr);
+
+  std::vector<float> matrix(tokens * 65);
+  for (float& value : matrix) value = inputs::grid_logit(from, 64);
+  distortion_ref model;
+  model.coefficients = tables.head_coefficients.data();
+  model.lambda = 0.03f;
+  model.head = head.data();
+  model.hidden_size = hidden_size;
+  k_policy same = k_policy::min_distortion(model);
+  same.signal = signal_kind::none;
+  gating g;
+  g.num_experts = 60;
+  g.top_k = 6;
+  const routed_batch expected = router(g, same).route(
+      0, logits_view<float>{matrix.data(), tokens, 60, 65, matrix.data() + 60, 65});
+  ASSERT_TRUE(expected.result.ok()) << expected.result.message();
+
+  std::vector<std::int32_t> ids(tokens * 6), counts(tokens);
+  std::vector<float> weights(tokens * 6);
+  auto call = sized<adaptive_k_route_params>();
+  call.logits = matrix.data();
+  call.num_tokens = tokens;
+  call.row_stride = 65;
+  call.topk_ids = ids.data();
+  call.topk_weights = weights.data();
+  call.topk_counts = counts.data();
+  message_buffer refusal;
+  refusal.attach(call);
+  EXPECT_EQ(adaptive_k_route_host(handle.get(), &call), ADAPTIVE_K_INVALID_ARGUMENT);
+  EXPECT_EQ(std::string(refusal.text).find("logits.head is null"), 0u) << refusal.text;
+  call.head = matrix.data() + 60;
+  call.head_stride = 65;
+  ASSERT_EQ(adaptive_k_route_host(handle.get(), &call), ADAPTIVE_K_OK) << refusal.text;
+  EXPECT_EQ(ids, expected.topk_ids);
+  EXPECT_EQ(counts, expected.topk_counts);
+  EXPECT_EQ(weights, expected.topk_weights);
 }
 
 TEST(c_api_host, structs_of_older_headers_are_accepted) {

@@ -167,7 +167,7 @@ TEST_F(struct_sizes, of_calls_are_those_of_a_header) {
                      });
 }
 
-TEST_F(struct_sizes, of_gatings_and_policies_are_two) {
+TEST_F(struct_sizes, of_gatings_and_policies_are_those_of_a_header) {
   for (std::size_t size = 4; size <= sizeof gating + 16; ++size) {
     const cut<adaptive_k_gating> given(gating, size);
     const std::size_t required = offsetof(adaptive_k_gating, renormalize);
@@ -178,11 +178,13 @@ TEST_F(struct_sizes, of_gatings_and_policies_are_two) {
   }
   for (std::size_t size = 4; size <= sizeof policy + 16; ++size) {
     const std::size_t required = offsetof(adaptive_k_policy, signal);
-    const bool fits = size == required || size == sizeof policy;
+    const std::size_t earlier = offsetof(adaptive_k_policy, head);
+    const bool fits = size == required || size == earlier || size == sizeof policy;
     const cut<adaptive_k_policy> given(policy, size);
     std::string reason;
     EXPECT_EQ(create(&gating, given.get(), 0, &reason) == ADAPTIVE_K_OK, fits) << size;
-    EXPECT_EQ(reason, fits ? "" : whole_or_required("policy", size, required, sizeof policy));
+    EXPECT_EQ(reason,
+              fits ? "" : whole_or_required("policy", size, required, sizeof policy, earlier));
   }
 }
 
@@ -202,8 +204,8 @@ TEST_F(struct_sizes, of_layers_are_alike) {
   EXPECT_EQ(reason, "policies[2]: rule is 9, expected 0..3");
   layers[1].struct_size = 12;
   EXPECT_EQ(create(&gating, policies, 3, &reason), ADAPTIVE_K_INVALID_ARGUMENT);
-  EXPECT_EQ(reason,
-            "policies[1]: " + whole_or_required("policy", 12, 8, sizeof(adaptive_k_policy)));
+  EXPECT_EQ(reason, "policies[1]: " + whole_or_required("policy", 12, 8, sizeof(adaptive_k_policy),
+                                                        offsetof(adaptive_k_policy, head)));
 
   std::vector<adaptive_k_policy> whole(2, policy);
   whole[1].struct_size = offsetof(adaptive_k_policy, signal);

@@ -106,9 +106,18 @@ TEST(choose_k, of_equal_costs_the_larger_k_is_taken) {
   const auto chosen_of = [&](k_limits limits) {
     return detail::least_cost_k(plan.distortion, 1.0f, token_of(ranked, 0.0f, limits));
   };
-  for_each_limits([&](k_limits limits) { EXPECT_EQ(chosen_of(limits), limits.k_max); });
+  const auto with_head = [&](k_limits limits) {
+    return detail::least_head_cost_k(plan.distortion, token_of(ranked, 0.0f, limits));
+  };
+  for_each_limits([&](k_limits limits) {
+    EXPECT_EQ(chosen_of(limits), limits.k_max);
+    EXPECT_EQ(with_head(limits), limits.k_max);
+  });
   plan.distortion.lambda = 1.0f;  // now every expert costs
-  for_each_limits([&](k_limits limits) { EXPECT_EQ(chosen_of(limits), limits.k_min); });
+  for_each_limits([&](k_limits limits) {
+    EXPECT_EQ(chosen_of(limits), limits.k_min);
+    EXPECT_EQ(with_head(limits), limits.k_min);
+  });
 }
 
 }  // namespace

@@ -148,6 +148,13 @@ typedef struct adaptive_k_policy {
   const float* coefficients; /**< [K0 - 1, 5] */
   const float* first_expert; /**< [K0 - 1, E] or NULL */
   const float* next_expert;  /**< [K0 - 1, E] or NULL */
+  /* since version 0.2 */
+  /** Distortion: u, [K0 - 1, hidden_size], or NULL: no head. Copied likewise, for those who ask
+   * adaptive_k_router_head. With it, calls give u . x as adaptive_k_route_params.head, there are no
+   * tables, and the last three columns of coefficients are 0. */
+  const float* head;
+  int32_t hidden_size; /**< of the router's input x; 1 or more with a head */
+  int32_t reserved;    /**< 0 */
 } adaptive_k_policy;
 
 /** A gating with its policies, checked once. Immutable; may be shared between threads. */
@@ -202,6 +209,13 @@ ADAPTIVE_K_API int32_t adaptive_k_router_gating(const adaptive_k_router* router,
                                                 adaptive_k_gating* gating);
 /** See adaptive_k_router_gating. */
 ADAPTIVE_K_API int32_t adaptive_k_router_num_layers(const adaptive_k_router* router);
+
+/** The router head of a layer's policy, [K0 - 1, *hidden_size] in host memory, as long as the
+ * router lives: the engine multiplies the router's input by it, best as more rows of the router's
+ * matrix, and gives the product to its routing calls. NULL, and *hidden_size 0, where the policy
+ * has none, or router is NULL or has no such layer. `hidden_size` may be NULL. */
+ADAPTIVE_K_API const float* adaptive_k_router_head(const adaptive_k_router* router, int32_t layer,
+                                                   int32_t* hidden_size);
 
 /** A router's policies and their tables in the memory of a device. */
 typedef struct adaptive_k_device_plans adaptive_k_device_plans;
@@ -301,6 +315,10 @@ typedef struct adaptive_k_route_params {
   int32_t reserved;         /**< 0 */
   /* since version 0.2 */
   uint64_t* expert_counts; /**< [E]: added to, tokens by expert */
+  const void* head;        /**< [T, K0 - 1] of logits_type: what the head of the policy gives (see
+                              adaptive_k_router_head), required where it has one, else not read */
+  int64_t head_stride;     /**< elements from row to row; 0 means K0 - 1. Of columns behind the
+                              logits, head is logits + E and this is row_stride */
 } adaptive_k_route_params;
 
 /** Routes in this thread, by host memory. Any number of threads may share the router. */

@@ -10,6 +10,24 @@ ADAPTIVE_K_NAMESPACE_BEGIN
 
 namespace detail {
 
+/// Refuses a router head that is missing, or whose rows would overlap. `reads_head`: the layer's
+/// policy has one.
+template <class Logit>
+status check_head(const gating& model, bool reads_head, int layer,
+                  const logits_view<Logit>& logits) noexcept {
+  const int columns = model.top_k - 1;
+  if (reads_head && columns > 0 && logits.head == nullptr)
+    return status::error(status_code::invalid_argument,
+                         "`logits.head` is null, but the policy of layer %d has a router head, "
+                         "expected [num_tokens, %d]",
+                         layer, columns);
+  if (logits.head_stride != 0 && logits.head_stride < columns)
+    return status::error(status_code::shape_mismatch,
+                         "logits have `head_stride` = %lld, expected 0 or at least top_k - 1 = %d",
+                         static_cast<long long>(logits.head_stride), columns);
+  return {};
+}
+
 /// Refuses a call that neither host nor device takes. `num_layers` is 0 where one policy serves
 /// all.
 template <class Logit>

@@ -20,13 +20,14 @@ namespace detail {
 enum class k_choice : std::uint8_t {
   thresholds,  ///< the first k that is tried and whose threshold the signal meets, else last_k
   distortion,  ///< the least cost: predicted distortion + lambda k
+  head,        ///< the same, predicted with a router head
 };
 
 /// What every built-in plan has. By rule:
 ///   full         thresholds   none tried       last_k = K0
 ///   fixed        thresholds   none tried       last_k = k_values[0]
 ///   thresholds   thresholds   all but the last  last_k = the last of k_values
-///   distortion   distortion
+///   distortion   distortion, or head where the policy has one
 /// 32 bytes, which a device takes in with two loads.
 struct alignas(16) k_plan_head : plan_base {
   k_choice choice = k_choice::thresholds;
@@ -38,6 +39,7 @@ struct alignas(16) k_plan_head : plan_base {
   ADAPTIVE_K_HD constexpr bool reads_topk_share() const noexcept {
     return choice == k_choice::distortion;
   }
+  ADAPTIVE_K_HD constexpr bool reads_head() const noexcept { return choice == k_choice::head; }
 };
 
 /// Whether the threshold of rank j says that j + 1 experts are enough. Division-free.
@@ -101,10 +103,10 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE F distortion(const distortion_ref& model, float 
 
 /// Argmin over k in [k_min, k_max] of g d(k) + lambda k; the larger k on equal cost.
 /// Cost: two logarithms, and about 20 operations per k beside those of `distortion`.
-template <int MaxTopK, class F, class Ranks>
+template <int MaxTopK, class F, class Ranks, class Head>
 ADAPTIVE_K_HD ADAPTIVE_K_INLINE math::integers<F> least_cost_k(
     const distortion_ref& model, float mass_exponent,
-    const ranked_token<MaxTopK, F, Ranks>& token) noexcept {
+    const ranked_token<MaxTopK, F, Ranks, Head>& token) noexcept {
   const ranked_experts<MaxTopK, F>& ranked = token.ranked;
   const Ranks ranks = token.ranks;
   const k_limits limits = token.limits;
@@ -146,6 +148,43 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE math::integers<F> least_cost_k(
   return best_k;
 }
 
+/// g d(k) + lambda k with a router head, whose column k - 1 is `head`; `dropped_mass` as
+/// rank_split. Cost: a logarithm and an exponential.
+template <class F>
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE F head_cost(const distortion_ref& model, const F& dropped_mass,
+                                            const F& head, int k) noexcept {
+  const float* c = model.coefficients + (k - 1) * distortion_ref::num_features;
+  const F log_dropped = math::log(math::maximum(dropped_mass, least_share));
+  const F log_d = math::fma(log_dropped, F(c[1]), F(c[0])) + head;
+  const F d = math::exp(math::minimum(log_d, 80.0f));
+  return math::fma(d, F(model.sensitivity), F(model.lambda * static_cast<float>(k)));
+}
+
+/// Argmin over k in [k_min, k_max] of head_cost, of K0 lambda K0; the larger k on equal cost.
+template <class Token>
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE typename Token::integers least_head_cost_k(
+    const distortion_ref& model, const Token& token) noexcept {
+  using real = typename Token::real;
+  using integers = typename Token::integers;
+  const k_limits limits = token.limits;
+  const real inverse_mass = math::divide(real(1.0f), token.total());
+  integers best_k = limits.k_max;
+  real best_cost = math::infinity;
+  if (limits.k_max >= token.top_k) best_cost = model.lambda * static_cast<float>(token.top_k);
+  real dropped_mass = 0.0f;
+  ADAPTIVE_K_UNROLL
+  for (int k = token.ranks - 1; k > 0; --k) {
+    if (k >= token.top_k) continue;
+    dropped_mass = math::fma(token.score(k), inverse_mass, dropped_mass);
+    if (k < limits.k_min || k > limits.k_max) continue;
+    const real cost = head_cost(model, dropped_mass, token.head(k - 1), k);
+    const auto better = cost < best_cost;
+    best_cost = math::select(better, cost, best_cost);
+    best_k = math::select(better, integers(k), best_k);
+  }
+  return best_k;
+}
+
 /// The first k whose threshold is met, within the token's limits.
 template <class Plan, class Token>
 ADAPTIVE_K_HD ADAPTIVE_K_INLINE typename Token::integers first_k_met(const Plan& plan,
@@ -166,6 +205,7 @@ struct threshold_plan : k_plan_head {
 
   using k_plan_head::k_plan_head;
   ADAPTIVE_K_HD static constexpr bool reads_topk_share() noexcept { return false; }
+  ADAPTIVE_K_HD static constexpr bool reads_head() noexcept { return false; }
   template <class Token>
   ADAPTIVE_K_HD ADAPTIVE_K_INLINE typename Token::integers choose_k(
       const Token& token) const noexcept {
@@ -181,6 +221,7 @@ struct k_plan : threshold_plan {
   ADAPTIVE_K_HD constexpr bool reads_topk_share() const noexcept {
     return k_plan_head::reads_topk_share();
   }
+  ADAPTIVE_K_HD constexpr bool reads_head() const noexcept { return k_plan_head::reads_head(); }
   template <class Token>
   ADAPTIVE_K_HD ADAPTIVE_K_INLINE typename Token::integers choose_k(
       const Token& token) const noexcept {
@@ -189,6 +230,8 @@ struct k_plan : threshold_plan {
         break;
       case k_choice::distortion:
         return least_cost_k(distortion, mass_exponent, token);
+      case k_choice::head:
+        return least_head_cost_k(distortion, token);
     }
     return first_k_met(*this, token);
   }
@@ -223,7 +266,8 @@ inline detail::k_plan make_plan(const gating& g, const k_policy& policy) noexcep
       break;
     }
     case k_rule::distortion:
-      plan.choice = detail::k_choice::distortion;
+      plan.choice =
+          policy.distortion.head != nullptr ? detail::k_choice::head : detail::k_choice::distortion;
       plan.distortion = policy.distortion;
       break;
   }

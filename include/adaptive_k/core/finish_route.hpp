@@ -54,13 +54,16 @@ inline constexpr int no_forced_k = -1;
 
 /// Fills `route`, apart from `has_nonfinite`. Reads `expert`, `score` and `log_score` of `ranked`
 /// and completes it. `forced_k` is k where the policy does not decide it (shadow mode, replay),
-/// else `no_forced_k`. Some members of `model` and `plan` may be known at compile time.
-template <class Score, int MaxTopK, class F, class Ranks, class Gating, class Plan>
+/// else `no_forced_k`. Some members of `model` and `plan` may be known at compile time. `head`
+/// gives the token's columns, where the plan reads them.
+template <class Score, int MaxTopK, class F, class Ranks, class Gating, class Plan,
+          class Head = no_head>
 ADAPTIVE_K_HD ADAPTIVE_K_INLINE void finish_route(const Gating& model, const Plan& plan,
                                                   const score_sums<F>& sums, k_limits limits,
                                                   int forced_k, Ranks ranks,
                                                   ranked_experts<MaxTopK, F>& ranked,
-                                                  token_route<MaxTopK, F>& route) noexcept {
+                                                  token_route<MaxTopK, F>& route,
+                                                  const Head& head = {}) noexcept {
   using integers = math::integers<F>;
   const int top_k = model.top_k;
   F full_entropy = 0.0f;
@@ -94,8 +97,8 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE void finish_route(const Gating& model, const Pla
   if (plan.reads_topk_share()) topk_share = relative ? math::divide(mass, sums.score) : mass;
   route.signal = signal_value(plan.signal, full_entropy, plan.inverse_log_experts, ranked, ranks);
   route.chosen =
-      choose_k(plan, ranked_token<MaxTopK, F, Ranks>{ranked, ranks, top_k, model.num_experts,
-                                                     limits, route.signal, topk_share});
+      choose_k(plan, ranked_token<MaxTopK, F, Ranks, Head>{ranked, ranks, top_k, model.num_experts,
+                                                           limits, route.signal, topk_share, head});
   route.count = route.chosen;
   if (forced_k != no_forced_k) route.count = integers(forced_k);
 

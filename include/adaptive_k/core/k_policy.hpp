@@ -42,17 +42,25 @@ inline const char* to_string(k_rule rule) noexcept {
 
 /// Predicted distortion of one layer. Non-owning; k runs over 1..K0-1 and d(K0) = 0.
 ///   ln d(k) = c_k . (1, ln(1 - r_k), ln psi_k, ln w_1, ln S_K0) + first_k[e_1] + next_k[e_(k+1)]
+/// or, with a router head, x being what the router's matrix multiplies,
+///   ln d(k) = c_k . (1, ln(1 - r_k)) + u_k . x
 /// with w the renormalised top-K0 weights, r_k = w_1 + ... + w_k, a the mass_exponent,
 /// psi_k = (r_k^-a - 1)^2 sum_{j<=k} w_j^2 + sum_{j>k} w_j^2, and S_K0 the scores' sum over the
 /// top K0 (of softmax kinds: their share of all E). Logarithms are natural, of values of
 /// 2^-100 or more: smaller ones count as that.
 struct distortion_ref {
-  static constexpr int num_features = 5;  ///< of c_k
-  const float* coefficients = nullptr;    ///< [K0 - 1, 5]
-  const float* first_expert = nullptr;    ///< [K0 - 1, E], or null: zeros
-  const float* next_expert = nullptr;     ///< [K0 - 1, E], or null: zeros
-  float sensitivity = 1.0f;               ///< g > 0 of the layer
-  float lambda = 0.0f;                    ///< >= 0, price of one expert; 0 keeps K0
+  static constexpr int num_features = 5;       ///< of c_k
+  static constexpr int num_head_features = 2;  ///< of them beside a head
+  const float* coefficients = nullptr;         ///< [K0 - 1, 5]
+  const float* first_expert = nullptr;         ///< [K0 - 1, E], or null: zeros
+  const float* next_expert = nullptr;          ///< [K0 - 1, E], or null: zeros
+  float sensitivity = 1.0f;                    ///< g > 0 of the layer
+  float lambda = 0.0f;                         ///< >= 0, price of one expert; 0 keeps K0
+  /// u, [K0 - 1, hidden_size], or null: no head. The engine multiplies by it, best as K0 - 1 more
+  /// rows of the router's matrix, and gives u . x as logits_view::head; routing only looks whether
+  /// it is there. With it there are no tables, and the last three of c_k are 0.
+  const float* head = nullptr;
+  int hidden_size = 0;  ///< of x; >= 1 with a head
 };
 
 /// The K policy of one layer. Plain data; `validate` checks it against a gating.
@@ -177,6 +185,35 @@ struct [[nodiscard]] k_policy {
 
 namespace detail {
 
+inline status validate_distortion(const distortion_ref& model, int top_k) noexcept {
+  const auto invalid = status_code::invalid_argument;
+  if (top_k > 1 && model.coefficients == nullptr)
+    return status::error(invalid, "`distortion.coefficients` is null, expected [%d, %d] floats",
+                         top_k - 1, distortion_ref::num_features);
+  if (!(model.sensitivity > 0.0f && model.sensitivity < 1e30f))
+    return status::error(invalid, "`distortion.sensitivity` is %g, expected above 0, below 1e30",
+                         static_cast<double>(model.sensitivity));
+  if (!(model.lambda >= 0.0f && model.lambda < 1e30f))
+    return status::error(invalid, "`distortion.lambda` is %g, expected 0 or more, below 1e30",
+                         static_cast<double>(model.lambda));
+  if (model.head == nullptr) return {};
+  if (model.hidden_size < 1)
+    return status::error(invalid, "`distortion.hidden_size` is %d, expected 1 or more with a head",
+                         model.hidden_size);
+  if (model.first_expert != nullptr || model.next_expert != nullptr)
+    return status::error(invalid,
+                         "`distortion.%s` is given beside distortion.head, expected one of them",
+                         model.first_expert != nullptr ? "first_expert" : "next_expert");
+  for (int i = 0; i < (top_k - 1) * distortion_ref::num_features; ++i) {
+    const int feature = i % distortion_ref::num_features;
+    if (feature >= distortion_ref::num_head_features && model.coefficients[i] != 0.0f)
+      return status::error(
+          invalid, "`distortion.coefficients[%d, %d]` is %g, expected 0 with a head",
+          i / distortion_ref::num_features, feature, static_cast<double>(model.coefficients[i]));
+  }
+  return {};
+}
+
 inline status validate_thresholds(const k_policy& policy, int top_k) noexcept {
   const auto invalid = status_code::invalid_argument;
   const k_policy::given_arguments& given = policy.given;
@@ -266,17 +303,7 @@ inline status validate(const k_policy& policy, const gating& g) noexcept {
     case k_rule::thresholds:
       return detail::validate_thresholds(policy, g.top_k);
     case k_rule::distortion:
-      if (g.top_k > 1 && policy.distortion.coefficients == nullptr)
-        return status::error(invalid, "`distortion.coefficients` is null, expected [%d, %d] floats",
-                             g.top_k - 1, distortion_ref::num_features);
-      if (!(policy.distortion.sensitivity > 0.0f && policy.distortion.sensitivity < 1e30f))
-        return status::error(invalid,
-                             "`distortion.sensitivity` is %g, expected above 0, below 1e30",
-                             static_cast<double>(policy.distortion.sensitivity));
-      if (!(policy.distortion.lambda >= 0.0f && policy.distortion.lambda < 1e30f))
-        return status::error(invalid, "`distortion.lambda` is %g, expected 0 or more, below 1e30",
-                             static_cast<double>(policy.distortion.lambda));
-      return {};
+      return detail::validate_distortion(policy.distortion, g.top_k);
   }
   return status::error(invalid, "`rule` is %d, expected a k_rule, 0..%d",
                        static_cast<int>(policy.rule), num_values(policy.rule) - 1);

@@ -40,6 +40,13 @@ struct k_limits {
   int k_max;  ///< k_min or more, at most K0
 };
 
+namespace detail {
+/// A call without a router head. Another type with this member gives column j of a token's head.
+struct no_head {
+  ADAPTIVE_K_HD ADAPTIVE_K_INLINE float operator()(int) const noexcept { return 0.0f; }
+};
+}  // namespace detail
+
 /// What every plan has.
 struct plan_base {
   signal_kind signal = signal_kind::softmax_entropy;  ///< what a token's `signal` is
@@ -59,11 +66,14 @@ struct plan_base {
 
   /// Whether `topk_share` is read: of softmax gatings it may cost a sum over all E.
   ADAPTIVE_K_HD static constexpr bool reads_topk_share() noexcept { return false; }
+  /// Whether `head` is read: calls must then give one (logits_view::head), and tokens with a NaN or
+  /// an infinity in it get the largest k within their limits.
+  ADAPTIVE_K_HD static constexpr bool reads_head() noexcept { return false; }
 };
 
 /// One token, or one in each lane, as a plan's choose_k sees it: experts by rank j in 0..K0-1, best
 /// first. Scores are >= 0, up to a common factor.
-template <int MaxTopK, class F, class Ranks>
+template <int MaxTopK, class F, class Ranks, class Head = detail::no_head>
 struct ranked_token {
   using real = F;                      ///< float, or a vector of them
   using integers = math::integers<F>;  ///< int, or a vector of them
@@ -71,10 +81,11 @@ struct ranked_token {
   const detail::ranked_experts<MaxTopK, F>& ranked;  ///< what the functions below read
   Ranks ranks;  ///< for loops over ranks: K0, or more where they are unrolled (scores are 0 there)
   int top_k;    ///< K0
-  int num_experts;  ///< E
-  k_limits limits;  ///< of this token, within 1..K0
-  F signal;         ///< as the plan's `signal` says
-  F topk_share;     ///< S_K0, as distortion_ref means it; 0 unless reads_topk_share()
+  int num_experts;    ///< E
+  k_limits limits;    ///< of this token, within 1..K0
+  F signal;           ///< as the plan's `signal` says
+  F topk_share;       ///< S_K0, as distortion_ref means it; 0 unless reads_topk_share()
+  Head columns = {};  ///< what `head` reads
 
   /// Id of the expert at rank j.
   ADAPTIVE_K_HD ADAPTIVE_K_INLINE const integers& expert(int j) const noexcept {
@@ -88,6 +99,8 @@ struct ranked_token {
   }
   /// Sum of the scores of ranks 0 to j.
   ADAPTIVE_K_HD ADAPTIVE_K_INLINE const F& mass(int j) const noexcept { return ranked.mass[j]; }
+  /// Column j of the router head, j in 0..K0-2, for plans that read it.
+  ADAPTIVE_K_HD ADAPTIVE_K_INLINE F head(int j) const noexcept { return columns(j); }
   /// Sum of the scores of all K0 ranks.
   ADAPTIVE_K_HD ADAPTIVE_K_INLINE const F& total() const noexcept { return ranked.total; }
 };
@@ -129,15 +142,26 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE Integers within(const Integers& k, k_limits limi
   return math::select(at_most < limits.k_min, Integers(limits.k_min), at_most);
 }
 
+/// 0, or NaN where one of the K0 - 1 columns of a head is NaN or infinite.
+template <class F, class Head, class Ranks>
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE F head_defect(const Head& head, int top_k, Ranks ranks) noexcept {
+  F defect = 0.0f;
+  ADAPTIVE_K_UNROLL
+  for (int j = 0; j + 1 < ranks; ++j)
+    if (j + 1 < top_k) defect = math::fma(F(head(j)), 0.0f, defect);
+  return defect;
+}
+
 /// How many experts a token gets, within its limits.
 template <class Plan, class Token>
 ADAPTIVE_K_HD ADAPTIVE_K_INLINE typename Token::integers choose_k(const Plan& plan,
                                                                   const Token& token) noexcept {
-  const typename Token::integers k = plan.choose_k(token);
-  if constexpr (keeps_limits<Plan>::value)
-    return k;
-  else
-    return within(k, token.limits);
+  using integers = typename Token::integers;
+  integers k = plan.choose_k(token);
+  if constexpr (!keeps_limits<Plan>::value) k = within(k, token.limits);
+  if (!plan.reads_head()) return k;
+  const auto defect = head_defect<typename Token::real>(token.columns, token.top_k, token.ranks);
+  return math::select(defect == typename Token::real(0.0f), k, integers(token.limits.k_max));
 }
 
 }  // namespace detail

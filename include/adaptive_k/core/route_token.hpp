@@ -38,6 +38,15 @@ struct logit_row {
   }
 };
 
+/// Reads one row of a router head as float.
+template <class Logit>
+struct head_row {
+  const Logit* data;  ///< [K0 - 1]
+  ADAPTIVE_K_HD ADAPTIVE_K_INLINE float operator()(int j) const noexcept {
+    return to_float(data[j]);
+  }
+};
+
 /// One token's logits, spread over the lanes of a tile.
 template <class Tile, int MaxRows>
 struct token_state {
@@ -292,15 +301,16 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE void rank_experts(const Tile& tile,
 /// Routes one token of a layer, its gating by `Score`. `logit_at(e)` gives logit e as float;
 /// `bias` is [E] where the model selects by bias; `limits` lie within 1..K0. `shadow` routes full K
 /// and only reports the choice. `replay` may give experts and k: the best of the others then
-/// take the ranks from k to K0, so that unchanged logits give unchanged weights. MaxRows *
-/// row_width >= E, MaxTopK >= K0. No allocation.
+/// take the ranks from k to K0, so that unchanged logits give unchanged weights. `head(j)` gives
+/// column j of a router head, where the plan reads one. MaxRows * row_width >= E, MaxTopK >= K0. No
+/// allocation.
 template <class Score, int MaxRows, int MaxTopK, class Tile, class Plan, class LogitAt,
-          class Replay = no_replay>
+          class Replay = no_replay, class Head = no_head>
 ADAPTIVE_K_HD inline token_route<MaxTopK> route_token(const Tile& tile, const gating& model,
                                                       const Plan& plan, const float* bias,
                                                       k_limits limits, bool shadow,
-                                                      LogitAt logit_at,
-                                                      const Replay& replay = {}) noexcept {
+                                                      LogitAt logit_at, const Replay& replay = {},
+                                                      const Head& head = {}) noexcept {
   const int top_k = model.top_k;
   const loop_count<Tile::unrolled, MaxTopK> ranks = {top_k};
 
@@ -331,7 +341,9 @@ ADAPTIVE_K_HD inline token_route<MaxTopK> route_token(const Tile& tile, const ga
   if (replays) forced_k = replay.count();
   token_route<MaxTopK> route;
   route.has_nonfinite = token.has_nonfinite;
-  finish_route<Score>(model, plan, sums, limits, forced_k, ranks, ranked, route);
+  if (plan.reads_head() && !(head_defect<float>(head, top_k, ranks) == 0.0f))
+    route.has_nonfinite = true;
+  finish_route<Score>(model, plan, sums, limits, forced_k, ranks, ranked, route, head);
   return route;
 }
 

@@ -244,6 +244,9 @@ class basic_device_plans {
 
   static status check_tables(Plan plan, const gating& model, std::size_t layer,
                              bool& has_tables) noexcept {
+    if (plan.reads_head())
+      return status::error(status_code::unsupported,
+                           "layer %zu: `distortion.head` is given, which no kernel reads", layer);
     for (const plan_table& table : tables_of(plan, model)) {
       if (*table.at == nullptr) continue;
       has_tables = true;

@@ -69,7 +69,9 @@ void route_then_convert(const routing_call<Logit, Id, Weight, Plan, Gating>& cal
     const vector_call<Logit, Plan, Gating> part = {
         {call.model, call.plan, call.fill, &part_given, &part_output, &part_extras},
         call.row(first),
-        call.row_stride};
+        call.row_stride,
+        call.head != nullptr ? call.head + first * call.head_stride : nullptr,
+        call.head_stride};
     route_vectors(part, path, set, 0, number, counts);
     for (std::int64_t i = 0; i < number * top_k; ++i) {
       output.topk_ids[first * top_k + i] = static_cast<Id>(ids[i]);

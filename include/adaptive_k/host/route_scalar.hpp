@@ -30,7 +30,7 @@ void decide_scalar(const token_request& request, const Plan& plan, const float* 
   with_score<Gating>(request.model->kind, [&](auto score) {
     route = route_token<decltype(score), max_rows, max_top_k>(
         host_warp<1>{}, *request.model, plan, request.routing_bias, request.limits, shadow,
-        logit_row<float>{row}, request);
+        logit_row<float>{row}, request, head_row<float>{request.head});
   });
 }
 #if ADAPTIVE_K_LINKS_SCALAR
@@ -42,7 +42,9 @@ extern template void decide_scalar<gating, k_plan>(const token_request&, const k
 template <class Call>
 void decide_scalar(const Call& call, std::int64_t token, token_route<max_top_k>& route) noexcept {
   int given[max_top_k];
-  const token_request request = call.request(token, given);
+  float head[max_top_k];
+  token_request request = call.request(token, given);
+  request.head = call.head_of(token, head);
   if constexpr (std::is_same_v<decltype(call.row(token)), const float*>) {
     decide_scalar<typename Call::gating_type>(request, *call.plan, call.row(token), route);
   } else {

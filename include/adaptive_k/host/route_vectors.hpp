@@ -125,7 +125,9 @@ class vector_loop {
   void route_one(std::int64_t token) const noexcept {
     const int num_experts = call_.model->num_experts;
     int given[max_top_k];
-    const token_request request = call_.request(token, given);
+    float head[max_top_k];
+    token_request request = call_.request(token, given);
+    request.head = call_.head_of(token, head);
     const token_sink<Plan, Gating> sink = {call_, counts_, token};
     const auto decide = [&](const float* row) {
       return decide_by_shape([&](auto score, auto top_k, const auto& plan) {
@@ -161,11 +163,22 @@ class vector_loop {
       Set::template run<widen_rows::body>(call_.row(token), call_.row_stride, lanes, num_experts,
                                           static_cast<float*>(copies));
     }
+    block_rows head = {};
+    alignas(64) float head_copies[lanes * lane_top_k];
+    if (const int columns = call_.model->top_k - 1; call_.head != nullptr && columns > 0) {
+      const Logit* first = call_.head + token * call_.head_stride;
+      if constexpr (std::is_same_v<Logit, float>) head = {first, call_.head_stride};
+      if (head.data == nullptr || columns < 4) {
+        head = {head_copies, wide_stride(columns)};
+        Set::template run<widen_rows::body>(first, call_.head_stride, lanes, columns,
+                                            static_cast<float*>(head_copies));
+      }
+    }
     const token_request request = call_.request();
     token_block<lanes> block;
     std::uint32_t undecided = decide_by_shape([&](auto score, auto top_k, const auto& plan) {
       return Set::template run<decide_block<decltype(score), top_k()>::template body>(
-          &request, &plan, rows, &block);
+          &request, &plan, rows, head, &block);
     });
     for (; undecided != 0; undecided &= undecided - 1) {
       const int lane = __builtin_ctz(undecided);

@@ -85,6 +85,11 @@ class basic_router {
   const Policy& policy(int layer) const noexcept { return (*policies_)[index(layer)]; }
   /// The prepared policies, [num_layers] or one for all: what cuda::device_plans uploads.
   const std::vector<plan_type>& plans() const noexcept { return *plans_; }
+  /// Whether the policy of a layer has a router head, so that calls must give its columns
+  /// (logits_view::head); `layer` as for `policy`.
+  bool reads_head(int layer) const noexcept {
+    return validity_.ok() && (*plans_)[index(layer)].reads_head();
+  }
   /// Layers with a policy of their own; 0 where one policy serves all.
   int num_layers() const noexcept { return one_policy_ ? 0 : static_cast<int>(policies_->size()); }
 
@@ -189,8 +194,10 @@ class basic_router {
   template <class Logit>
   status check(int layer, const logits_view<Logit>& logits, bool has_ids, bool has_weights,
                std::int64_t first, std::int64_t last, const routing_extras& extras) const noexcept {
-    const status checked = detail::check_call(validity_, model_, num_layers(), layer, logits,
-                                              has_ids, has_weights, extras);
+    status checked = detail::check_call(validity_, model_, num_layers(), layer, logits, has_ids,
+                                        has_weights, extras);
+    if (checked.ok() && logits.num_tokens > 0)
+      checked = detail::check_head(model_, (*plans_)[index(layer)].reads_head(), layer, logits);
     if (!checked.ok()) return checked;
     if (first < 0 || first > last || last > logits.num_tokens)
       return status::error(status_code::invalid_argument,
@@ -240,10 +247,13 @@ class basic_router {
                      const routing_output<Id, Weight>& output, std::int64_t first,
                      std::int64_t last, routing_metrics* metrics,
                      const routing_extras& extras) const noexcept {
+    const plan_type& plan = (*plans_)[index(layer)];
     const detail::routing_call<Logit, Id, Weight, plan_type, Gating> call = {
-        {&model_, &(*plans_)[index(layer)], options_.fill, &given, &output, &extras},
+        {&model_, &plan, options_.fill, &given, &output, &extras},
         logits.data,
-        logits.row_stride != 0 ? logits.row_stride : model_.num_experts};
+        logits.row_stride != 0 ? logits.row_stride : model_.num_experts,
+        plan.reads_head() ? logits.head : nullptr,
+        logits.head_stride != 0 ? logits.head_stride : model_.top_k - 1};
     detail::call_metrics counts(metrics, output.expert_counts, model_.num_experts,
                                 last - first == 1, call.in_shadow());
     detail::route_batch(call, path_, instructions_, first, last, counts);

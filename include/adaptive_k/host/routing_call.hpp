@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "adaptive_k/config.hpp"
 #include "adaptive_k/core/finish_route.hpp"
@@ -93,8 +94,21 @@ template <class Logit, class Id, class Weight, class Plan, class Gating>
 struct routing_call : call_context<Id, Weight, Plan, Gating> {
   const Logit* logits;
   std::int64_t row_stride;  ///< elements from row to row, not 0
+  const Logit* head;        ///< [num_tokens, K0 - 1], or null: the plan reads none
+  std::int64_t head_stride;
 
   const Logit* row(std::int64_t token) const noexcept { return logits + token * row_stride; }
+  /// A token's columns of the head as floats, or null; `room` may hold them.
+  const float* head_of(std::int64_t token, float (&room)[max_top_k]) const noexcept {
+    if (head == nullptr) return nullptr;
+    const Logit* columns = head + token * head_stride;
+    if constexpr (std::is_same_v<Logit, float>) {
+      return columns;
+    } else {
+      for (int j = 0; j < this->model->top_k - 1; ++j) room[j] = to_float(columns[j]);
+      return room;
+    }
+  }
 };
 
 }  // namespace detail

@@ -220,6 +220,13 @@ struct choose_row {
   };
 };
 
+/// A token's head, a column in all lanes.
+template <class F32>
+struct head_values {
+  const float* data;  ///< [K0 - 1]
+  ADAPTIVE_K_INLINE F32 operator()(int j) const noexcept { return F32(data[j]); }
+};
+
 /// Decides one token, whose row is [E], and gives its route to `done(route, ranks)`. False: it
 /// could not, as a number was not finite or keys were ambiguous. TopK is K0, or 0 where only the
 /// run knows it; where it is not, experts are ranked by their logits. Short: one vector holds the
@@ -243,6 +250,9 @@ struct decide_token {
       const bool by_score = TopK == 0 && selects_by_score(model);
       const vectors row(values, num_experts);
       if (!is_finite(vectors(values, num_experts, 0.0f))) return false;
+      const head_values<f32_vec> head = {request->head};
+      if (plan.reads_head() && math::any(head_defect<f32_vec>(head, ranks, ranks) != f32_vec(0.0f)))
+        return false;
       const f32_vec largest = largest_of_row(row);
 
       const sums_needed needed = sums_for<Score>(model, plan, by_score);
@@ -278,7 +288,7 @@ struct decide_token {
       }
       token_route<most_ranks, f32_vec> wide;  // the same in all lanes
       finish_route<Score>(model, plan, sums, request->limits, request->forced_k, ranks, ranked,
-                          wide);
+                          wide, head);
       token_route<most_ranks> route;
       for (int j = 0; j < ranks; ++j) {
         route.expert[j] = static_cast<int>(choice.expert[j]);

@@ -19,9 +19,10 @@ struct token_request {
   const gating* model;
   const float* routing_bias;  ///< [E] or null
   k_limits limits;
-  int forced_k;                ///< as finish_route takes it
-  int num_given = 0;           ///< of `given`
-  const int* given = nullptr;  ///< experts that take the first ranks, in order, or null
+  int forced_k;                 ///< as finish_route takes it
+  int num_given = 0;            ///< of `given`
+  const int* given = nullptr;   ///< experts that take the first ranks, in order, or null
+  const float* head = nullptr;  ///< of one token, [K0 - 1], where its plan reads one
 
   // What route_token takes as given.
   static constexpr bool possible = true;
@@ -30,7 +31,8 @@ struct token_request {
   ADAPTIVE_K_HD int expert(int rank) const noexcept { return given[rank]; }
 };
 
-/// Rows of logits of a block: [lanes, E rounded up to 4], past E any of the row's.
+/// Rows of a block: of logits [lanes, E rounded up to 4], past E any of the row's; or of a head
+/// [lanes, K0 - 1, at least 4], null where the plan reads none.
 struct block_rows {
   const float* data;
   std::int64_t stride;

@@ -43,6 +43,26 @@ ADAPTIVE_K_INLINE void load_columns(const block_rows& rows, int num_experts,
   }
 }
 
+/// A block's head: column j of each lane's token.
+template <class F32>
+struct head_columns {
+  alignas(64) float at[lane_top_k][F32::lanes];
+
+  ADAPTIVE_K_INLINE F32 operator()(int j) const noexcept { return F32::load(at[j]); }
+  /// Columns by fours, the last four again in part: nothing behind a row is read.
+  ADAPTIVE_K_INLINE void load(const block_rows& rows, int num_columns) noexcept {
+    for (int first = 0; first < num_columns; first += 4) {
+      int start = first;
+      if (first + 4 > num_columns) start = num_columns > 4 ? num_columns - 4 : 0;
+      F32 v[4];
+      for (int i = 0; i < 4; ++i)
+        v[i] = F32::load_quarters(rows.data + i * rows.stride + start, rows.stride);
+      F32::transpose_quarters(v);
+      for (int i = 0; i < 4; ++i) F32::store(at[start + i], v[i]);
+    }
+  }
+};
+
 /// Sums over all experts in the one reduction order. The columns reach to a multiple of 4, and
 /// those past E score 0.
 template <class Score, bool WithLogs, class F32>
@@ -146,6 +166,7 @@ struct decide_block {
     template <class Plan>
     static ADAPTIVE_K_INLINE std::uint32_t run(const token_request* request,
                                                const Plan* plan_of_all, block_rows rows,
+                                               block_rows head_rows,
                                                token_block<f32_vec::lanes>* block) noexcept {
       const gating& model = *request->model;
       const Plan& plan = *plan_of_all;
@@ -193,8 +214,13 @@ struct decide_block {
         ranked.log_score[j] = s.log_score;
       }
       token_route<most_ranks, f32_vec> route;
+      head_columns<f32_vec> head;
+      if (plan.reads_head()) {
+        head.load(head_rows, ranks - 1);
+        not_finite = not_finite + head_defect<f32_vec>(head, ranks, ranks);
+      }
       finish_route<Score>(model, plan, sums, request->limits, request->forced_k, ranks, ranked,
-                          route);
+                          route, head);
       for (int j = 0; j < ranks; ++j) {
         u32_vec::store(block->expert[j], route.expert[j]);
         f32_vec::store(block->weight[j], route.weight[j]);
