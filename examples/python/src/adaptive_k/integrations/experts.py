@@ -62,7 +62,9 @@ def expert_rows(experts: Any, x: torch.Tensor, sizes: Sequence[int]) -> torch.Te
     else:
         hidden = experts.act_fn(_each(experts, x, sizes, "up_proj", not learns))
     out = _each(experts, hidden, sizes, "down_proj", not learns)
-    return experts.post_expert_norm(out) if experts.has_post_expert_norm else out
+    # Not every version of transformers 5 has the field.
+    normed = getattr(experts, "has_post_expert_norm", False)
+    return experts.post_expert_norm(out) if normed else out
 
 
 def run_experts(

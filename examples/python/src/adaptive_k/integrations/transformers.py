@@ -55,7 +55,7 @@ def _check_quantised(model: torch.nn.Module) -> None:
 
 def _check_experts(name: str, experts: torch.nn.Module) -> None:
     kind = type(experts).__name__
-    needs = ("has_gate", "has_bias", "is_transposed", "has_post_expert_norm", "num_experts")
+    needs = ("has_gate", "has_bias", "is_transposed", "num_experts")
     missing = [field for field in needs if not hasattr(experts, field)]
     if missing:
         raise UnsupportedModel(
