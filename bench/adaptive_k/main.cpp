@@ -40,6 +40,7 @@ int run(int argc, char** argv) {
   bench::add_matrix_command(app);
   bench::add_combine_command(app);
   bench::add_budget_command(app);
+  bench::add_scale_command(app);
   bench::check_values(app);
   try {
     app.parse(argc, argv);

@@ -28,11 +28,24 @@ class made_up_layer {
   /// outputs [rows, H] of inputs [rows, H], a row at a time.
   void run(int slot, const float* inputs, std::int64_t rows, float* outputs) const;
 
+  /// Weights, as a device takes them: [H, E], and slot by slot [H, F], [H, F] and [F, H].
+  const std::vector<float>& router() const noexcept { return router_; }
+  std::vector<float> all_gates() const { return all(&expert::gate); }
+  std::vector<float> all_ups() const { return all(&expert::up); }
+  std::vector<float> all_downs() const { return all(&expert::down); }
+
  private:
   struct expert {
     std::vector<float> gate, up;  // [H, F]
     std::vector<float> down;      // [F, H]
   };
+
+  std::vector<float> all(std::vector<float> expert::*weights) const {
+    std::vector<float> values;
+    for (const expert& each : held_)
+      values.insert(values.end(), (each.*weights).begin(), (each.*weights).end());
+    return values;
+  }
 
   model_shape shape_;
   int first_slot_;

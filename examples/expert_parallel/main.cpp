@@ -1,14 +1,11 @@
 // A model of made-up experts over MPI: the same outputs from any number of ranks, and the bytes.
 #include <adaptive_k/adaptive_k.hpp>
-#include <adaptive_k/calibration/preset.hpp>
 #include <adaptive_k/control/savings_controller.hpp>
 #include <csignal>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
-#include <fstream>
-#include <iterator>
 #include <memory>
 #include <string>
 #include <utility>
@@ -19,78 +16,11 @@
 #include "moe_layer.hpp"
 #include "options.hpp"
 #include "ranks.hpp"
+#include "shared_policy.hpp"
 
 namespace {
 
 using namespace expert_parallel;  // NOLINT(google-build-using-namespace)
-
-std::string hex(std::uint64_t number) {
-  char text[20];
-  std::snprintf(text, sizeof text, "%016llx", static_cast<unsigned long long>(number));
-  return text;
-}
-
-std::uint64_t hash_of_file(const std::string& file) {
-  std::ifstream stream(file, std::ios::binary);
-  const std::string bytes{std::istreambuf_iterator<char>(stream), std::istreambuf_iterator<char>()};
-  return hash_bytes(bytes.data(), bytes.size());
-}
-
-/// How all ranks route: rank 0's policy, with what each has read of the preset.
-class shared_policy {
- public:
-  shared_policy(const ranks& job, const options& given)
-      : preset_(adaptive_k::load_preset(given.preset)),
-        bias_(static_cast<std::size_t>(preset_.model.num_experts), 0.0f) {
-    require_agreement(job, "preset",
-                      preset_.name + ", content " + hex(hash_of_file(preset_.file.string())));
-    const std::string words = job.broadcast(given.policy, "rank 0's policy");
-    policy_ = adaptive_k::parse_policy(words, preset_);
-    rescale(1.0);
-    full_ = std::make_unique<adaptive_k::router>(preset_.make_router("full"));
-    require_agreement(job, "routing", policy_.name + ", which routes to " + hex(probe()));
-  }
-
-  const adaptive_k::preset& preset() const noexcept { return preset_; }
-  const std::string& name() const noexcept { return policy_.name; }
-  const adaptive_k::router& router() const noexcept { return *router_; }
-  const adaptive_k::router& full() const noexcept { return *full_; }
-  adaptive_k::routing_extras extras() const noexcept {
-    adaptive_k::routing_extras extras;
-    if (preset_.model.selection_bias) extras.routing_bias = bias_.data();
-    return extras;
-  }
-
-  /// As savings_controller::apply moves policies.
-  void rescale(double scale) {
-    adaptive_k::preset_policy moved = policy_;
-    for (adaptive_k::k_policy& layer : moved.layers) layer = adaptive_k::scaled(layer, scale);
-    router_ = std::make_unique<adaptive_k::router>(
-        adaptive_k::make_router(preset_.model, moved, preset_.num_moe_layers));
-  }
-
- private:
-  /// What the router makes of made-up logits, every layer: equal where ranks decide alike.
-  std::uint64_t probe() const {
-    const int experts = preset_.model.num_experts;
-    std::vector<float> logits(std::size_t{64} * static_cast<std::size_t>(experts));
-    make_token(-1, 0, static_cast<int>(logits.size()), logits.data());
-    for (float& logit : logits) logit *= 4.0f;
-    std::uint64_t hash = hash_bytes("", 0);
-    for (int layer = 0; layer < preset_.num_moe_layers; ++layer) {
-      const adaptive_k::routed_batch batch = router_->route(
-          layer, adaptive_k::logits_view<float>{logits.data(), 64, experts, 0}, nullptr, extras());
-      hash = hash_bytes(batch.topk_ids.data(), batch.topk_ids.size() * 4, hash);
-      hash = hash_bytes(batch.topk_weights.data(), batch.topk_weights.size() * 4, hash);
-    }
-    return hash;
-  }
-
-  adaptive_k::preset preset_;
-  std::vector<float> bias_;
-  adaptive_k::preset_policy policy_;
-  std::unique_ptr<adaptive_k::router> router_, full_;
-};
 
 /// What would have travelled, by form and by K, beside what did.
 struct byte_table {
@@ -273,7 +203,7 @@ void run(const ranks& job, const options& given) {
                         " steps, hidden " + std::to_string(given.hidden) + ", intermediate " +
                         std::to_string(given.intermediate) + ", redundant " +
                         std::to_string(given.redundant) + ", hold " + std::to_string(given.hold));
-  shared_policy policy(job, given);
+  shared_policy policy(job, given.preset, given.policy);
   const adaptive_k::preset& preset = policy.preset();
   model_of_rank model(job, policy, given);
 

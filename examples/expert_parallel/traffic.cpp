@@ -6,8 +6,8 @@
 namespace expert_parallel {
 
 traffic count_traffic(const placement& where, int rank, dispatch_form form,
-                      const routed_tokens& routed, const row_sizes& sizes,
-                      std::uint64_t* slot_rows) {
+                      const routed_tokens& routed, const row_sizes& sizes, std::uint64_t* slot_rows,
+                      std::uint64_t* rank_rows) {
   const std::vector<std::int32_t> slot_of = where.expert_map(rank);
   std::vector<std::int64_t> last_token(static_cast<std::size_t>(where.num_ranks()), -1);
   traffic sent;
@@ -19,7 +19,8 @@ traffic count_traffic(const placement& where, int rank, dispatch_form form,
       std::int64_t& last = last_token[static_cast<std::size_t>(target)];
       const bool travels = form == dispatch_form::each_pair || last != t;
       last = t;
-      if (target != rank && travels) ++sent.rows;
+      if (travels && rank_rows != nullptr) ++rank_rows[target];
+      if (travels && target != rank) ++sent.rows;
     }
   const auto row_bytes = static_cast<std::uint64_t>(sizes.hidden_size) *
                          static_cast<std::uint64_t>(sizes.bytes_per_value);

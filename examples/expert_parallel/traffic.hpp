@@ -52,8 +52,9 @@ struct routed_tokens {
 ///                 of 8 and a weight of 4
 /// Both send 4 bytes for each slot of another rank before: how many rows come. `slot_rows` [S],
 /// where given, is added to: the rows that each slot runs, those of the sender's own rank included.
+/// `rank_rows` [R] likewise: the rows for each rank, those that stay included.
 traffic count_traffic(const placement& where, int rank, dispatch_form form,
                       const routed_tokens& routed, const row_sizes& sizes,
-                      std::uint64_t* slot_rows = nullptr);
+                      std::uint64_t* slot_rows = nullptr, std::uint64_t* rank_rows = nullptr);
 
 }  // namespace expert_parallel

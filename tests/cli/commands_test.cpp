@@ -19,7 +19,7 @@ TEST(Program, VersionAndHelp) {
   const outcome help = run_program({"--help"});
   EXPECT_EQ(help.status, 0);
   for (const char* command : {"benchmark", "speed", "inspect", "presets", "record", "calibrate",
-                              "frontier", "matrix", "combine", "budget"}) {
+                              "frontier", "matrix", "combine", "budget", "scale"}) {
     EXPECT_TRUE(contains(help.out, command)) << command;
     EXPECT_EQ(run_program({command, "--help"}).status, 0) << command;
   }

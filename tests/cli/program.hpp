@@ -40,19 +40,24 @@ inline std::string quoted(const std::string& word) {
 
 /// `before` stands in front of the command: "NO_COLOR=1", "timeout 60", "ulimit -f 8;".
 /// `stdout_file` takes what it prints, which is then not in the outcome.
-inline outcome run_program(const std::vector<std::string>& arguments,
+inline outcome run_command(const std::string& program, const std::vector<std::string>& arguments,
                            const std::string& before = "", const std::string& stdout_file = "") {
   const scratch_folder folder;
   const std::string out = stdout_file.empty() ? (folder.path() / "out").string() : stdout_file;
   // Tests run side by side: threads that spin while they wait would starve one another.
-  std::string command =
-      "export OMP_WAIT_POLICY=passive; " + before + " " + quoted(ADAPTIVE_K_PROGRAM);
+  std::string command = "export OMP_WAIT_POLICY=passive; " + before + " " + quoted(program);
   for (const std::string& argument : arguments) command += " " + quoted(argument);
   command +=
       " > " + quoted(out) + " 2> " + quoted((folder.path() / "err").string()) + " < /dev/null";
   const int status = std::system(command.c_str());
   return {WIFEXITED(status) ? WEXITSTATUS(status) : -1,
           stdout_file.empty() ? content_of(out) : std::string(), content_of(folder.path() / "err")};
+}
+
+/// The program that the test is of.
+inline outcome run_program(const std::vector<std::string>& arguments,
+                           const std::string& before = "", const std::string& stdout_file = "") {
+  return run_command(ADAPTIVE_K_PROGRAM, arguments, before, stdout_file);
 }
 
 /// The arguments of a benchmark that takes a second: few, short windows.

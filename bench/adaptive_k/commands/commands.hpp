@@ -17,5 +17,6 @@ void add_frontier_command(CLI::App& app);
 void add_matrix_command(CLI::App& app);
 void add_combine_command(CLI::App& app);
 void add_budget_command(CLI::App& app);
+void add_scale_command(CLI::App& app);
 
 }  // namespace bench
