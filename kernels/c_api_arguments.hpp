@@ -280,6 +280,9 @@ static_assert(offsetof(adaptive_k_metrics, signal_sum_high) ==
 static_assert(offsetof(adaptive_k_metrics, touched_experts) ==
                   offsetof(adaptive_k::routing_metrics, touched_experts),
               "");
+static_assert(offsetof(adaptive_k_metrics, super_expert_tokens) ==
+                  offsetof(adaptive_k::routing_metrics, super_expert_tokens),
+              "");
 static_assert(offsetof(adaptive_k_metrics, signal_sum_high) ==
                   offsetof(adaptive_k_metrics_v0_1, expert_counts),
               "");

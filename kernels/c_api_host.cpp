@@ -46,6 +46,8 @@ status read_policy(const adaptive_k_policy* given, int top_k, k_policy* made) no
   if (result.ok()) result = check_choice("k_max", from.k_max, 255);
   if (result.ok()) result = check_choice("mass_exponent_given", from.mass_exponent_given, 1);
   if (result.ok())
+    result = check_choice("num_super_experts", from.num_super_experts, max_super_experts);
+  if (result.ok())
     result = check_aligned({{"coefficients", from.coefficients, alignof(float)},
                             {"first_expert", from.first_expert, alignof(float)},
                             {"next_expert", from.next_expert, alignof(float)},
@@ -69,6 +71,8 @@ status read_policy(const adaptive_k_policy* given, int top_k, k_policy* made) no
   made->distortion.next_expert = from.next_expert;
   made->distortion.head = from.head;
   made->distortion.hidden_size = from.hidden_size;
+  made->num_super_experts = static_cast<std::uint8_t>(from.num_super_experts);
+  for (int i = 0; i < from.num_super_experts; ++i) made->super_experts[i] = from.super_experts[i];
   return {};
 }
 

@@ -46,6 +46,7 @@ struct answer {
   int k = 0;
   double signal = 0.0;
   double signal_slack = 0.0;  ///< what the cancellation in an entropy may cost
+  bool raised = false;        ///< k, by a super expert
   bool has_nonfinite = false;
   bool close_rank = false;  ///< another order is within `closeness::rank`
   bool close_k = false;     ///< another k is within rounding
@@ -395,6 +396,12 @@ inline answer route(const gating& g, const k_policy& policy, token input,
         result.has_nonfinite = result.has_nonfinite || !std::isfinite(column);
   }
   k = clamp(k, low, high);
+  for (int j = 0; j < g.top_k; ++j)  // no super expert is dropped, whatever the limits
+    for (int i = 0; i < policy.num_super_experts; ++i)
+      if (result.experts[at(j)] == policy.super_experts[i] && j + 1 > k) {
+        k = j + 1;
+        result.raised = true;
+      }
   result.k = k;
 
   const bool renormalize = g.renormalize || g.kind == gating_kind::top_k_softmax;

@@ -104,6 +104,7 @@ ADAPTIVE_K_NAMESPACE_BEGIN
 
 inline constexpr int max_experts = 1024;       ///< largest E
 inline constexpr int max_top_k = 32;           ///< largest K0
+inline constexpr int max_super_experts = 8;    ///< of one layer
 inline constexpr int max_tokens = 0x7FFFFFFF;  ///< largest T of one call
 
 ADAPTIVE_K_NAMESPACE_END

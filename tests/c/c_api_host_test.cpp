@@ -40,6 +40,9 @@ adaptive_k_gating c_gating() {
 
 adaptive_k_policy c_policy() {
   auto made = sized<adaptive_k_policy>();
+  made.num_super_experts = 2;
+  made.super_experts[0] = 59;
+  made.super_experts[1] = 7;
   made.rule = ADAPTIVE_K_THRESHOLDS;
   made.signal = ADAPTIVE_K_TOPK_ENTROPY;
   made.num_k_values = 3;
@@ -83,8 +86,11 @@ void expect_equal(std::int32_t logits_type, std::int32_t ids_type, std::int32_t 
   gating g;
   g.num_experts = 60;
   g.top_k = 6;
-  const router router(
-      g, k_policy::with_thresholds(signal_kind::topk_entropy, {2, 4, 6}, {0.8f, 1.4f}));
+  k_policy policy = k_policy::with_thresholds(signal_kind::topk_entropy, {2, 4, 6}, {0.8f, 1.4f});
+  policy.num_super_experts = 2;
+  policy.super_experts[0] = 59;
+  policy.super_experts[1] = 7;
+  const router router(g, policy);
   ASSERT_TRUE(router.validity().ok()) << router.validity().message();
 
   constexpr int tokens = 40;
@@ -125,6 +131,7 @@ void expect_equal(std::int32_t logits_type, std::int32_t ids_type, std::int32_t 
   EXPECT_EQ(c_counts, counts);
   EXPECT_EQ(c_signal, signal);
   EXPECT_EQ(std::memcmp(c_metrics.get(), &metrics, sizeof metrics), 0);
+  EXPECT_GT(c_metrics->super_expert_tokens, 0u);
 
   // A caller of version 0.1 has the experts in its metrics.
   std::vector<std::uint64_t> expert_counts(60);
@@ -365,6 +372,14 @@ TEST(c_api_host, refusals_name_the_field) {
   policy.num_k_values = 33;
   EXPECT_EQ(create(c_gating(), policy, &message), nullptr);
   EXPECT_EQ(message, "num_k_values is 33, expected 0..32");
+  policy = c_policy();
+  policy.num_super_experts = 9;
+  EXPECT_EQ(create(c_gating(), policy, &message), nullptr);
+  EXPECT_EQ(message, "num_super_experts is 9, expected 0..8");
+  policy = c_policy();
+  policy.super_experts[1] = 60;
+  EXPECT_EQ(create(c_gating(), policy, &message), nullptr);
+  EXPECT_EQ(message, "super_experts[1] is 60, expected 0..59 (num_experts - 1)");
 
   EXPECT_EQ(adaptive_k_router_create(nullptr, nullptr), ADAPTIVE_K_INVALID_ARGUMENT);
   EXPECT_EQ(adaptive_k_permute_host(nullptr), ADAPTIVE_K_INVALID_ARGUMENT);

@@ -163,6 +163,24 @@ TEST_F(BadFiles, AreRefusedByKeyAndValue) {
          f["policies"][0].update({{"k_min", 3}, {"k_max", 2}});
        },
        "policies[0].k_max: 2, expected k_min = 3 or more", false},
+      {"a super expert that is none",
+       [](json& f) {
+         f["policies"][0]["super_experts"] = {3, 16};
+       },
+       "policies[0].super_experts[1]: 16, expected an integer in 0..15", false},
+      {"a super expert twice",
+       [](json& f) {
+         f["policies"][0]["super_experts"] = {3, 1, 3};
+       },
+       "policies[0].super_experts[2]: 3, expected another than [0]", false},
+      {"super experts by the dozen",
+       [](json& f) { f["policies"][0]["super_experts"] = {0, 1, 2, 3, 4, 5, 6, 7, 0}; },
+       "policies[0].super_experts: 9 experts, expected at most 8 a layer", true},
+      {"a super expert without a list", [](json& f) { f["policies"][0]["super_experts"] = 3; },
+       "policies[0].super_experts: 3, expected an array of ids of experts", true},
+      {"super experts where none is dropped",
+       [](json& f) { f["policies"][1]["super_experts"] = {3}; },
+       "policies[1].super_experts: [3], expected no such key with the rule full", false},
       {"key of another rule", [](json& f) { f["policies"][1]["k"] = 2; },
        "policies[1].k: 2, expected no such key with the rule full", false},
       {"published without claims",
@@ -276,7 +294,7 @@ json file_with_everything() {
                          {"topk_group", 1},
                          {"group_rank", "maximum"},
                          {"jitter_epsilon", 0.5}});
-  file["policies"][0].update({{"k_min", 1}, {"k_max", 4}});
+  file["policies"][0].update({{"k_min", 1}, {"k_max", 4}, {"super_experts", {5, 0}}});
   file["policies"].push_back(json::parse(R"({
     "name": "d", "provenance": "measured", "rule": "distortion", "k_max": 3, "k_min": 1,
     "source": "s", "notes": "n", "signal": "margin", "mass_exponent": 0.5,

@@ -132,6 +132,23 @@ TEST_F(PolicyFile, LayersMayHaveThresholdsOfTheirOwn) {
   EXPECT_EQ(policy.layers[2].k_values[0], 2);
 }
 
+TEST_F(PolicyFile, LayersMayHaveSuperExpertsOfTheirOwn) {
+  json value = distortion_policy();
+  value["super_experts"] = {3};
+  value["layers"][1]["super_experts"] = {2, 0};
+  const preset_policy policy = read(value);
+  const auto experts = [&](std::size_t layer) {
+    const adaptive_k::k_policy& of = policy.layers[layer];
+    return std::vector<int>(of.super_experts, of.super_experts + of.num_super_experts);
+  };
+  EXPECT_EQ(experts(0), (std::vector<int>{3}));
+  EXPECT_EQ(experts(1), (std::vector<int>{2, 0}));
+  value["layers"][1]["super_experts"] = json::array();
+  EXPECT_EQ(read(value).layers[1].num_super_experts, 0);
+  value["layers"][1]["super_experts"] = {4};
+  EXPECT_EQ(refusal(value), "layers[1].super_experts[0]: 4, expected an integer in 0..3");
+}
+
 TEST_F(PolicyFile, RefusalsNameTheKey) {
   const auto spoil = [](const char* pointer, const json& value) {
     json policy = distortion_policy();

@@ -70,9 +70,10 @@ TEST(PolicySpec, TellsWhereItComesFrom) {
 }
 
 TEST(PolicySpec, SurvivesTheRoundTrip) {
-  for (const char* spec : {"full", "fixed:3", "softmax_entropy:1,2,4@0.6,1.275", "margin:1,4@0.5",
-                           "topk_mass:1,2,3,4@0.9,0.9,0.9", "score_ratio:1,2,4@0.2,0.1,a=0.25",
-                           "topk_entropy:2,4@1.1,a=1,k_min=2,k_max=3", "fixed:1,a=0"})
+  for (const char* spec :
+       {"full", "fixed:3", "softmax_entropy:1,2,4@0.6,1.275", "margin:1,4@0.5",
+        "topk_mass:1,2,3,4@0.9,0.9,0.9", "score_ratio:1,2,4@0.2,0.1,a=0.25",
+        "topk_entropy:2,4@1.1,a=1,k_min=2,k_max=3", "fixed:1,a=0", "fixed:1,super_experts=15+0"})
     EXPECT_EQ(to_spec(parsed(spec)), spec);
   const k_policy third = parsed("entropy:1,4@0.333333343");
   EXPECT_EQ(parsed(to_spec(third)).thresholds[0], third.thresholds[0]);
@@ -107,7 +108,13 @@ TEST(PolicySpec, RefusesWithTheReason) {
       {"margin:1,2,4@0.1,0.2", "expected strictly descending"},
       {"entropy:1,5@1", "k_values[1] is 5, expected 2..4"},
       {"entropy:1,,4@1,2", "'', expected an integer in 1..32"},
-      {"full,b=1", "b: unknown setting, expected one of a, k_min, k_max, lambda"},
+      {"full,b=1", "b: unknown setting, expected one of a, k_min, k_max, lambda, super_experts"},
+      {"fixed:2,super_experts=16", "super_experts[0] is 16, expected 0..15"},
+      {"fixed:2,super_experts=1+1", "super_experts[1] is 1, expected another than [0]"},
+      {"fixed:2,super_experts=", "super_experts: '', expected the id of an expert"},
+      {"fixed:2,super_experts=1+-1", "super_experts: '-1', expected the id of an expert"},
+      {"fixed:2,super_experts=1+2x", "super_experts: '2x', expected the id of an expert"},
+      {"fixed:2,super_experts=0+1+2+3+4+5+6+7+8", "9 experts, expected at most 8"},
       {"fixed:2,a=2", "mass_exponent is 2, expected 0..1"},
       {"fixed:2,a=-1", "a: -1, expected 0..1"},
       {"fixed:2,a=1,a=0", "a: the setting comes twice"},

@@ -223,6 +223,9 @@ struct drawn_router {
     policy.first_expert = from.coin() ? table.as<float>() : nullptr;
     policy.next_expert = from.coin() ? table.as<float>() : nullptr;
 
+    policy.num_super_experts = from.chance(4) ? from.between(-1, 9) : 0;
+    for (std::uint16_t& expert : policy.super_experts) expert = from.raw<std::uint8_t>();
+
     num_layers = from.chance(3) ? from.between(-1, 3) : 0;
     const cut<adaptive_k_policy> one(policy, from);
     const std::size_t copies = num_layers < 1 ? 1 : static_cast<std::size_t>(num_layers);

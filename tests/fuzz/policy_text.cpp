@@ -21,6 +21,9 @@ void require_same(const k_policy& read, const k_policy& again, const std::string
   bool same = read.rule == again.rule && read.k_min == again.k_min && read.k_max == again.k_max &&
               read.mass_exponent == again.mass_exponent && read.num_k_values == again.num_k_values;
   if (read.rule == k_rule::thresholds) same = same && read.signal == again.signal;
+  same = same && read.num_super_experts == again.num_super_experts;
+  for (int i = 0; i < read.num_super_experts; ++i)
+    same = same && read.super_experts[i] == again.super_experts[i];
   for (int i = 0; i < read.num_k_values; ++i) same = same && read.k_values[i] == again.k_values[i];
   for (int i = 0; i + 1 < read.num_k_values; ++i)  // the last k has no threshold
     same = same && read.thresholds[i] == again.thresholds[i];

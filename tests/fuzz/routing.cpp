@@ -97,6 +97,10 @@ struct drawn_call {
     policy.mass_exponent = from.pick(exponents);
     policy.k_min = static_cast<std::uint8_t>(from.chance(4) ? from.between(1, model.top_k) : 1);
     policy.k_max = static_cast<std::uint8_t>(from.chance(4) ? from.between(policy.k_min, 32) : 32);
+    if (from.chance(4)) {
+      policy.super_experts[0] = static_cast<std::uint16_t>(from.between(0, model.num_experts - 1));
+      policy.num_super_experts = 1;
+    }
   }
 
   void draw_thresholds(fuzz::bytes& from) {

@@ -103,6 +103,10 @@ struct random_call {
         break;
     }
     chosen.mass_exponent = static_cast<float>(from.below(3)) * 0.5f;
+    if (from.chance(4)) {
+      chosen.num_super_experts = 1;
+      chosen.super_experts[0] = static_cast<std::uint16_t>(from.below(model.num_experts));
+    }
     return chosen;
   }
 

@@ -74,6 +74,21 @@ inline std::vector<named_policy> all_policies(inputs::sequence& from, const gati
   return made;
 }
 
+/// Some experts as super experts, more often one than eight.
+inline void pick_super_experts(inputs::sequence& from, int num_experts, k_policy& policy) {
+  const int most = std::min(num_experts, max_super_experts);
+  policy.num_super_experts = static_cast<std::uint8_t>(from.between(1, from.between(1, most)));
+  for (int i = 0; i < policy.num_super_experts; ++i) {
+    bool taken = true;
+    while (taken) {
+      policy.super_experts[i] = static_cast<std::uint16_t>(from.below(num_experts));
+      taken = false;
+      for (int before = 0; before < i; ++before)
+        taken = taken || policy.super_experts[before] == policy.super_experts[i];
+    }
+  }
+}
+
 /// Exponents in turn, the model's own among them.
 inline float mass_exponent_number(int index) {
   const float exponents[] = {k_policy::mass_exponent_of_model, 0.0f, 0.3f, 0.5f, 0.7f, 1.0f};

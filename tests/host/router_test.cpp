@@ -56,6 +56,7 @@ void route_everything(const sweep& how, std::uint64_t seed, tally& seen) {
         if (from.chance(4)) named.policy.k_min = static_cast<std::uint8_t>(from.between(1, top_k));
         if (from.chance(4))
           named.policy.k_max = static_cast<std::uint8_t>(from.between(named.policy.k_min, 32));
+        if (from.chance(4)) pick_super_experts(from, num_experts, named.policy);
         SCOPED_TRACE("E " + std::to_string(num_experts) + ", K0 " + std::to_string(top_k) +
                      ", policy " + named.name + ", mass_exponent " +
                      std::to_string(named.policy.mass_exponent));

@@ -225,6 +225,9 @@ def test_policies_are_values():
     policy = Policy.parse("top_p:0.9,a=0.5,k_min=2", Gating(16, 4))
     assert policy.spec(0, 4) == "top_p:0.9,a=0.5,k_min=2" and policy.rule() == "thresholds"
     assert "k_max=3" in policy.adjusted(k_max=3).spec() and "k_max" not in policy.spec()
+    assert policy.adjusted(super_experts=[3, 0]).spec().endswith(",super_experts=3+0")
+    with pytest.raises(ValueError, match="super_experts: 9 experts, expected at most 8"):
+        policy.adjusted(super_experts=list(range(9)))
     more = policy.scaled(4.0)
     logits = logits_of(400, 16)
     assert (

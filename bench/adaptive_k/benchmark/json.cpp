@@ -82,6 +82,7 @@ json layers_json(const policy_facts& policy, const model_facts& model) {
         {"signal_min", metrics.signal_lowest},
         {"signal_max", metrics.signal_highest},
         {"nonfinite_rows", metrics.nonfinite_rows},
+        {"super_expert_tokens", metrics.super_expert_tokens},
     });
   }
   return result;

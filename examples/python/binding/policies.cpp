@@ -113,8 +113,20 @@ std::uint8_t small_k(const char* name, int k) {
 }
 
 bound_policy with(bound_policy policy, std::optional<float> mass_exponent, std::optional<int> k_min,
-                  std::optional<int> k_max) {
+                  std::optional<int> k_max, const std::optional<std::vector<int>>& super_experts) {
+  const std::size_t count = super_experts ? super_experts->size() : 0;
+  if (count > static_cast<std::size_t>(adaptive_k::max_super_experts))
+    refuse("super_experts", std::to_string(count) + " experts, expected at most " +
+                                std::to_string(adaptive_k::max_super_experts));
   for (k_policy& layer : policy.layers) {
+    if (super_experts) layer.num_super_experts = static_cast<std::uint8_t>(count);
+    for (std::size_t i = 0; i < count; ++i) {
+      const int expert = (*super_experts)[i];
+      if (expert < 0 || expert >= adaptive_k::max_experts)
+        refuse("super_experts[" + std::to_string(i) + "]",
+               std::to_string(expert) + ", expected the id of an expert");
+      layer.super_experts[i] = static_cast<std::uint16_t>(expert);
+    }
     if (mass_exponent) layer.mass_exponent = *mass_exponent;
     if (k_min) layer.k_min = small_k("k_min", *k_min);
     if (k_max) layer.k_max = small_k("k_max", *k_max);
@@ -252,8 +264,9 @@ void add_policies(nb::module_& module) {
           "entropy:4,6,8@2.5,3.2 or the path of a .json file; settings behind: ,a=0.5 ,k_min=2.")
       .def("adjusted", &with, nb::kw_only(), nb::arg("mass_exponent") = nb::none(),
            nb::arg("k_min") = nb::none(), nb::arg("k_max") = nb::none(),
+           nb::arg("super_experts") = nb::none(),
            "A copy with other settings: mass_exponent a in [0, 1] (kept weights times r^-a), "
-           "limits of k.")
+           "limits of k, experts that no token drops.")
       .def(
           "scaled",
           [](bound_policy policy, double by) {

@@ -223,6 +223,7 @@ nb::dict to_dict(const routing_metrics& m, int top_k) {
   d["signal_lowest"] = m.signal_lowest;
   d["signal_highest"] = m.signal_highest;
   d["nonfinite_rows"] = m.nonfinite_rows;
+  d["super_expert_tokens"] = m.super_expert_tokens;
   d["distinct_experts"] = m.distinct_experts;
   d["shadow_expert_savings"] = m.shadow_expert_savings();
   nb::list histogram;
@@ -249,6 +250,9 @@ void add_metrics(nb::module_& module) {
               "Sum of the k that calls in shadow mode would have taken.")
       .def_ro("shadow_full_expert_calls", &routing_metrics::shadow_full_expert_calls,
               "Sum of top_k of those calls.")
+      .def_ro(
+          "super_expert_tokens", &routing_metrics::super_expert_tokens,
+          "Tokens that got more experts than the rule says, as super experts are never dropped.")
       .def_ro("distinct_experts", &routing_metrics::distinct_experts)
       .def_ro("signal_lowest", &routing_metrics::signal_lowest)
       .def_ro("signal_highest", &routing_metrics::signal_highest)

@@ -153,8 +153,11 @@ typedef struct adaptive_k_policy {
    * adaptive_k_router_head. With it, calls give u . x as adaptive_k_route_params.head, there are no
    * tables, and the last three columns of coefficients are 0. */
   const float* head;
-  int32_t hidden_size; /**< of the router's input x; 1 or more with a head */
-  int32_t reserved;    /**< 0 */
+  int32_t hidden_size;       /**< of the router's input x; 1 or more with a head */
+  int32_t reserved;          /**< 0 */
+  int32_t num_super_experts; /**< 0..8, of super_experts */
+  uint16_t super_experts[8]; /**< 0..E - 1, each once: no token drops one that is among its top
+                                K0, whatever the rule and any k_max say */
 } adaptive_k_policy;
 
 /** A gating with its policies, checked once. Immutable; may be shared between threads. */
@@ -260,6 +263,8 @@ typedef struct adaptive_k_metrics {
   uint64_t shadow_expert_calls; /**< calls with chosen_counts: sum of the k the policy chose, */
   uint64_t shadow_full_expert_calls; /**< and of K0: what it would have saved is 1 - their ratio */
   uint64_t touched_experts[16]; /**< bit e % 64 of word e / 64: a token of any call touched e */
+  uint64_t super_expert_tokens; /**< tokens that got more experts than the rule says, as super
+                                   experts are never dropped */
 } adaptive_k_metrics;
 
 /** The same as of version 0.1, which counted experts in it. What route_params of that version's

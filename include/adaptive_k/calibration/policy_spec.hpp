@@ -10,6 +10,7 @@
 // Any policy, also one of a preset or a file, takes settings behind it:
 //   ,a=0.5   mass_exponent         ,k_min=2   ,k_max=6   bounds on k
 //   ,lambda=0.01                   price of one expert (distortion policies)
+//   ,super_experts=17+5            experts that no token drops, in every layer
 #pragma once
 
 #include <charconv>
@@ -99,9 +100,9 @@ inline std::pair<std::string, std::vector<spec_setting>> split_settings(const st
           "'" + body.substr(comma + 1) + "' behind the file, expected a setting such as a=0.5");
     if (equals == std::string::npos) break;
     const std::string key = body.substr(comma + 1, equals - comma - 1);
-    if (key != "a" && key != "k_min" && key != "k_max" && key != "lambda")
+    if (key != "a" && key != "k_min" && key != "k_max" && key != "lambda" && key != "super_experts")
       throw preset_error("policy '" + spec + "'", key,
-                         "unknown setting, expected one of a, k_min, k_max, lambda");
+                         "unknown setting, expected one of a, k_min, k_max, lambda, super_experts");
     for (const spec_setting& later : settings)
       if (later.key == key)
         throw preset_error("policy '" + spec + "'", key, "the setting comes twice");
@@ -109,6 +110,25 @@ inline std::pair<std::string, std::vector<spec_setting>> split_settings(const st
     body.erase(comma);
   }
   return {std::move(body), std::move(settings)};
+}
+
+inline void read_super_experts(const std::string& spec, const std::string& text, k_policy& policy) {
+  const std::string subject = "policy '" + spec + "'";
+  const std::vector<std::string> ids = split(text, '+');
+  if (ids.size() > static_cast<std::size_t>(max_super_experts))
+    throw preset_error(subject, "super_experts",
+                       std::to_string(ids.size()) + " experts, expected at most " +
+                           std::to_string(max_super_experts));
+  for (std::size_t i = 0; i < ids.size(); ++i) {
+    int id = -1;
+    const char* const end = ids[i].data() + ids[i].size();
+    const auto read = std::from_chars(ids[i].data(), end, id);
+    if (read.ec != std::errc() || read.ptr != end || id < 0 || id >= max_experts)
+      throw preset_error(subject, "super_experts",
+                         "'" + ids[i] + "', expected the id of an expert");
+    policy.super_experts[i] = static_cast<std::uint16_t>(id);
+  }
+  policy.num_super_experts = static_cast<std::uint8_t>(ids.size());
 }
 
 inline void apply(const std::vector<spec_setting>& settings, const std::string& spec,
@@ -124,6 +144,8 @@ inline void apply(const std::vector<spec_setting>& settings, const std::string& 
         layer.mass_exponent = spec_number(spec, setting.value);
         if (layer.mass_exponent == k_policy::mass_exponent_of_model)
           throw preset_error(subject, "a", setting.value + ", expected 0..1");
+      } else if (setting.key == "super_experts") {
+        read_super_experts(spec, setting.value, layer);
       } else if (layer.rule == k_rule::distortion) {
         layer.distortion.lambda = spec_number(spec, setting.value);
       } else {
@@ -237,6 +259,8 @@ inline std::string to_spec(const k_policy& policy, int top_k = 0) {
     spec += ",a=" + detail::shortest(policy.mass_exponent);
   if (policy.k_min != 1) spec += ",k_min=" + std::to_string(policy.k_min);
   if (policy.k_max != max_top_k) spec += ",k_max=" + std::to_string(policy.k_max);
+  for (int i = 0; i < policy.num_super_experts; ++i)
+    spec += (i == 0 ? ",super_experts=" : "+") + std::to_string(policy.super_experts[i]);
   return spec;
 }
 

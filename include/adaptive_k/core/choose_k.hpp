@@ -32,6 +32,7 @@ enum class k_choice : std::uint8_t {
 struct alignas(16) k_plan_head : plan_base {
   k_choice choice = k_choice::thresholds;
   std::uint8_t last_k = 1;  ///< k when no threshold is met
+  bool has_super_experts = false;
   std::uint32_t tried = 0;  ///< bit k - 1: k has a threshold
 
   k_plan_head() noexcept = default;
@@ -213,15 +214,24 @@ struct threshold_plan : k_plan_head {
   }
 };
 
+/// The experts of a layer that no token drops.
+struct super_expert_list {
+  int count = 0;  ///< of `expert`
+  std::uint16_t expert[max_super_experts] = {};
+};
+
 /// Any built-in K policy made ready for one gating. Plain data, so that it can live on a device.
 struct k_plan : threshold_plan {
   distortion_ref distortion;
+  super_expert_list super_expert_ids;
 
   using threshold_plan::threshold_plan;
   ADAPTIVE_K_HD constexpr bool reads_topk_share() const noexcept {
     return k_plan_head::reads_topk_share();
   }
   ADAPTIVE_K_HD constexpr bool reads_head() const noexcept { return k_plan_head::reads_head(); }
+  /// Read where has_super_experts.
+  ADAPTIVE_K_HD const super_expert_list& super_experts() const noexcept { return super_expert_ids; }
   template <class Token>
   ADAPTIVE_K_HD ADAPTIVE_K_INLINE typename Token::integers choose_k(
       const Token& token) const noexcept {
@@ -241,6 +251,30 @@ template <>
 struct keeps_limits<threshold_plan> : std::true_type {};
 template <>
 struct keeps_limits<k_plan> : std::true_type {};
+
+/// Whether plans of a type may have super experts; of others nothing is asked.
+template <class Plan>
+struct may_have_super_experts : std::is_base_of<k_plan, Plan> {};
+
+/// The rank behind the last super expert of the top K0, which is the least k that keeps them all;
+/// 0 where there is none. Cost: `count` comparisons a rank.
+template <int MaxTopK, class F, class Ranks>
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE math::integers<F> least_k_with(
+    const super_expert_list& list, const ranked_experts<MaxTopK, F>& ranked, Ranks ranks,
+    int top_k) noexcept {
+  using integers = math::integers<F>;
+  integers least = 0;
+  for (int i = 0; i < list.count; ++i) {
+    const integers expert = static_cast<int>(list.expert[i]);
+    ADAPTIVE_K_UNROLL
+    for (int j = 0; j < ranks; ++j) {
+      if (j >= top_k) break;
+      const integers k = j + 1;
+      least = math::select(ranked.expert[j] == expert, math::select(k > least, k, least), least);
+    }
+  }
+  return least;
+}
 
 }  // namespace detail
 
@@ -273,6 +307,10 @@ inline detail::k_plan make_plan(const gating& g, const k_policy& policy) noexcep
   }
   if (policy.mass_exponent != k_policy::mass_exponent_of_model)
     plan.mass_exponent = policy.mass_exponent;
+  plan.has_super_experts = policy.num_super_experts != 0;
+  plan.super_expert_ids.count = policy.num_super_experts;
+  for (int i = 0; i < policy.num_super_experts; ++i)
+    plan.super_expert_ids.expert[i] = policy.super_experts[i];
   return plan;
 }
 

@@ -84,6 +84,10 @@ struct [[nodiscard]] k_policy {
   /// renormalising models (their weights sum to what they did) and 0 for the others.
   float mass_exponent = mass_exponent_of_model;
   distortion_ref distortion;  ///< of k_rule::distortion
+  /// Super experts: the few of a model whose loss breaks it (arXiv 2507.23279). No token drops one
+  /// that is among its top K0: its k reaches that rank, whatever the rule and any k_max say.
+  std::uint16_t super_experts[max_super_experts] = {};  ///< 0..E - 1, each once
+  std::uint8_t num_super_experts = 0;                   ///< how many of them: 0..8
 
   /// Arguments of the functions below that the fields above cannot hold, kept for `validate` to
   /// refuse by name. All zero in a policy whose fields are filled in directly.
@@ -271,6 +275,24 @@ inline status validate_thresholds(const k_policy& policy, int top_k) noexcept {
   return {};
 }
 
+inline status validate_super_experts(const k_policy& policy, int num_experts) noexcept {
+  const auto invalid = status_code::invalid_argument;
+  if (policy.num_super_experts > max_super_experts)
+    return status::error(invalid, "`num_super_experts` is %d, expected 0..%d",
+                         policy.num_super_experts, max_super_experts);
+  for (int i = 0; i < policy.num_super_experts; ++i) {
+    const int id = policy.super_experts[i];
+    if (id >= num_experts)
+      return status::error(invalid, "`super_experts[%d]` is %d, expected 0..%d (num_experts - 1)",
+                           i, id, num_experts - 1);
+    for (int before = 0; before < i; ++before)
+      if (policy.super_experts[before] == id)
+        return status::error(invalid, "`super_experts[%d]` is %d, expected another than [%d]", i,
+                             id, before);
+  }
+  return {};
+}
+
 }  // namespace detail
 
 /// Refuses a policy that does not fit the gating; the message names the field and the range.
@@ -288,6 +310,8 @@ inline status validate(const k_policy& policy, const gating& g) noexcept {
   if (static_cast<int>(policy.signal) >= num_values(policy.signal))
     return status::error(invalid, "`signal` is %d, expected a signal_kind, 0..%d",
                          static_cast<int>(policy.signal), num_values(policy.signal) - 1);
+  const status super_experts = detail::validate_super_experts(policy, g.num_experts);
+  if (!super_experts.ok()) return super_experts;
   switch (policy.rule) {
     case k_rule::full:
       return {};

@@ -32,6 +32,7 @@ struct device_metrics {
   unsigned long long signal_sum_high;                    ///< high word
   unsigned long long shadow_expert_calls;       ///< in shadow mode: sum of the k the policy chose
   unsigned long long shadow_full_expert_calls;  ///< and of K0
+  unsigned long long super_expert_tokens;       ///< whose k super experts raised
 };
 
 /// As the host's routing_metrics (host/metrics.hpp); `counters` was copied back from the device.
@@ -49,6 +50,7 @@ Metrics to_metrics(const device_metrics& counters) noexcept {
   metrics.signal_sum_high = static_cast<std::int64_t>(counters.signal_sum_high);
   metrics.shadow_expert_calls = counters.shadow_expert_calls;
   metrics.shadow_full_expert_calls = counters.shadow_full_expert_calls;
+  metrics.super_expert_tokens = counters.super_expert_tokens;
   if (counters.tokens != 0) {
     metrics.signal_lowest = detail::key_value(~counters.lowest_inverted);
     metrics.signal_highest = detail::key_value(counters.highest);
@@ -66,6 +68,7 @@ class block_metrics {
     unsigned int padding_tokens;
     unsigned int expert_calls;
     unsigned int shadow_expert_calls;
+    unsigned int super_expert_tokens;
     unsigned int nonfinite_rows;
     unsigned int lowest_inverted;
     unsigned int highest;
@@ -126,6 +129,11 @@ class block_metrics {
     atomicMax(&block.highest, detail::order_key(signal));
   }
 
+  /// A token that is counted, and whose k super experts raised.
+  __device__ void add_raised() noexcept {
+    if (target_ != nullptr) atomicAdd(&state().super_expert_tokens, 1u);
+  }
+
   /// The k that the policy chose for a token that is counted, in shadow mode.
   __device__ void add_chosen(int k) noexcept {
     if (target_ != nullptr) atomicAdd(&state().shadow_expert_calls, static_cast<unsigned>(k));
@@ -174,6 +182,9 @@ class block_metrics {
     atomicAdd(&target_->expert_calls, static_cast<unsigned long long>(block.expert_calls));
     atomicAdd(&target_->full_expert_calls, tokens * static_cast<unsigned long long>(top_k));
     atomicAdd(&target_->nonfinite_rows, static_cast<unsigned long long>(block.nonfinite_rows));
+    if (block.super_expert_tokens != 0)
+      atomicAdd(&target_->super_expert_tokens,
+                static_cast<unsigned long long>(block.super_expert_tokens));
     add_signals(block.signal_sum_fixed);
     if (shadow) {
       atomicAdd(&target_->shadow_expert_calls,

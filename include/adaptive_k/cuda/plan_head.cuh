@@ -30,9 +30,18 @@ __device__ ADAPTIVE_K_INLINE auto load_head(const void* plan) noexcept {
     return *static_cast<const Plan*>(plan);
 }
 
+/// A built-in plan of which a thread has what most tokens need; the rest is where it was.
+struct partial_plan : detail::k_plan {
+  const detail::k_plan* whole;  ///< in device memory
+  /// Read where has_super_experts.
+  __device__ ADAPTIVE_K_INLINE const detail::super_expert_list& super_experts() const noexcept {
+    return whole->super_expert_ids;
+  }
+};
+
 /// The plan of a head, with what it reads of up to MaxTopK ranks, in few loads.
 template <int MaxTopK, class Plan, class Head>
-__device__ ADAPTIVE_K_INLINE Plan load_plan(const void* plan, const Head& head) noexcept {
+__device__ ADAPTIVE_K_INLINE auto load_plan(const void* plan, const Head& head) noexcept {
   if constexpr (std::is_same_v<Plan, detail::k_plan>) {
     constexpr int loads = (MaxTopK + 3) / 4;
     static_assert(sizeof(Head) % 16 == 0, "thresholds are loaded by fours");
@@ -41,8 +50,9 @@ __device__ ADAPTIVE_K_INLINE Plan load_plan(const void* plan, const Head& head) 
     uint4 words[loads];
     ADAPTIVE_K_UNROLL
     for (int i = 0; i < loads; ++i) words[i] = thresholds[i];
-    detail::k_plan made;
+    partial_plan made;
     static_cast<detail::k_plan_head&>(made) = head;
+    made.whole = from;
     std::memcpy(made.threshold, words, sizeof(float) * MaxTopK);
     if (head.choice == detail::k_choice::distortion) made.distortion = from->distortion;
     return made;

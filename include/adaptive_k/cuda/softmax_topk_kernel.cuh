@@ -57,7 +57,7 @@ __device__ ADAPTIVE_K_INLINE void decide(const route_params& params, const Head&
     detail::ranked_experts<MaxTopK> ranked;
     own.rank(top_k, ranked);
     route.has_nonfinite = own.has_nonfinite;
-    const Plan plan = load_plan<MaxTopK, Plan>(params.plan, head);
+    const auto plan = load_plan<MaxTopK, Plan>(params.plan, head);
     const bool shadow = !Fixed && params.chosen_counts != nullptr;
     k_limits limits = plan.limits;
     if constexpr (!Fixed) limits = limits_of(params, plan.limits, token);

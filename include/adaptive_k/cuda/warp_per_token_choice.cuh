@@ -151,6 +151,14 @@ __device__ ADAPTIVE_K_INLINE int least_cost_k(const distortion_ref& model, float
   return at != 0 ? 32 - __clz(static_cast<int>(at)) : limits.k_max;
 }
 
+/// As core's least_k_with: the last lane whose expert is on the list, and the lanes before it.
+__device__ ADAPTIVE_K_INLINE int least_k_with(const detail::super_expert_list& list,
+                                              const lane_rank& rank, int lane, int top_k) noexcept {
+  bool listed = false;
+  for (int i = 0; i < list.count; ++i) listed = listed || rank.expert == list.expert[i];
+  return 32 - __clz(static_cast<int>(warp::lanes_where(listed && lane < top_k)));
+}
+
 /// What a plan's choice reads of it; loaded at first, so that it is there when it is needed.
 template <class Plan>
 struct loaded_plan {
@@ -159,6 +167,8 @@ struct loaded_plan {
   __device__ static constexpr bool compares_entropy() noexcept { return false; }
   /// Whether its choice or its signal may read the scores' logarithms.
   __device__ static constexpr bool reads_log_scores() noexcept { return true; }
+  /// The least k that keeps its super experts, of which it has none.
+  __device__ static constexpr int least_k(int, const lane_rank&, int) noexcept { return 0; }
   /// From device memory.
   __device__ ADAPTIVE_K_INLINE explicit loaded_plan(const void* plan, int) noexcept
       : head(*static_cast<const Plan*>(plan)) {}
@@ -188,7 +198,13 @@ struct loaded_plan<detail::k_plan> {
   /// Whether finish_by_entropy serves it.
   __device__ ADAPTIVE_K_INLINE bool compares_entropy() const noexcept {
     return head.signal == signal_kind::softmax_entropy &&
-           head.choice == detail::k_choice::thresholds;
+           head.choice == detail::k_choice::thresholds && !head.has_super_experts;
+  }
+  /// The least k that keeps its super experts.
+  __device__ ADAPTIVE_K_INLINE int least_k(int lane, const lane_rank& rank,
+                                           int top_k) const noexcept {
+    return head.has_super_experts ? cuda::least_k_with(plan->super_expert_ids, rank, lane, top_k)
+                                  : 0;
   }
   /// Whether its choice or its signal reads the scores' logarithms.
   __device__ ADAPTIVE_K_INLINE bool reads_log_scores() const noexcept {
@@ -210,6 +226,7 @@ struct loaded_plan<detail::k_plan> {
 struct warp_choice {
   int count;     ///< k_t
   int chosen;    ///< what the policy chose
+  int raised;    ///< 1 where super experts raised `chosen`, else 0
   float signal;  ///< in its unit
   float weight;  ///< of this lane's rank
 };
@@ -257,6 +274,9 @@ __device__ ADAPTIVE_K_INLINE warp_choice finish_warp(const Gating& model, bool r
   }
   made.chosen = plan.template choose_k<MaxTopK>(lane, rank, top_k, model.num_experts, limits,
                                                 made.signal, topk_share);
+  const int least = plan.least_k(lane, rank, top_k);
+  made.raised = least > made.chosen ? 1 : 0;
+  made.chosen = least > made.chosen ? least : made.chosen;
   made.count = shadow ? top_k : made.chosen;
 
   const float kept = warp::of_lane(rank.mass, made.count - 1);
@@ -295,6 +315,7 @@ __device__ ADAPTIVE_K_INLINE warp_choice finish_by_entropy(const Gating& model, 
   const bool tried = (head.tried >> lane & 1u) != 0;
   const float threshold = tried ? plan.threshold : -math::infinity;
   warp_choice made;
+  made.raised = 0;
   made.signal = detail::entropy_nats(sums.score, sums.score_log_score);
   if (!relative) made.signal = sums.score > 0.0f ? made.signal : head.log_experts;
   const unsigned met = warp::lanes_where(made.signal < threshold);

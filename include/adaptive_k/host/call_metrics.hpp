@@ -51,6 +51,7 @@ class call_metrics {
     const auto k = static_cast<std::uint64_t>(route.count);
     ++metrics_->k_histogram[route.count];
     if (route.has_nonfinite) ++metrics_->nonfinite_rows;
+    if (route.raised != 0) ++metrics_->super_expert_tokens;
     add(1, ranks, k, static_cast<std::uint64_t>(route.chosen), signal_to_fixed(route.signal),
         route.signal, route.signal);
     if (!single_) return;
@@ -88,6 +89,8 @@ class call_metrics {
     std::uint64_t chosen = 0;
     if (shadow_)
       for (const std::uint32_t k : block.chosen) chosen += k;
+    metrics_->super_expert_tokens +=
+        static_cast<std::uint64_t>(__builtin_popcount(block.raised_lanes));
     const F32 signal = F32::load(block.signal);
     add(F32::lanes, top_k, expert_calls, chosen,
         F32::sum_truncated(signal * F32(static_cast<float>(signal_scale))),

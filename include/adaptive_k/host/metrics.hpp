@@ -90,6 +90,9 @@ struct routing_metrics {
   std::uint64_t shadow_expert_calls = 0;          ///< in shadow mode: sum of the k the policy chose
   std::uint64_t shadow_full_expert_calls = 0;     ///< and of K0, over the same tokens
   expert_set touched_experts;                     ///< that any token touched in any call
+  /// Tokens for which the policy chose more experts than its rule says, as it drops no super
+  /// expert; in shadow mode and replay too, where k is not the policy's.
+  std::uint64_t super_expert_tokens = 0;
 
   /// Adds the counters of other calls, layers, threads or ranks.
   routing_metrics& operator+=(const routing_metrics& other) noexcept;
@@ -162,6 +165,7 @@ inline routing_metrics& routing_metrics::operator+=(const routing_metrics& other
   shadow_full_expert_calls += other.shadow_full_expert_calls;
   for (int k = 0; k <= max_top_k; ++k) k_histogram[k] += other.k_histogram[k];
   touched_experts |= other.touched_experts;
+  super_expert_tokens += other.super_expert_tokens;
   return *this;
 }
 

@@ -37,14 +37,14 @@ void route_vectors(const vector_call<Logit, Plan, Gating>& call, host_path path,
 
 #if ADAPTIVE_K_SIMD
 
-/// Built-in plans that compare thresholds are decided as what they are: code for a predicted
-/// distortion would be most of a decision's. Null: the plan needs that.
+/// Built-in plans that compare thresholds and nothing else are decided as what they are: code for a
+/// predicted distortion would be most of a decision's. Null: the plan needs more.
 template <class Plan>
-const Plan* without_distortion(const Plan& plan) noexcept {
+const Plan* thresholds_alone(const Plan& plan) noexcept {
   return &plan;
 }
-inline const threshold_plan* without_distortion(const k_plan& plan) noexcept {
-  return plan.choice == k_choice::thresholds ? &plan : nullptr;
+inline const threshold_plan* thresholds_alone(const k_plan& plan) noexcept {
+  return plan.choice == k_choice::thresholds && !plan.has_super_experts ? &plan : nullptr;
 }
 
 /// Where a decided token goes.
@@ -108,7 +108,7 @@ class vector_loop {
       if constexpr (std::is_same_v<decltype(score), softmax_score>) {
         const gating& model = *call_.model;
         const bool by_logit = !model.selection_bias && model.n_group == 1 && !call_.replays();
-        const auto* narrow = without_distortion(plan);
+        const auto* narrow = thresholds_alone(plan);
         if (by_logit && narrow != nullptr) {
           if (model.top_k == 2) return decide(score, constant<2>(), *narrow);
           if (model.top_k == 4) return decide(score, constant<4>(), *narrow);

@@ -107,6 +107,7 @@ class prometheus_recorder {
     add(cells[nonfinite_rows], batch.nonfinite_rows);
     add(cells[shadow_expert_calls], batch.shadow_expert_calls);
     add(cells[shadow_full_expert_calls], batch.shadow_full_expert_calls);
+    add(cells[super_expert_tokens], batch.super_expert_tokens);
     // Last, and read first: no rendering shows a batch's experts without its tokens.
     cells[expert_calls].fetch_add(batch.expert_calls, std::memory_order_release);
     cells[distinct_experts].fetch_add(batch.distinct_experts, std::memory_order_release);
@@ -228,6 +229,7 @@ class prometheus_recorder {
     nonfinite_rows,
     shadow_expert_calls,
     shadow_full_expert_calls,
+    super_expert_tokens,
     invalid_latencies,
     invalid_entropies,
     k_cells,
@@ -252,6 +254,8 @@ class prometheus_recorder {
        "Experts that the policy of calls in shadow mode would have run, summed over tokens."},
       {shadow_full_expert_calls, "adaptive_k_shadow_full_expert_calls",
        "Experts that calls in shadow mode did run: the model's own top-k, summed over tokens."},
+      {super_expert_tokens, "adaptive_k_super_expert_tokens",
+       "Tokens that got more experts than the rule says, as super experts are never dropped."},
       {invalid_latencies, "adaptive_k_invalid_latencies",
        "Recorded latencies that were negative or not finite."},
       {invalid_entropies, "adaptive_k_invalid_entropies",

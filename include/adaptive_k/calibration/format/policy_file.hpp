@@ -164,6 +164,18 @@ inline void read_distortion(const layered_node& node, const gating& model, polic
   if (const auto signal = node.find("signal")) policy.signal = signal->as_name<signal_kind>();
 }
 
+inline void read_super_experts(const json_node& list, const gating& model, k_policy& policy) {
+  const std::size_t count = list.expect_array("an array of ids of experts");
+  if (count > static_cast<std::size_t>(max_super_experts))
+    throw preset_error(list.file(), list.path(),
+                       std::to_string(count) + " experts, expected at most " +
+                           std::to_string(max_super_experts) + " a layer");
+  for (std::size_t i = 0; i < count; ++i)
+    policy.super_experts[i] =
+        static_cast<std::uint16_t>(list.at(i).as_int(0, model.num_experts - 1));
+  policy.num_super_experts = static_cast<std::uint8_t>(count);
+}
+
 inline k_policy read_k_policy(const layered_node& node, const gating& model,
                               policy_tables& tables) {
   k_policy policy;
@@ -190,6 +202,7 @@ inline k_policy read_k_policy(const layered_node& node, const gating& model,
     if (policy.mass_exponent == k_policy::mass_exponent_of_model)
       a->refuse("0..1, or no such key for the model's own");
   }
+  if (const auto list = node.find("super_experts")) read_super_experts(*list, model, policy);
   refuse_unless(validate(policy, model), node);
   return policy;
 }
@@ -205,13 +218,16 @@ inline void expect_keys_of_rule(const json_node& own, k_rule rule) {
   if (rule != k_rule::thresholds)
     for (const char* key : {"k_values", "thresholds", "thresholds_nats"}) refuse_key(key);
   if (rule == k_rule::full || rule == k_rule::fixed) refuse_key("signal");
+  if (rule == k_rule::full) refuse_key("super_experts");
 }
 
 /// `num_layers` MoE layers; 0 where that is not known.
 inline preset_policy read_policy(const json_node& node, const gating& model, int num_layers) {
-  node.expect_keys({"$schema", "schema_version", "name", "provenance", "source", "notes", "rule",
-                    "k", "signal", "k_values", "thresholds", "thresholds_nats", "distortion",
-                    "mass_exponent", "k_min", "k_max", "layers", "published", "measured"});
+  node.expect_keys({"$schema",       "schema_version", "name",       "provenance",
+                    "source",        "notes",          "rule",       "k",
+                    "signal",        "k_values",       "thresholds", "thresholds_nats",
+                    "distortion",    "mass_exponent",  "k_min",      "k_max",
+                    "super_experts", "layers",         "published",  "measured"});
   if (const auto version = node.find("schema_version"))
     version->as_integer(calibration_schema_version, calibration_schema_version);
   preset_policy policy;
@@ -244,7 +260,7 @@ inline preset_policy read_policy(const json_node& node, const gating& model, int
     for (std::size_t i = 0; i < count; ++i) {
       const json_node layer = layers->at(i);
       layer.expect_keys({"rule", "k", "signal", "k_values", "thresholds", "thresholds_nats",
-                         "distortion", "mass_exponent", "k_min", "k_max"});
+                         "distortion", "mass_exponent", "k_min", "k_max", "super_experts"});
       add_layer({layer, node}, layer);
     }
   }

@@ -48,6 +48,7 @@ struct token_block {
   alignas(64) float signal[Lanes];
   alignas(64) float kept_mass[Lanes];
   alignas(64) float total_mass[Lanes];
+  std::uint32_t raised_lanes;  ///< a bit where super experts raised `chosen`
 };
 
 }  // namespace detail

@@ -52,6 +52,8 @@ void put_lane(const token_route<max_top_k>& route, int top_k, int lane,
   block.signal[lane] = route.signal;
   block.kept_mass[lane] = route.kept_mass;
   block.total_mass[lane] = route.total_mass;
+  block.raised_lanes &= ~(1u << lane);
+  block.raised_lanes |= static_cast<std::uint32_t>(route.raised) << lane;
 }
 
 /// [top_k][lane] to [lane, top_k], four ranks at a time.
