@@ -280,8 +280,8 @@ static_assert(offsetof(adaptive_k_metrics, signal_sum_high) ==
 static_assert(offsetof(adaptive_k_metrics, touched_experts) ==
                   offsetof(adaptive_k::routing_metrics, touched_experts),
               "");
-static_assert(offsetof(adaptive_k_metrics, super_expert_tokens) ==
-                  offsetof(adaptive_k::routing_metrics, super_expert_tokens),
+static_assert(offsetof(adaptive_k_metrics, out_of_domain) ==
+                  offsetof(adaptive_k::routing_metrics, out_of_domain),
               "");
 static_assert(offsetof(adaptive_k_metrics, signal_sum_high) ==
                   offsetof(adaptive_k_metrics_v0_1, expert_counts),

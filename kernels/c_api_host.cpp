@@ -47,6 +47,7 @@ status read_policy(const adaptive_k_policy* given, int top_k, k_policy* made) no
   if (result.ok()) result = check_choice("mass_exponent_given", from.mass_exponent_given, 1);
   if (result.ok())
     result = check_choice("num_super_experts", from.num_super_experts, max_super_experts);
+  if (result.ok()) result = check_choice("domain_given", from.domain_given, 1);
   if (result.ok())
     result = check_aligned({{"coefficients", from.coefficients, alignof(float)},
                             {"first_expert", from.first_expert, alignof(float)},
@@ -73,6 +74,9 @@ status read_policy(const adaptive_k_policy* given, int top_k, k_policy* made) no
   made->distortion.hidden_size = from.hidden_size;
   made->num_super_experts = static_cast<std::uint8_t>(from.num_super_experts);
   for (int i = 0; i < from.num_super_experts; ++i) made->super_experts[i] = from.super_experts[i];
+  if (from.domain_given != 0)
+    made->domain = {true, from.domain_signal_least, from.domain_signal_most,
+                    from.domain_first_share_least, from.domain_first_share_most};
   return {};
 }
 

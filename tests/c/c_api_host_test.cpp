@@ -43,6 +43,11 @@ adaptive_k_policy c_policy() {
   made.num_super_experts = 2;
   made.super_experts[0] = 59;
   made.super_experts[1] = 7;
+  made.domain_given = 1;
+  made.domain_signal_least = 0.9f;
+  made.domain_signal_most = 1.5f;
+  made.domain_first_share_least = 0.3f;
+  made.domain_first_share_most = 0.6f;
   made.rule = ADAPTIVE_K_THRESHOLDS;
   made.signal = ADAPTIVE_K_TOPK_ENTROPY;
   made.num_k_values = 3;
@@ -90,6 +95,7 @@ void expect_equal(std::int32_t logits_type, std::int32_t ids_type, std::int32_t 
   policy.num_super_experts = 2;
   policy.super_experts[0] = 59;
   policy.super_experts[1] = 7;
+  policy.domain = {true, 0.9f, 1.5f, 0.3f, 0.6f};
   const router router(g, policy);
   ASSERT_TRUE(router.validity().ok()) << router.validity().message();
 
@@ -132,6 +138,8 @@ void expect_equal(std::int32_t logits_type, std::int32_t ids_type, std::int32_t 
   EXPECT_EQ(c_signal, signal);
   EXPECT_EQ(std::memcmp(c_metrics.get(), &metrics, sizeof metrics), 0);
   EXPECT_GT(c_metrics->super_expert_tokens, 0u);
+  EXPECT_GT(c_metrics->out_of_domain, 0u);
+  EXPECT_LT(c_metrics->out_of_domain, c_metrics->tokens);
 
   // A caller of version 0.1 has the experts in its metrics.
   std::vector<std::uint64_t> expert_counts(60);
@@ -380,6 +388,14 @@ TEST(c_api_host, refusals_name_the_field) {
   policy.super_experts[1] = 60;
   EXPECT_EQ(create(c_gating(), policy, &message), nullptr);
   EXPECT_EQ(message, "super_experts[1] is 60, expected 0..59 (num_experts - 1)");
+  policy = c_policy();
+  policy.domain_given = 2;
+  EXPECT_EQ(create(c_gating(), policy, &message), nullptr);
+  EXPECT_EQ(message, "domain_given is 2, expected 0..1");
+  policy = c_policy();
+  policy.domain_signal_most = 0.5f;
+  EXPECT_EQ(create(c_gating(), policy, &message), nullptr);
+  EXPECT_EQ(message, "domain.signal_most is 0.5, expected signal_least = 0.9 or more, below 1e30");
 
   EXPECT_EQ(adaptive_k_router_create(nullptr, nullptr), ADAPTIVE_K_INVALID_ARGUMENT);
   EXPECT_EQ(adaptive_k_permute_host(nullptr), ADAPTIVE_K_INVALID_ARGUMENT);

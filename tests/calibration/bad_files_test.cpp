@@ -178,6 +178,24 @@ TEST_F(BadFiles, AreRefusedByKeyAndValue) {
        "policies[0].super_experts: 9 experts, expected at most 8 a layer", true},
       {"a super expert without a list", [](json& f) { f["policies"][0]["super_experts"] = 3; },
        "policies[0].super_experts: 3, expected an array of ids of experts", true},
+      {"a domain without an end",
+       [](json& f) {
+         f["policies"][0]["domain"] = {{"signal", {1.0}}, {"first_share", {0, 1}}};
+       },
+       "policies[0].domain.signal: [1.0], expected an array [least, most]", true},
+      {"a domain of one range",
+       [](json& f) {
+         f["policies"][0]["domain"] = {{"signal", {1, 2}}};
+       },
+       "policies[0].domain.first_share: missing, expected an array [least, most]", true},
+      {"a domain of descending bounds",
+       [](json& f) {
+         f["policies"][0]["domain"] = {{"signal", {2, 1}}, {"first_share", {0, 1}}};
+       },
+       "policies[0].domain: domain.signal_most is 1, expected signal_least = 2 or more", false},
+      {"a share of the domain that is none",
+       [](json& f) { f["policies"][0]["measured"] = measured("out_of_domain", 2); },
+       "policies[0].measured.out_of_domain: 2, expected a share, 0..1", true},
       {"super experts where none is dropped",
        [](json& f) { f["policies"][1]["super_experts"] = {3}; },
        "policies[1].super_experts: [3], expected no such key with the rule full", false},
@@ -294,7 +312,10 @@ json file_with_everything() {
                          {"topk_group", 1},
                          {"group_rank", "maximum"},
                          {"jitter_epsilon", 0.5}});
-  file["policies"][0].update({{"k_min", 1}, {"k_max", 4}, {"super_experts", {5, 0}}});
+  file["policies"][0].update({{"k_min", 1},
+                              {"k_max", 4},
+                              {"super_experts", {5, 0}},
+                              {"domain", {{"signal", {0, 2}}, {"first_share", {0.1, 0.9}}}}});
   file["policies"].push_back(json::parse(R"({
     "name": "d", "provenance": "measured", "rule": "distortion", "k_max": 3, "k_min": 1,
     "source": "s", "notes": "n", "signal": "margin", "mass_exponent": 0.5,
@@ -305,7 +326,7 @@ json file_with_everything() {
                   "contradictions": ["c"]},
     "measured": {"model": "m", "data": "d", "tokens": 1, "date": "d", "command": "c", "mean_k": 1,
                  "expert_savings": 0.5, "mean_kl": 1, "fixed_k_mean_kl": 1, "perplexity_ratio": 1,
-                 "sensitivity_exponent": 0.5,
+                 "sensitivity_exponent": 0.5, "out_of_domain": 0.02,
                  "calibrated_on": [{"name": "n", "data": "d", "tokens": 1}]}
   })"));
   return file;

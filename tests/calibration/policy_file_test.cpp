@@ -149,6 +149,21 @@ TEST_F(PolicyFile, LayersMayHaveSuperExpertsOfTheirOwn) {
   EXPECT_EQ(refusal(value), "layers[1].super_experts[0]: 4, expected an integer in 0..3");
 }
 
+TEST_F(PolicyFile, LayersMayHaveADomain) {
+  json value = distortion_policy();
+  value["layers"][1]["domain"] = {{"signal", {0.25, 1.5}}, {"first_share", {0.125, 0.75}}};
+  value["measured"]["out_of_domain"] = 0.021;
+  const preset_policy policy = read(value);
+  EXPECT_FALSE(policy.layers[0].domain.given);
+  const adaptive_k::domain_bounds& domain = policy.layers[1].domain;
+  EXPECT_TRUE(domain.given);
+  EXPECT_EQ(domain.signal_least, 0.25f);
+  EXPECT_EQ(domain.signal_most, 1.5f);
+  EXPECT_EQ(domain.first_share_least, 0.125f);
+  EXPECT_EQ(domain.first_share_most, 0.75f);
+  EXPECT_EQ(policy.measured->out_of_domain, 0.021);
+}
+
 TEST_F(PolicyFile, RefusalsNameTheKey) {
   const auto spoil = [](const char* pointer, const json& value) {
     json policy = distortion_policy();

@@ -68,12 +68,13 @@ inline void expect_same_metrics(const routing_metrics& device, const routing_met
   EXPECT_EQ(device.shadow_expert_calls, host.shadow_expert_calls);
   EXPECT_EQ(device.shadow_full_expert_calls, host.shadow_full_expert_calls);
   EXPECT_EQ(device.super_expert_tokens, host.super_expert_tokens);
+  EXPECT_EQ(device.out_of_domain, host.out_of_domain);
   EXPECT_EQ(device.signal_lowest, host.signal_lowest);
   EXPECT_EQ(device.signal_highest, host.signal_highest);
   for (int k = 0; k <= max_top_k; ++k) ASSERT_EQ(device.k_histogram[k], host.k_histogram[k]) << k;
   for (int i = 0; i < max_experts / 64; ++i)
     ASSERT_EQ(device.touched_experts.words[i], host.touched_experts.words[i]) << i;
-  report::comparisons() += 14 + max_top_k + 1 + max_experts / 64;
+  report::comparisons() += 15 + max_top_k + 1 + max_experts / 64;
 }
 
 /// Optional device copy of a host vector: null where the vector is empty.

@@ -63,6 +63,7 @@ void run_shapes(const std::vector<shape>& shapes, gating base, std::uint64_t see
       input.multiprocessors = size == launch_size::many ? 1 : 0;
       input.policy = named.policy;
       if (from.chance(3)) checked::pick_super_experts(from, g.num_experts, input.policy);
+      if (from.chance(3)) checked::pick_domain(from, input.policy);
       input.fill = static_cast<fill_id>(from.below(3));
       input.shadow = from.chance(6);
       if (from.chance(3)) stretch(from, input);

@@ -37,6 +37,7 @@ routing_metrics drawn_metrics(fuzz::bytes& from) {
   made.signal_sum_fixed = from.raw<std::int32_t>();
   made.k_histogram[from.between(0, max_top_k)] = from.raw<std::uint16_t>();
   made.super_expert_tokens = from.raw<std::uint8_t>();
+  made.out_of_domain = from.raw<std::uint8_t>();
   made.touched_experts.add(from.between(0, max_experts - 1));
   return made;
 }

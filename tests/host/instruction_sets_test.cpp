@@ -107,6 +107,7 @@ struct random_call {
       chosen.num_super_experts = 1;
       chosen.super_experts[0] = static_cast<std::uint16_t>(from.below(model.num_experts));
     }
+    if (from.chance(4)) chosen.domain = {true, 0.9f, 1.6f, 0.2f, 0.4f};
     return chosen;
   }
 

@@ -20,6 +20,7 @@ void expect_same(const routing_metrics& a, const routing_metrics& b) {
   EXPECT_EQ(a.shadow_expert_calls, b.shadow_expert_calls);
   EXPECT_EQ(a.shadow_full_expert_calls, b.shadow_full_expert_calls);
   EXPECT_EQ(a.super_expert_tokens, b.super_expert_tokens);
+  EXPECT_EQ(a.out_of_domain, b.out_of_domain);
   EXPECT_EQ(a.signal_lowest, b.signal_lowest);
   EXPECT_EQ(a.signal_highest, b.signal_highest);
   for (int k = 0; k <= max_top_k; ++k) EXPECT_EQ(a.k_histogram[k], b.k_histogram[k]) << k;

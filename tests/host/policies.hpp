@@ -89,6 +89,14 @@ inline void pick_super_experts(inputs::sequence& from, int num_experts, k_policy
   }
 }
 
+/// A domain of which some tokens of grid logits are outside, by either end of either range.
+inline void pick_domain(inputs::sequence& from, k_policy& policy) {
+  const float middle = policy.signal == signal_kind::softmax_entropy ? 2.0f : 0.5f;
+  const auto part = [&] { return static_cast<float>(from.between(1, 63)) / 64.0f; };
+  policy.domain = {true, middle * part() - 0.2f, middle * (1.0f + part()), 0.4f * part(),
+                   0.4f + 0.6f * part()};
+}
+
 /// Exponents in turn, the model's own among them.
 inline float mass_exponent_number(int index) {
   const float exponents[] = {k_policy::mass_exponent_of_model, 0.0f, 0.3f, 0.5f, 0.7f, 1.0f};

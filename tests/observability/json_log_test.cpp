@@ -112,6 +112,18 @@ TEST(JsonLog, SaysWhatAPolicyInShadowModeWouldHaveSaved) {
   EXPECT_EQ(line.at("adaptive_k.shadow_savings"), 0.375);
 }
 
+TEST(JsonLog, SaysWhichShareIsOutOfDomain) {
+  routing_metrics batch;
+  batch.tokens = 80;
+  EXPECT_FALSE(json::parse(line_of(log_event(batch, 0.001))).contains("adaptive_k.out_of_domain"));
+  batch.out_of_domain = 30;
+  log_event event(batch, 0.001);
+  event.level = log_level::warn;
+  const json line = json::parse(line_of(event));
+  EXPECT_EQ(line.at("adaptive_k.out_of_domain"), 0.375);
+  EXPECT_EQ(line.at("log.level"), "warn");
+}
+
 TEST(JsonLog, LeavesOutWhatIsNotKnown) {
   constexpr double inf = std::numeric_limits<double>::infinity();
   for (const double bad : {inf, -inf, std::numeric_limits<double>::quiet_NaN()}) {

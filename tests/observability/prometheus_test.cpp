@@ -31,6 +31,7 @@ routing_metrics three_tokens() {
   m.shadow_expert_calls = 6;
   m.shadow_full_expert_calls = 8;
   m.super_expert_tokens = 2;
+  m.out_of_domain = 3;
   m.k_histogram[1] = 2;
   m.k_histogram[3] = 1;
   return m;
@@ -68,6 +69,7 @@ TEST(Prometheus, ShowsWhatWasRecorded) {
     EXPECT_EQ(value("adaptive_k_shadow_expert_calls_total" + l + "}"), 12);
     EXPECT_EQ(value("adaptive_k_shadow_full_expert_calls_total" + l + "}"), 16);
     EXPECT_EQ(value("adaptive_k_super_expert_tokens_total" + l + "}"), 4);
+    EXPECT_EQ(value("adaptive_k_out_of_domain_total" + l + "}"), 6);
     EXPECT_DOUBLE_EQ(value("adaptive_k_shadow_saved_ratio" + l + "}"), 0.25);
     EXPECT_EQ(value("adaptive_k_k_total" + l + ",k=\"1\"}"), 4);
     EXPECT_EQ(value("adaptive_k_k_total" + l + ",k=\"2\"}"), 0);

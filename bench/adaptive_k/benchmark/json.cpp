@@ -83,6 +83,7 @@ json layers_json(const policy_facts& policy, const model_facts& model) {
         {"signal_max", metrics.signal_highest},
         {"nonfinite_rows", metrics.nonfinite_rows},
         {"super_expert_tokens", metrics.super_expert_tokens},
+        {"out_of_domain", metrics.out_of_domain},
     });
   }
   return result;

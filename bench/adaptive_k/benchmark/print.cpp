@@ -58,6 +58,9 @@ void print_histogram(const adaptive_k::routing_metrics& metrics, int top_k) {
   if (metrics.nonfinite_rows != 0)
     fmt::print("\nOf {} routed tokens {} had a NaN or infinite logit: do not trust these figures\n",
                metrics.tokens, metrics.nonfinite_rows);
+  if (metrics.out_of_domain != 0)
+    fmt::print("\nOf {} routed tokens {} ({:.2f}%) look to the router unlike those calibrated on\n",
+               metrics.tokens, metrics.out_of_domain, 100.0 * metrics.out_of_domain_share());
   fmt::print("\nTokens by K, all layers\n");
   text_table table({"K", "share", "<"});
   for (int k = 1; k <= top_k; ++k) {

@@ -224,6 +224,7 @@ nb::dict to_dict(const routing_metrics& m, int top_k) {
   d["signal_highest"] = m.signal_highest;
   d["nonfinite_rows"] = m.nonfinite_rows;
   d["super_expert_tokens"] = m.super_expert_tokens;
+  d["out_of_domain"] = m.out_of_domain;
   d["distinct_experts"] = m.distinct_experts;
   d["shadow_expert_savings"] = m.shadow_expert_savings();
   nb::list histogram;
@@ -250,6 +251,8 @@ void add_metrics(nb::module_& module) {
               "Sum of the k that calls in shadow mode would have taken.")
       .def_ro("shadow_full_expert_calls", &routing_metrics::shadow_full_expert_calls,
               "Sum of top_k of those calls.")
+      .def_ro("out_of_domain", &routing_metrics::out_of_domain,
+              "Tokens that do not look like those that the policy was calibrated on.")
       .def_ro(
           "super_expert_tokens", &routing_metrics::super_expert_tokens,
           "Tokens that got more experts than the rule says, as super experts are never dropped.")

@@ -158,6 +158,12 @@ typedef struct adaptive_k_policy {
   int32_t num_super_experts; /**< 0..8, of super_experts */
   uint16_t super_experts[8]; /**< 0..E - 1, each once: no token drops one that is among its top
                                 K0, whatever the rule and any k_max say */
+  int32_t domain_given; /**< 1: the next four say how the tokens that it was calibrated on look,
+                           and tokens outside are counted in out_of_domain */
+  float domain_signal_least;      /**< of the signal, in its unit */
+  float domain_signal_most;       /**< domain_signal_least or more */
+  float domain_first_share_least; /**< 0..1, of the first expert's share of the top K0's scores */
+  float domain_first_share_most;  /**< domain_first_share_least..1 */
 } adaptive_k_policy;
 
 /** A gating with its policies, checked once. Immutable; may be shared between threads. */
@@ -265,6 +271,7 @@ typedef struct adaptive_k_metrics {
   uint64_t touched_experts[16]; /**< bit e % 64 of word e / 64: a token of any call touched e */
   uint64_t super_expert_tokens; /**< tokens that got more experts than the rule says, as super
                                    experts are never dropped */
+  uint64_t out_of_domain; /**< tokens that do not look like those the policy was calibrated on */
 } adaptive_k_metrics;
 
 /** The same as of version 0.1, which counted experts in it. What route_params of that version's

@@ -31,9 +31,10 @@ enum class k_choice : std::uint8_t {
 /// 32 bytes, which a device takes in with two loads.
 struct alignas(16) k_plan_head : plan_base {
   k_choice choice = k_choice::thresholds;
-  std::uint8_t last_k = 1;  ///< k when no threshold is met
-  bool has_super_experts = false;
-  std::uint32_t tried = 0;  ///< bit k - 1: k has a threshold
+  std::uint8_t last_k = 1;         ///< k when no threshold is met
+  bool has_super_experts = false;  ///< see k_policy::super_experts
+  bool has_domain = false;         ///< see domain_bounds
+  std::uint32_t tried = 0;         ///< bit k - 1: k has a threshold
 
   k_plan_head() noexcept = default;
   explicit k_plan_head(const gating& g) noexcept : plan_base(g) {}
@@ -224,6 +225,7 @@ struct super_expert_list {
 struct k_plan : threshold_plan {
   distortion_ref distortion;
   super_expert_list super_expert_ids;
+  domain_bounds domain_limits;
 
   using threshold_plan::threshold_plan;
   ADAPTIVE_K_HD constexpr bool reads_topk_share() const noexcept {
@@ -232,6 +234,8 @@ struct k_plan : threshold_plan {
   ADAPTIVE_K_HD constexpr bool reads_head() const noexcept { return k_plan_head::reads_head(); }
   /// Read where has_super_experts.
   ADAPTIVE_K_HD const super_expert_list& super_experts() const noexcept { return super_expert_ids; }
+  /// Read where has_domain.
+  ADAPTIVE_K_HD const domain_bounds& domain() const noexcept { return domain_limits; }
   template <class Token>
   ADAPTIVE_K_HD ADAPTIVE_K_INLINE typename Token::integers choose_k(
       const Token& token) const noexcept {
@@ -252,9 +256,21 @@ struct keeps_limits<threshold_plan> : std::true_type {};
 template <>
 struct keeps_limits<k_plan> : std::true_type {};
 
-/// Whether plans of a type may have super experts; of others nothing is asked.
+/// Whether plans of a type may have super experts and a domain; of others nothing is asked.
 template <class Plan>
-struct may_have_super_experts : std::is_base_of<k_plan, Plan> {};
+struct may_watch_tokens : std::is_base_of<k_plan, Plan> {};
+
+/// 1 where a token is outside of the domain, else 0.
+template <class F>
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE math::integers<F> is_outside(const domain_bounds& domain,
+                                                             const F& signal, const F& first_score,
+                                                             const F& total) noexcept {
+  using integers = math::integers<F>;
+  integers outside = math::select(signal < domain.signal_least, integers(1), integers(0));
+  outside = math::select(signal > domain.signal_most, integers(1), outside);
+  outside = math::select(first_score < total * domain.first_share_least, integers(1), outside);
+  return math::select(first_score > total * domain.first_share_most, integers(1), outside);
+}
 
 /// The rank behind the last super expert of the top K0, which is the least k that keeps them all;
 /// 0 where there is none. Cost: `count` comparisons a rank.
@@ -307,6 +323,8 @@ inline detail::k_plan make_plan(const gating& g, const k_policy& policy) noexcep
   }
   if (policy.mass_exponent != k_policy::mass_exponent_of_model)
     plan.mass_exponent = policy.mass_exponent;
+  plan.has_domain = policy.domain.given;
+  plan.domain_limits = policy.domain;
   plan.has_super_experts = policy.num_super_experts != 0;
   plan.super_expert_ids.count = policy.num_super_experts;
   for (int i = 0; i < policy.num_super_experts; ++i)

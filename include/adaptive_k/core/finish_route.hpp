@@ -20,9 +20,10 @@ namespace detail {
 /// What one token gets, or one token in each lane.
 template <int MaxTopK, class F = float>
 struct token_route {
-  math::integers<F> count;   ///< k_t in 1..K0
-  math::integers<F> chosen;  ///< what the policy chose; differs from `count` where that is forced
-  math::integers<F> raised;  ///< 1 where super experts raised `chosen`, else 0
+  math::integers<F> count;    ///< k_t in 1..K0
+  math::integers<F> chosen;   ///< what the policy chose; differs from `count` where that is forced
+  math::integers<F> raised;   ///< 1 where super experts raised `chosen`, else 0
+  math::integers<F> outside;  ///< 1 where the token is outside of the plan's domain, else 0
   math::integers<F> expert[MaxTopK];  ///< K0 ids, best first; past `count`: what full K would add
   F weight[MaxTopK];                  ///< [count]
   F signal;                           ///< in the unit of the policy's signal
@@ -101,7 +102,10 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE void finish_route(const Gating& model, const Pla
       choose_k(plan, ranked_token<MaxTopK, F, Ranks, Head>{ranked, ranks, top_k, model.num_experts,
                                                            limits, route.signal, topk_share, head});
   route.raised = 0;
-  if constexpr (may_have_super_experts<Plan>::value) {
+  route.outside = 0;
+  if constexpr (may_watch_tokens<Plan>::value) {
+    if (plan.has_domain)
+      route.outside = is_outside(plan.domain(), route.signal, ranked.score[0], ranked.total);
     if (plan.has_super_experts) {
       const integers least = least_k_with(plan.super_experts(), ranked, ranks, top_k);
       const auto raises = least > route.chosen;

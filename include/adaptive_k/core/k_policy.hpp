@@ -63,6 +63,16 @@ struct distortion_ref {
   int hidden_size = 0;  ///< of x; >= 1 with a head
 };
 
+/// How the tokens that a policy was calibrated on look to one layer's router. Tokens outside are
+/// counted in routing_metrics::out_of_domain and routed as all others.
+struct domain_bounds {
+  bool given = false;              ///< else no token is outside
+  float signal_least = 0.0f;       ///< of the policy's signal, in its unit
+  float signal_most = 0.0f;        ///< signal_least or more
+  float first_share_least = 0.0f;  ///< of s_1 / (s_1 + ... + s_K0), 0..1
+  float first_share_most = 1.0f;   ///< first_share_least..1
+};
+
 /// The K policy of one layer. Plain data; `validate` checks it against a gating.
 struct [[nodiscard]] k_policy {
   /// Stands for the model's own; see `mass_exponent`.
@@ -88,6 +98,7 @@ struct [[nodiscard]] k_policy {
   /// that is among its top K0: its k reaches that rank, whatever the rule and any k_max say.
   std::uint16_t super_experts[max_super_experts] = {};  ///< 0..E - 1, each once
   std::uint8_t num_super_experts = 0;                   ///< how many of them: 0..8
+  domain_bounds domain;                                 ///< that it was calibrated on
 
   /// Arguments of the functions below that the fields above cannot hold, kept for `validate` to
   /// refuse by name. All zero in a policy whose fields are filled in directly.
@@ -293,6 +304,28 @@ inline status validate_super_experts(const k_policy& policy, int num_experts) no
   return {};
 }
 
+inline status validate(const domain_bounds& domain) noexcept {
+  const auto invalid = status_code::invalid_argument;
+  const auto number = [](float value) { return static_cast<double>(value); };
+  if (!domain.given) return {};
+  if (!(math::abs(domain.signal_least) < 1e30f))
+    return status::error(invalid,
+                         "`domain.signal_least` is %g, expected more than -1e30, below 1e30",
+                         number(domain.signal_least));
+  if (!(domain.signal_most >= domain.signal_least && domain.signal_most < 1e30f))
+    return status::error(
+        invalid, "`domain.signal_most` is %g, expected signal_least = %g or more, below 1e30",
+        number(domain.signal_most), number(domain.signal_least));
+  if (!(domain.first_share_least >= 0.0f && domain.first_share_least <= 1.0f))
+    return status::error(invalid, "`domain.first_share_least` is %g, expected 0..1",
+                         number(domain.first_share_least));
+  if (!(domain.first_share_most >= domain.first_share_least && domain.first_share_most <= 1.0f))
+    return status::error(invalid,
+                         "`domain.first_share_most` is %g, expected first_share_least = %g to 1",
+                         number(domain.first_share_most), number(domain.first_share_least));
+  return {};
+}
+
 }  // namespace detail
 
 /// Refuses a policy that does not fit the gating; the message names the field and the range.
@@ -312,6 +345,8 @@ inline status validate(const k_policy& policy, const gating& g) noexcept {
                          static_cast<int>(policy.signal), num_values(policy.signal) - 1);
   const status super_experts = detail::validate_super_experts(policy, g.num_experts);
   if (!super_experts.ok()) return super_experts;
+  const status domain = detail::validate(policy.domain);
+  if (!domain.ok()) return domain;
   switch (policy.rule) {
     case k_rule::full:
       return {};

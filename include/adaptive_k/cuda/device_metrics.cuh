@@ -33,6 +33,7 @@ struct device_metrics {
   unsigned long long shadow_expert_calls;       ///< in shadow mode: sum of the k the policy chose
   unsigned long long shadow_full_expert_calls;  ///< and of K0
   unsigned long long super_expert_tokens;       ///< whose k super experts raised
+  unsigned long long out_of_domain;             ///< tokens outside of the policy's domain
 };
 
 /// As the host's routing_metrics (host/metrics.hpp); `counters` was copied back from the device.
@@ -51,6 +52,7 @@ Metrics to_metrics(const device_metrics& counters) noexcept {
   metrics.shadow_expert_calls = counters.shadow_expert_calls;
   metrics.shadow_full_expert_calls = counters.shadow_full_expert_calls;
   metrics.super_expert_tokens = counters.super_expert_tokens;
+  metrics.out_of_domain = counters.out_of_domain;
   if (counters.tokens != 0) {
     metrics.signal_lowest = detail::key_value(~counters.lowest_inverted);
     metrics.signal_highest = detail::key_value(counters.highest);
@@ -69,6 +71,7 @@ class block_metrics {
     unsigned int expert_calls;
     unsigned int shadow_expert_calls;
     unsigned int super_expert_tokens;
+    unsigned int out_of_domain;
     unsigned int nonfinite_rows;
     unsigned int lowest_inverted;
     unsigned int highest;
@@ -129,9 +132,11 @@ class block_metrics {
     atomicMax(&block.highest, detail::order_key(signal));
   }
 
-  /// A token that is counted, and whose k super experts raised.
-  __device__ void add_raised() noexcept {
-    if (target_ != nullptr) atomicAdd(&state().super_expert_tokens, 1u);
+  /// Of a token that is counted, what few are: `raised` and `outside` of its token_route.
+  __device__ void add_watched(int raised, int outside) noexcept {
+    if (target_ == nullptr) return;
+    if (raised != 0) atomicAdd(&state().super_expert_tokens, 1u);
+    if (outside != 0) atomicAdd(&state().out_of_domain, 1u);
   }
 
   /// The k that the policy chose for a token that is counted, in shadow mode.
@@ -185,6 +190,8 @@ class block_metrics {
     if (block.super_expert_tokens != 0)
       atomicAdd(&target_->super_expert_tokens,
                 static_cast<unsigned long long>(block.super_expert_tokens));
+    if (block.out_of_domain != 0)
+      atomicAdd(&target_->out_of_domain, static_cast<unsigned long long>(block.out_of_domain));
     add_signals(block.signal_sum_fixed);
     if (shadow) {
       atomicAdd(&target_->shadow_expert_calls,

@@ -37,6 +37,10 @@ struct partial_plan : detail::k_plan {
   __device__ ADAPTIVE_K_INLINE const detail::super_expert_list& super_experts() const noexcept {
     return whole->super_expert_ids;
   }
+  /// Read where has_domain.
+  __device__ ADAPTIVE_K_INLINE const domain_bounds& domain() const noexcept {
+    return whole->domain_limits;
+  }
 };
 
 /// The plan of a head, with what it reads of up to MaxTopK ranks, in few loads.

@@ -149,7 +149,8 @@ __device__ ADAPTIVE_K_INLINE void store_token(const route_params& params, std::i
     params.chosen_counts[token] = padding ? 0 : route.chosen;
   if (params.signal != nullptr) params.signal[token] = padding ? 0.0f : route.signal;
   metrics.add_token(padding, count, route.signal, route.has_nonfinite);
-  if (route.raised != 0 && !padding) metrics.add_raised();
+  if ((route.raised | route.outside) != 0 && !padding)
+    metrics.add_watched(route.raised, route.outside);
   if (!Plain && params.chosen_counts != nullptr && !padding) metrics.add_chosen(route.chosen);
 }
 

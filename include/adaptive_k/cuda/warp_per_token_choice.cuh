@@ -169,6 +169,8 @@ struct loaded_plan {
   __device__ static constexpr bool reads_log_scores() noexcept { return true; }
   /// The least k that keeps its super experts, of which it has none.
   __device__ static constexpr int least_k(int, const lane_rank&, int) noexcept { return 0; }
+  /// 1 where a token is outside of its domain, of which it has none.
+  __device__ static constexpr int outside(const lane_rank&, float) noexcept { return 0; }
   /// From device memory.
   __device__ ADAPTIVE_K_INLINE explicit loaded_plan(const void* plan, int) noexcept
       : head(*static_cast<const Plan*>(plan)) {}
@@ -198,13 +200,19 @@ struct loaded_plan<detail::k_plan> {
   /// Whether finish_by_entropy serves it.
   __device__ ADAPTIVE_K_INLINE bool compares_entropy() const noexcept {
     return head.signal == signal_kind::softmax_entropy &&
-           head.choice == detail::k_choice::thresholds && !head.has_super_experts;
+           head.choice == detail::k_choice::thresholds && !head.has_super_experts &&
+           !head.has_domain;
   }
   /// The least k that keeps its super experts.
   __device__ ADAPTIVE_K_INLINE int least_k(int lane, const lane_rank& rank,
                                            int top_k) const noexcept {
     return head.has_super_experts ? cuda::least_k_with(plan->super_expert_ids, rank, lane, top_k)
                                   : 0;
+  }
+  /// 1 where a token is outside of its domain, else 0; lane 0 asks.
+  __device__ ADAPTIVE_K_INLINE int outside(const lane_rank& rank, float signal) const noexcept {
+    return head.has_domain ? detail::is_outside(plan->domain_limits, signal, rank.score, rank.total)
+                           : 0;
   }
   /// Whether its choice or its signal reads the scores' logarithms.
   __device__ ADAPTIVE_K_INLINE bool reads_log_scores() const noexcept {
@@ -227,6 +235,7 @@ struct warp_choice {
   int count;     ///< k_t
   int chosen;    ///< what the policy chose
   int raised;    ///< 1 where super experts raised `chosen`, else 0
+  int outside;   ///< in lane 0: 1 where the token is outside of the plan's domain, else 0
   float signal;  ///< in its unit
   float weight;  ///< of this lane's rank
 };
@@ -276,6 +285,7 @@ __device__ ADAPTIVE_K_INLINE warp_choice finish_warp(const Gating& model, bool r
                                                 made.signal, topk_share);
   const int least = plan.least_k(lane, rank, top_k);
   made.raised = least > made.chosen ? 1 : 0;
+  made.outside = plan.outside(rank, made.signal);
   made.chosen = least > made.chosen ? least : made.chosen;
   made.count = shadow ? top_k : made.chosen;
 
@@ -315,7 +325,7 @@ __device__ ADAPTIVE_K_INLINE warp_choice finish_by_entropy(const Gating& model, 
   const bool tried = (head.tried >> lane & 1u) != 0;
   const float threshold = tried ? plan.threshold : -math::infinity;
   warp_choice made;
-  made.raised = 0;
+  made.raised = made.outside = 0;
   made.signal = detail::entropy_nats(sums.score, sums.score_log_score);
   if (!relative) made.signal = sums.score > 0.0f ? made.signal : head.log_experts;
   const unsigned met = warp::lanes_where(made.signal < threshold);

@@ -46,6 +46,7 @@ __device__ ADAPTIVE_K_INLINE void store_warp(const route_params& params, std::in
   route.count = choice.count;
   route.chosen = choice.chosen;
   route.raised = choice.raised;
+  route.outside = choice.outside;
   route.signal = choice.signal;
   route.has_nonfinite =
       metrics.counts() && has_nonfinite(ranking.given, lane, params.model.num_experts);
@@ -84,7 +85,8 @@ __device__ ADAPTIVE_K_INLINE void store_plain(const route_params& params, int to
   const bool odd = has_nonfinite(ranking.given, lane, params.model.num_experts);
   if (kept) metrics.add_expert(expert);
   if (lane == 0) metrics.add_token(false, choice.count, choice.signal, odd);
-  if (lane == 0 && choice.raised != 0) metrics.add_raised();
+  if (lane == 0 && (choice.raised | choice.outside) != 0)
+    metrics.add_watched(choice.raised, choice.outside);
 }
 
 /// Any call of a gating that Score says: softmax_score of softmax ranked by logit, score_of_kind of

@@ -52,6 +52,7 @@ class call_metrics {
     ++metrics_->k_histogram[route.count];
     if (route.has_nonfinite) ++metrics_->nonfinite_rows;
     if (route.raised != 0) ++metrics_->super_expert_tokens;
+    if (route.outside != 0) ++metrics_->out_of_domain;
     add(1, ranks, k, static_cast<std::uint64_t>(route.chosen), signal_to_fixed(route.signal),
         route.signal, route.signal);
     if (!single_) return;
@@ -91,6 +92,7 @@ class call_metrics {
       for (const std::uint32_t k : block.chosen) chosen += k;
     metrics_->super_expert_tokens +=
         static_cast<std::uint64_t>(__builtin_popcount(block.raised_lanes));
+    metrics_->out_of_domain += static_cast<std::uint64_t>(__builtin_popcount(block.outside_lanes));
     const F32 signal = F32::load(block.signal);
     add(F32::lanes, top_k, expert_calls, chosen,
         F32::sum_truncated(signal * F32(static_cast<float>(signal_scale))),

@@ -93,6 +93,9 @@ struct routing_metrics {
   /// Tokens for which the policy chose more experts than its rule says, as it drops no super
   /// expert; in shadow mode and replay too, where k is not the policy's.
   std::uint64_t super_expert_tokens = 0;
+  /// Tokens that do not look like those that the policy was calibrated on: outside of its
+  /// domain_bounds. 0 where it has none.
+  std::uint64_t out_of_domain = 0;
 
   /// Adds the counters of other calls, layers, threads or ranks.
   routing_metrics& operator+=(const routing_metrics& other) noexcept;
@@ -127,6 +130,8 @@ struct routing_metrics {
   double mean_signal() const noexcept {
     return tokens == 0 ? 0.0 : signal_sum() / static_cast<double>(tokens);
   }
+  /// Share of the tokens that are out of domain; 0 when nothing was routed.
+  double out_of_domain_share() const noexcept { return ratio(out_of_domain, tokens); }
   /// Mean distinct experts of a call; 0 when nothing was routed.
   double mean_distinct_experts() const noexcept { return ratio(distinct_experts, calls); }
   /// FLOPs that the skipped experts would have taken.
@@ -166,6 +171,7 @@ inline routing_metrics& routing_metrics::operator+=(const routing_metrics& other
   for (int k = 0; k <= max_top_k; ++k) k_histogram[k] += other.k_histogram[k];
   touched_experts |= other.touched_experts;
   super_expert_tokens += other.super_expert_tokens;
+  out_of_domain += other.out_of_domain;
   return *this;
 }
 

@@ -44,7 +44,9 @@ const Plan* thresholds_alone(const Plan& plan) noexcept {
   return &plan;
 }
 inline const threshold_plan* thresholds_alone(const k_plan& plan) noexcept {
-  return plan.choice == k_choice::thresholds && !plan.has_super_experts ? &plan : nullptr;
+  const bool alone =
+      plan.choice == k_choice::thresholds && !plan.has_super_experts && !plan.has_domain;
+  return alone ? &plan : nullptr;
 }
 
 /// Where a decided token goes.

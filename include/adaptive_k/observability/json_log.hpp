@@ -51,6 +51,7 @@ struct log_event {
   double mean_k = not_given;            ///< written as avg_k
   double expert_savings = not_given;    ///< of the model's own expert calls, [0, 1); as savings
   double shadow_savings = not_given;    ///< likewise, what a policy in shadow mode would have saved
+  double out_of_domain = not_given;     ///< share of the tokens, [0, 1]
   double latency_seconds = not_given;   ///< at least 0; as latency_ms, and in ns as the duration
   /// Written in UTC.
   std::chrono::system_clock::time_point time = std::chrono::system_clock::now();
@@ -63,6 +64,7 @@ struct log_event {
         expert_savings(batch.expert_savings()),
         shadow_savings(batch.shadow_full_expert_calls != 0 ? batch.shadow_expert_savings()
                                                            : not_given),
+        out_of_domain(batch.out_of_domain != 0 ? batch.out_of_domain_share() : not_given),
         latency_seconds(latency) {}
 };
 
@@ -141,6 +143,7 @@ inline void append_json(std::string& out, const log_event& event, std::string_vi
   if (std::isfinite(event.expert_savings)) number("adaptive_k.savings", event.expert_savings);
   if (std::isfinite(event.shadow_savings))
     number("adaptive_k.shadow_savings", event.shadow_savings);
+  if (std::isfinite(event.out_of_domain)) number("adaptive_k.out_of_domain", event.out_of_domain);
   // Past 1e9 s, 31 years, the nanoseconds would leave their 64 bits: no latency of a call.
   if (event.latency_seconds >= 0 && event.latency_seconds < 1e9) {
     const auto ns = std::int64_t{std::llround(event.latency_seconds * 1e9)};

@@ -108,6 +108,7 @@ class prometheus_recorder {
     add(cells[shadow_expert_calls], batch.shadow_expert_calls);
     add(cells[shadow_full_expert_calls], batch.shadow_full_expert_calls);
     add(cells[super_expert_tokens], batch.super_expert_tokens);
+    add(cells[out_of_domain], batch.out_of_domain);
     // Last, and read first: no rendering shows a batch's experts without its tokens.
     cells[expert_calls].fetch_add(batch.expert_calls, std::memory_order_release);
     cells[distinct_experts].fetch_add(batch.distinct_experts, std::memory_order_release);
@@ -230,6 +231,7 @@ class prometheus_recorder {
     shadow_expert_calls,
     shadow_full_expert_calls,
     super_expert_tokens,
+    out_of_domain,
     invalid_latencies,
     invalid_entropies,
     k_cells,
@@ -256,6 +258,8 @@ class prometheus_recorder {
        "Experts that calls in shadow mode did run: the model's own top-k, summed over tokens."},
       {super_expert_tokens, "adaptive_k_super_expert_tokens",
        "Tokens that got more experts than the rule says, as super experts are never dropped."},
+      {out_of_domain, "adaptive_k_out_of_domain",
+       "Tokens that do not look like those that the policy was calibrated on."},
       {invalid_latencies, "adaptive_k_invalid_latencies",
        "Recorded latencies that were negative or not finite."},
       {invalid_entropies, "adaptive_k_invalid_entropies",

@@ -176,6 +176,22 @@ inline void read_super_experts(const json_node& list, const gating& model, k_pol
   policy.num_super_experts = static_cast<std::uint8_t>(count);
 }
 
+inline void read_domain(const json_node& node, k_policy& policy) {
+  node.expect_keys({"signal", "first_share"});
+  const auto read = [&](const char* key, float& least, float& most) {
+    constexpr const char* expected = "an array [least, most]";
+    const json_node pair = node.at(key, expected);
+    if (pair.expect_array(expected) != 2) pair.refuse(expected);
+    least = pair.at(0).as_float();
+    most = pair.at(1).as_float();
+  };
+  read("signal", policy.domain.signal_least, policy.domain.signal_most);
+  read("first_share", policy.domain.first_share_least, policy.domain.first_share_most);
+  policy.domain.given = true;
+  const status fits = validate(policy.domain);
+  if (!fits.ok()) throw preset_error(node.file(), node.path(), fits.message());
+}
+
 inline k_policy read_k_policy(const layered_node& node, const gating& model,
                               policy_tables& tables) {
   k_policy policy;
@@ -203,6 +219,7 @@ inline k_policy read_k_policy(const layered_node& node, const gating& model,
       a->refuse("0..1, or no such key for the model's own");
   }
   if (const auto list = node.find("super_experts")) read_super_experts(*list, model, policy);
+  if (const auto domain = node.find("domain")) read_domain(*domain, policy);
   refuse_unless(validate(policy, model), node);
   return policy;
 }
@@ -227,7 +244,8 @@ inline preset_policy read_policy(const json_node& node, const gating& model, int
                     "source",        "notes",          "rule",       "k",
                     "signal",        "k_values",       "thresholds", "thresholds_nats",
                     "distortion",    "mass_exponent",  "k_min",      "k_max",
-                    "super_experts", "layers",         "published",  "measured"});
+                    "super_experts", "domain",         "layers",     "published",
+                    "measured"});
   if (const auto version = node.find("schema_version"))
     version->as_integer(calibration_schema_version, calibration_schema_version);
   preset_policy policy;
@@ -260,7 +278,8 @@ inline preset_policy read_policy(const json_node& node, const gating& model, int
     for (std::size_t i = 0; i < count; ++i) {
       const json_node layer = layers->at(i);
       layer.expect_keys({"rule", "k", "signal", "k_values", "thresholds", "thresholds_nats",
-                         "distortion", "mass_exponent", "k_min", "k_max", "super_experts"});
+                         "distortion", "mass_exponent", "k_min", "k_max", "super_experts",
+                         "domain"});
       add_layer({layer, node}, layer);
     }
   }

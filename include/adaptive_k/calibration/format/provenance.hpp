@@ -48,6 +48,9 @@ struct policy_measurement {
   /// measured here does not hold.
   std::vector<calibrated_text> calibrated_on;
   std::optional<double> sensitivity_exponent;  ///< q in [0, 1]: layers are weighed by g^q
+  /// Share of the tokens of those domains that routing_metrics::out_of_domain counts: what a
+  /// domain_watch expects.
+  std::optional<double> out_of_domain;
 };
 
 /// Where a policy comes from.
@@ -131,7 +134,7 @@ inline std::vector<calibrated_text> read_calibrated_on(const json_node& node) {
 inline policy_measurement read_measurement(const json_node& node) {
   node.expect_keys({"model", "data", "tokens", "date", "command", "mean_k", "expert_savings",
                     "mean_kl", "fixed_k_mean_kl", "perplexity_ratio", "calibrated_on",
-                    "sensitivity_exponent"});
+                    "sensitivity_exponent", "out_of_domain"});
   policy_measurement result;
   result.model = node.at("model", "the model measured").as_string();
   result.data = node.at("data", "the text measured on").as_string();
@@ -147,6 +150,7 @@ inline policy_measurement read_measurement(const json_node& node) {
     result.calibrated_on = read_calibrated_on(*texts);
   result.sensitivity_exponent =
       number_within(node, "sensitivity_exponent", 0.0, 1.0, "an exponent, 0..1");
+  result.out_of_domain = share_of(node, "out_of_domain");
   return result;
 }
 

@@ -297,6 +297,7 @@ struct decide_token {
       route.count = static_cast<int>(u32_vec::first(wide.count));
       route.chosen = static_cast<int>(u32_vec::first(wide.chosen));
       route.raised = static_cast<int>(u32_vec::first(wide.raised));
+      route.outside = static_cast<int>(u32_vec::first(wide.outside));
       route.signal = f32_vec::first(wide.signal);
       route.kept_mass = f32_vec::first(wide.kept_mass);
       route.total_mass = f32_vec::first(wide.total_mass);

@@ -48,7 +48,8 @@ struct token_block {
   alignas(64) float signal[Lanes];
   alignas(64) float kept_mass[Lanes];
   alignas(64) float total_mass[Lanes];
-  std::uint32_t raised_lanes;  ///< a bit where super experts raised `chosen`
+  std::uint32_t raised_lanes;   ///< a bit where super experts raised `chosen`
+  std::uint32_t outside_lanes;  ///< a bit where the token is outside of the plan's domain
 };
 
 }  // namespace detail

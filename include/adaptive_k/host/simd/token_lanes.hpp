@@ -231,6 +231,7 @@ struct decide_block {
       f32_vec::store(block->kept_mass, route.kept_mass);
       f32_vec::store(block->total_mass, route.total_mass);
       block->raised_lanes = f32_vec::mask::to_bits(route.raised > u32_vec(0));
+      block->outside_lanes = f32_vec::mask::to_bits(route.outside > u32_vec(0));
       return f32_vec::mask::to_bits((not_finite * f32_vec(0.0f) != f32_vec(0.0f)) |
                                     choice.ambiguous_ties);
     }

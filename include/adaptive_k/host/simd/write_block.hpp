@@ -52,8 +52,11 @@ void put_lane(const token_route<max_top_k>& route, int top_k, int lane,
   block.signal[lane] = route.signal;
   block.kept_mass[lane] = route.kept_mass;
   block.total_mass[lane] = route.total_mass;
-  block.raised_lanes &= ~(1u << lane);
-  block.raised_lanes |= static_cast<std::uint32_t>(route.raised) << lane;
+  const auto set_lane = [lane](std::uint32_t& lanes, int bit) {
+    lanes = (lanes & ~(1u << lane)) | static_cast<std::uint32_t>(bit) << lane;
+  };
+  set_lane(block.raised_lanes, route.raised);
+  set_lane(block.outside_lanes, route.outside);
 }
 
 /// [top_k][lane] to [lane, top_k], four ranks at a time.
