@@ -1,11 +1,12 @@
-// Batch stage for decode: keeps a batch within a budget of distinct experts, whose weights are the
-// bytes that a step reads.
+// Batch stages: keep a batch within a budget of expert calls, or, in decode, of distinct experts,
+// whose weights are the bytes that a step reads.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 
 #include "adaptive_k/config.hpp"
+#include "adaptive_k/core/k_budget.hpp"
 #include "adaptive_k/status.hpp"
 
 ADAPTIVE_K_NAMESPACE_BEGIN
@@ -127,6 +128,83 @@ inline status restrict_to_budget(std::int32_t* topk_ids, float* topk_weights,
     topk_counts[t] = kept;
   }
   if (distinct_out != nullptr) *distinct_out = distinct;
+  return {};
+}
+
+/// What k = 1..K0 cost a token by the mass that they drop: of `weights` [T, K0], as a call at full
+/// K wrote them, the share of the ranks behind k, in 0..1; 0 at K0. Convex wherever weights
+/// descend. `costs` [T, K0] may be `weights`. The same bits as cuda::mass_costs.
+inline status mass_costs(const float* weights, std::int64_t num_tokens, int top_k,
+                         float* costs) noexcept {
+  const status checked = detail::check_mass_costs(weights, num_tokens, top_k, costs);
+  for (std::int64_t t = 0; checked.ok() && t < num_tokens; ++t)
+    detail::write_mass_costs(weights + t * top_k, top_k, costs + t * top_k);
+  return checked;
+}
+
+/// Sets k of each token so that their sum is at most `budget` and the summed cost least. `costs`
+/// [T, K0] holds what k = 1..K0 cost a token, such as router_costs gives it; infinite or NaN: the
+/// token may not have that k. `assigned_k` [T], 1..K0, is what routing_extras::k_min and k_max
+/// take: both set to it give every token that k. `gains` [T, K0 - 1] is room to work in.
+///
+/// The k_t go down each token's lower convex hull of costs, the steps of all tokens in order of the
+/// cost saved by expert, equal ones by token, until the next step would pass the budget. Where
+/// costs are convex in k the sum is the least that any k_t within the budget have; else its
+/// distance to that is less than what the first step that was not taken saves. Experts that save
+/// nothing are not bought. A budget below the sum of the least k allowed gives these; padding
+/// tokens, non-zero in `padding_mask` [T] or null, get 1 and are not counted. The sum goes to
+/// `sum_out`, where given. Deterministic, the same bits as cuda::assign_k_by_budget; O(T K0^2), no
+/// allocation.
+inline status assign_k_by_budget(const float* costs, std::int64_t num_tokens, int top_k,
+                                 std::int64_t budget, const std::uint8_t* padding_mask,
+                                 std::uint32_t* gains, std::uint8_t* assigned_k,
+                                 std::int64_t* sum_out = nullptr) noexcept {
+  const status checked = detail::check_k_budget(costs, num_tokens, top_k, gains, assigned_k);
+  if (!checked.ok()) return checked;
+  if (budget < 0)
+    return status::error(status_code::invalid_argument, "`budget` is %lld, expected 0 or more",
+                         static_cast<long long>(budget));
+  const auto is_padding = [&](std::int64_t t) {
+    return padding_mask != nullptr && padding_mask[t] != 0;
+  };
+  const int per_token = top_k - 1;
+  std::int64_t sum = 0;
+  for (std::int64_t t = 0; t < num_tokens; ++t) {
+    int least = 1;
+    if (is_padding(t))
+      for (int j = 0; j < per_token; ++j) gains[t * per_token + j] = 0;
+    else
+      sum += least = detail::write_gain_keys(costs + t * top_k, top_k, gains + t * per_token);
+    assigned_k[t] = static_cast<std::uint8_t>(least);
+  }
+  const std::int64_t num_gains = num_tokens * per_token;
+  std::int64_t wanted = 0;
+  for (std::int64_t i = 0; i < num_gains; ++i) wanted += gains[i] != 0 ? 1 : 0;
+  detail::budget_cut cut = {0, 0};  // all of them
+  if (sum >= budget) {
+    cut.key = 0xFFFFFFFFu;  // none: no key is as large
+  } else if (wanted > budget - sum) {
+    cut.equal = budget - sum;
+    for (int shift = 32 - detail::key_digit_bits; shift >= 0; shift -= detail::key_digit_bits) {
+      std::int64_t counts[detail::key_digits] = {};
+      for (std::int64_t i = 0; i < num_gains; ++i)
+        if (gains[i] != 0 && detail::has_prefix(gains[i], cut.key, shift))
+          ++counts[detail::digit_of(gains[i], shift)];
+      detail::narrow_cut(counts, shift, cut);
+    }
+  }
+  for (std::int64_t t = 0; t < num_tokens; ++t) {
+    int k = assigned_k[t];
+    for (const std::uint32_t* key = gains + t * per_token; k < top_k; ++k) {
+      if (key[k - 1] == 0 || key[k - 1] < cut.key) break;
+      if (key[k - 1] == cut.key && cut.equal-- <= 0) break;
+    }
+    if (is_padding(t)) continue;
+    const int corner = detail::corner_before(costs + t * top_k, top_k, k);
+    sum += corner - assigned_k[t];
+    assigned_k[t] = static_cast<std::uint8_t>(corner);
+  }
+  if (sum_out != nullptr) *sum_out = sum;
   return {};
 }
 
