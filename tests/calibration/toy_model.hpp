@@ -40,6 +40,19 @@ class toy_model {
       bias_.push_back(0.2f * static_cast<float>(e * 7 % 5));
   }
 
+  /// Makes one expert's output larger.
+  void enlarge(int layer, int expert, float by) {
+    for (int c = 0; c < hidden; ++c)
+      experts_[static_cast<std::size_t>((layer * gating_.num_experts + expert) * hidden + c)] *= by;
+  }
+  float largest_output(int layer, int expert) const {
+    float largest = 0.0f;
+    for (int c = 0; c < hidden; ++c)
+      largest = std::fmax(largest, std::fabs(experts_[static_cast<std::size_t>(
+                                       (layer * gating_.num_experts + expert) * hidden + c)]));
+    return largest;
+  }
+
   const adaptive_k::gating& router_gating() const { return gating_; }
   int num_layers() const { return static_cast<int>(weights_.size()); }
   int window_length(const toy_text&) const { return length; }

@@ -73,6 +73,17 @@ ordered_json layer_json(const adaptive_k::k_policy& policy, const adaptive_k::ga
     }
   }
   json["mass_exponent"] = std::stod(adaptive_k::detail::shortest(policy.mass_exponent));
+  for (int i = 0; i < policy.num_super_experts; ++i)
+    json["super_experts"].push_back(policy.super_experts[i]);
+  if (policy.domain.given) {
+    const auto range = [](float least, float most) {
+      return ordered_json::array(
+          {six_digits(static_cast<double>(least)), six_digits(static_cast<double>(most))});
+    };
+    json["domain"] = {
+        {"signal", range(policy.domain.signal_least, policy.domain.signal_most)},
+        {"first_share", range(policy.domain.first_share_least, policy.domain.first_share_most)}};
+  }
   return json;
 }
 
@@ -193,6 +204,7 @@ ordered_json preset_json(calibration_setup& setup, const adaptive_k::calibration
   if (result.rule == adaptive_k::calibration_rule::distortion ||
       result.rule == adaptive_k::calibration_rule::psi)
     measured["sensitivity_exponent"] = six_digits(result.sensitivity_exponent);
+  measured["out_of_domain"] = six_digits(result.out_of_domain);
   policy["measured"] = std::move(measured);
   for (const adaptive_k::k_policy& layer : result.policies.layers)
     policy["layers"].push_back(layer_json(layer, gating));

@@ -212,6 +212,18 @@ std::string target_sentence(const calibrate_options& options, const std::string&
                  test.perplexity_increase <= *options.max_perplexity_increase);
 }
 
+/// What the policies keep, and how many tokens look unlike those calibrated on.
+std::string watched_text(const adaptive_k::calibration_result& result) {
+  std::string text;
+  for (const adaptive_k::super_expert& each : result.super_experts)
+    text += fmt::format("{}layer {} expert {} ({:.0f} times the median output)",
+                        text.empty() ? "" : ", ", each.layer, each.expert, each.of_median);
+  return fmt::format("{}\n{:.2f}% of the tokens are out of the domain written to the policy\n",
+                     text.empty() ? "No expert's outputs stand out as a super expert's would"
+                                  : "Super experts, which no token drops: " + text,
+                     100.0 * result.out_of_domain);
+}
+
 void run_on_trace(const calibrate_options& options) {
   const adaptive_k::calibrator search = calibrator_of(options);
   if (options.signal != "auto" && options.signal != "top_p")
@@ -302,6 +314,7 @@ void run(calibrate_options& options) {
         result.perplexity_ratio);
     fmt::print("{}{}\n{}", exponent_text(result.sensitivity_exponent, result.exponent_trials),
                frontier_table(points, top_k), kept);
+    fmt::print("\n{}", watched_text(result));
     print_use(options, preset["name"].get<std::string>());
   }
   flush_stdout();

@@ -23,6 +23,8 @@
 #include <utility>
 #include <vector>
 
+#include "adaptive_k/calibration/fitting/domain_fit.hpp"
+#include "adaptive_k/calibration/fitting/super_experts.hpp"
 #include "adaptive_k/calibration/search/calibration_runs.hpp"
 #include "adaptive_k/calibration/search/calibration_study.hpp"
 #include "adaptive_k/calibration/search/rule_choice.hpp"
@@ -67,8 +69,11 @@ struct calibration_result {
   /// q: psi and distortion weigh a layer by g^q; 1 where no rule weighs layers (from a trace).
   double sensitivity_exponent = 1.0;
   std::vector<exponent_trial> exponent_trials;  ///< what q was chosen by; empty where it was not
-  std::string sentence;                         ///< what was found, in words
-  std::vector<frontier_point> candidates;  ///< every rule that was weighed, on the choice windows
+  /// Share of the choice windows' tokens that are out of the domain of `policies`, over all layers.
+  double out_of_domain = 0.0;
+  std::vector<super_expert> super_experts;  ///< that `policies` keep, if they adapt
+  std::string sentence;                     ///< what was found, in words
+  std::vector<frontier_point> candidates;   ///< every rule that was weighed, on the choice windows
   /// Every rule, controls and oracle included, at the mean K's asked for, on the choice windows.
   std::vector<frontier_point> frontier;
 };
@@ -146,6 +151,14 @@ struct calibrator {
     result.mass_exponent = chosen.mass_exponent;
     result.policies =
         study.settled_policies(chosen.rule, chosen.target_mean_k, chosen.mass_exponent);
+    for (std::size_t l = 0; l < result.policies.layers.size(); ++l) {
+      k_policy& layer = result.policies.layers[l];
+      layer.domain = fit_domain(study.records()[l], layer.signal);
+    }
+    result.super_experts = study.super_experts();
+    for (const report_text& text : windows)
+      result.out_of_domain += text.runner->out_of_domain_share(result.policies, text.range) /
+                              static_cast<double>(windows.size());
     const routing_outcome own = calibration_study::run(result.policies, windows);  // fixed K: whole
     result.mean_k = own.mean_k();
     result.expert_savings = 1.0 - result.mean_k / top_k;

@@ -32,7 +32,10 @@ struct expert_output_block {
 class layer_record {
  public:
   /// An empty record of one layer of `model`.
-  explicit layer_record(const gating& model) : model_(model), scores_(model) {
+  explicit layer_record(const gating& model)
+      : model_(model),
+        scores_(model),
+        largest_output_(static_cast<std::size_t>(model.num_experts), 0.0f) {
     // Scores that neither sum to 1 nor are scaled: their sum is the share S_K0.
     if (scores_.kind == gating_kind::top_k_softmax) scores_.kind = gating_kind::softmax;
     scores_.renormalize = false;
@@ -57,6 +60,11 @@ class layer_record {
   /// Its entropy over all E, nats.
   float softmax_entropy(std::int64_t t) const { return entropy_[static_cast<std::size_t>(t)]; }
 
+  /// The largest magnitude in any recorded output of an expert; 0 where it has none.
+  float largest_output(int expert) const {
+    return largest_output_[static_cast<std::size_t>(expert)];
+  }
+
   /// |y_K0 - y_k|^2 / |h + y_K0|^2 for k in 1..K0; 0 at K0.
   double distortion(std::int64_t t, int k, double mass_exponent) const {
     if (k >= top_k()) return 0.0;
@@ -71,7 +79,14 @@ class layer_record {
 
   /// Adds a block with outputs. Throws std::runtime_error where the router refuses its logits.
   void add(const expert_output_block& block) {
+    const std::int64_t first = num_tokens();
     add_logits(block.logits, block.num_tokens, block.routing_bias);
+    for (std::int64_t slot = 0; slot < block.num_tokens * top_k(); ++slot) {
+      float& largest = largest_output_[static_cast<std::size_t>(experts(first)[slot])];
+      const float* output = block.outputs + slot * block.hidden_size;
+      for (int c = 0; c < block.hidden_size; ++c)
+        largest = std::fmax(largest, std::fabs(output[c]));
+    }
     if (top_k() == 1) return;
     const routed_batch own = routed(model_, block.logits, block.num_tokens, block.routing_bias);
     const auto width = static_cast<std::size_t>(block.hidden_size);
@@ -119,6 +134,8 @@ class layer_record {
     append(share_, other.share_);
     append(entropy_, other.entropy_);
     append(parts_, other.parts_);
+    for (std::size_t e = 0; e < largest_output_.size(); ++e)
+      largest_output_[e] = std::fmax(largest_output_[e], other.largest_output_[e]);
   }
 
   /// Adds tokens by their router logits alone, [num_tokens, E]; their distortions stay unknown.
@@ -156,6 +173,7 @@ class layer_record {
   std::vector<std::int32_t> experts_;  // [T, K0]
   std::vector<float> share_;           // [T], S_K0
   std::vector<float> entropy_;         // [T], nats
+  std::vector<float> largest_output_;  // [E]
   std::vector<float>
       parts_;  // [T, K0 - 1, 3]: |dropped|^2, dropped . kept, |kept|^2 over |h + y|^2
 };

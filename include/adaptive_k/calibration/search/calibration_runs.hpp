@@ -201,6 +201,20 @@ class calibration_runner {
                       });
   }
 
+  /// Share of the tokens of `range` that are out of the policies' domains, over all layers.
+  double out_of_domain_share(const policy_set& policies, window_range range) const {
+    if (memory_.step) memory_.step("out of domain");
+    const router with = checked_router(policies);
+    routing_metrics metrics;
+    source_.run(range,
+                [&](int layer, const logits_view<float>& logits, const routing_output<>& output,
+                    const routing_extras& extras) {
+                  return with.route(layer, logits, output, &metrics, extras);
+                },
+                {});
+    return metrics.out_of_domain_share();
+  }
+
   /// The oracle: K's from the true distortion of each token, argmin g_l d + lambda k, layer by
   /// layer under the K's chosen in the layers before. Costs num_layers + 1 passes.
   routing_outcome run_oracle(const std::vector<double>& sensitivities, double lambda,
@@ -388,6 +402,7 @@ class calibration_runner {
       for (int i = 0; i < layer.num_k_values; ++i) add(layer.k_values[i]);
       for (int i = 0; i + 1 < layer.num_k_values; ++i) add_float(layer.thresholds[i]);
       add_float(layer.mass_exponent);
+      for (int i = 0; i < layer.num_super_experts; ++i) add(layer.super_experts[i]);
       if (layer.distortion.coefficients != nullptr) add_tables(layer.distortion);
     }
     return bits(hash) + " " + std::to_string(assignment) + " " +

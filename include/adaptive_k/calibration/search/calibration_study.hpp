@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "adaptive_k/calibration/fitting/sensitivity_fit.hpp"
+#include "adaptive_k/calibration/fitting/super_experts.hpp"
 #include "adaptive_k/calibration/search/calibration_runs.hpp"
 #include "adaptive_k/calibration/search/fitted_rules.hpp"
 #include "adaptive_k/calibration/search/rule_choice.hpp"
@@ -94,6 +95,7 @@ class calibration_study {
     }
     measure_sensitivities();
     whole_ = std::make_unique<fitted_rules>(fitted_without(parts_.size()));
+    super_experts_ = find_super_experts(whole_->records());
     sensitivity_exponent_ = asked ? *asked : chosen_exponent();
     whole_->shrink(sensitivity_exponent_);
   }
@@ -128,10 +130,20 @@ class calibration_study {
   /// The records of the windows for fitting, under full K, [num_layers]; domain after domain.
   const std::vector<layer_record>& records() const noexcept { return whole_->records(); }
 
-  /// The policies that give the recorded tokens this mean K. Not for `oracle`; static rules round
-  /// down.
+  /// Experts that may be super experts, by find_super_experts: every rule that adapts to the token
+  /// keeps them.
+  const std::vector<super_expert>& super_experts() const noexcept { return super_experts_; }
+
+  /// The policies that give the recorded tokens this mean K, or more where they keep super experts.
+  /// Not for `oracle`; static rules round down.
   policy_set policies(calibration_rule rule, double mean_k, double mass_exponent) const {
-    return whole_->policies(rule, mean_k, mass_exponent);
+    policy_set set = whole_->policies(rule, mean_k, mass_exponent);
+    if (is_static(rule)) return set;
+    for (const super_expert& each : super_experts_) {
+      k_policy& layer = set.layers[static_cast<std::size_t>(each.layer)];
+      layer.super_experts[layer.num_super_experts++] = static_cast<std::uint16_t>(each.expert);
+    }
+    return set;
   }
 
   /// The same, corrected so that the choice windows get this mean K when K is really applied:
@@ -180,10 +192,9 @@ class calibration_study {
       return {only, only};
     }
     if (rule != calibration_rule::oracle)
-      return held_at(settled(rule, mean_k, mass_exponent).nominal_mean_k, mean_k,
-                     [&](double nominal) {
-                       return run(whole_->policies(rule, nominal, mass_exponent), texts);
-                     });
+      return held_at(
+          settled(rule, mean_k, mass_exponent).nominal_mean_k, mean_k,
+          [&](double nominal) { return run(policies(rule, nominal, mass_exponent), texts); });
     return held_at(mean_k, mean_k, [&](double nominal) {
       return run_oracle(whole_->oracle_price(nominal, mass_exponent), mass_exponent, texts);
     });
@@ -423,6 +434,7 @@ class calibration_study {
   std::vector<part> parts_;
   std::vector<report_text> choice_;  // [parts_]
   std::unique_ptr<fitted_rules> whole_;
+  std::vector<super_expert> super_experts_;
   double sensitivity_exponent_ = 1.0;
   std::vector<exponent_trial> trials_;
 };
