@@ -51,8 +51,10 @@ TEST(domain, tokens_outside_are_counted_by_every_policy_gating_and_instruction_s
       std::vector<double> signals, shares;
       std::vector<bool> counts;
       for (std::int64_t t = 0; t < tokens; ++t) {
-        const oracle::answer answer =
-            oracle::route(g, named.policy, {input.row(t), extras.routing_bias});
+        oracle::token token;
+        token.logits = input.row(t);
+        token.bias = extras.routing_bias;
+        const oracle::answer answer = oracle::route(g, named.policy, token);
         signals.push_back(answer.signal);
         shares.push_back(answer.shares[0]);
         counts.push_back(extras.padding_mask == nullptr || padding[at(static_cast<int>(t))] == 0);

@@ -43,6 +43,15 @@ struct partial_plan : detail::k_plan {
   }
 };
 
+}  // namespace cuda
+
+namespace detail {
+template <>
+struct keeps_limits<cuda::partial_plan> : std::true_type {};
+}  // namespace detail
+
+namespace cuda {
+
 /// The plan of a head, with what it reads of up to MaxTopK ranks, in few loads.
 template <int MaxTopK, class Plan, class Head>
 __device__ ADAPTIVE_K_INLINE auto load_plan(const void* plan, const Head& head) noexcept {
