@@ -66,6 +66,48 @@ TEST(cost_curves, of_a_distortion_are_what_its_rule_minimises) {
   EXPECT_LT(close, decided / 10);
 }
 
+TEST(cost_curves, of_a_router_head_follow_its_columns) {
+  inputs::sequence from(334);
+  const gating g = make_gating(gating_kind::softmax, 16, 4);
+  const float coefficients[3 * 5] = {-1, 1, 0, 0, 0, -2, 1, 0, 0, 0, -3, 1, 0, 0, 0};
+  const float weights[3 * 2] = {1, 0, 0, 1, 1, 1};  // u: what an engine multiplies x by
+  distortion_ref model;
+  model.coefficients = coefficients;
+  model.head = weights;
+  model.hidden_size = 2;
+  model.sensitivity = 0.5f;
+  const router own(g, k_policy::min_distortion(model));
+  ASSERT_TRUE(own.validity().ok()) << own.validity().message();
+  const auto input = grid_batch(from, 9, 16, 64);
+  std::vector<float> head;
+  for (int i = 0; i < 9 * 3; ++i) head.push_back(inputs::grid_logit(from, 32));
+  head[4] = std::numeric_limits<float>::quiet_NaN();  // token 1
+  logits_view<> view = input.view();
+  std::vector<float> costs(9 * 4);
+  EXPECT_FALSE(router_costs(own, 0, view, costs.data()).ok()) << "no columns";
+  view.head = head.data();
+  ASSERT_TRUE(router_costs(own, 0, view, costs.data()).ok());
+  for (std::int64_t t = 0; t < 9; ++t) {
+    const float* of_token = costs.data() + t * 4;
+    EXPECT_EQ(of_token[3], 0.0f);
+    oracle::token token;
+    token.logits = input.row(t);
+    const std::vector<double> mass =
+        oracle::running_mass(oracle::route(g, k_policy::full(), token).shares);
+    for (int k = 1; k < 4; ++k) {
+      if (t == 1) {
+        EXPECT_EQ(of_token[k - 1], math::infinity);
+        continue;
+      }
+      const double expected =
+          0.5 * std::exp(static_cast<double>(coefficients[(k - 1) * 5]) +
+                         std::log(1.0 - mass[at(k - 1)]) +
+                         static_cast<double>(head[static_cast<std::size_t>(t * 3 + k - 1)]));
+      EXPECT_NEAR(static_cast<double>(of_token[k - 1]), expected, 2e-5 * expected);
+    }
+  }
+}
+
 TEST(cost_curves, of_other_rules_are_the_mass_dropped) {
   inputs::sequence from(332);
   const gating g = make_gating(gating_kind::softmax, 48, 6);

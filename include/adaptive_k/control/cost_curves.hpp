@@ -49,8 +49,11 @@ struct cost_plan : plan_base {
     const int kept = of->has_super_experts
                          ? least_k_with(of->super_experts(), token.ranked, token.ranks, top_k)
                          : 0;
-    const int least = kept > token.limits.k_min ? kept : token.limits.k_min;
+    int least = kept > token.limits.k_min ? kept : token.limits.k_min;
     const int most = kept > token.limits.k_max ? kept : token.limits.k_max;
+    // As the router does where a head is not finite.
+    if (of->reads_head() && !(head_defect<float>(token.columns, top_k, token.ranks) == 0.0f))
+      least = most;
     for (int j = 0; j < top_k; ++j) {
       const bool allowed = j + 1 >= least && j + 1 <= most;
       costs[j] = allowed ? cost(token, terms, split[j], j) : math::infinity;
@@ -84,9 +87,9 @@ struct cost_plan : plan_base {
 /// Writes to `costs` [num_tokens, K0] what k = 1..K0 cost each token, as assign_k_by_budget takes
 /// it. By policies with a distortion that is g d(k), without the price of experts; by all others
 /// the share of the top K0's scores that k drops. 0 at K0; infinite where k is outside of the
-/// policy's and the token's limits or drops a super expert; all 0 for padding. Refuses what
-/// router::route refuses. One token at a time, without vectors: about the time of
-/// router_options{scalar}. No allocation.
+/// policy's and the token's limits, drops a super expert, or is not k_max where a head is not
+/// finite; all 0 for padding. Refuses what router::route refuses. One token at a time, without
+/// vectors: about the time of router_options{scalar}. No allocation.
 template <class Logit = float>
 status router_costs(const router& of, int layer, const logits_view<Logit>& logits, float* costs,
                     const routing_extras& extras = {}) noexcept {
