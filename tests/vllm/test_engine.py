@@ -205,6 +205,13 @@ def test_an_unknown_backend_computes_what_is_dropped(monkeypatch, tokens, alone)
     assert "computed with weight 0: no row of the table is for CPUUnquantizedExperts" in told[0]
 
 
+def test_settings_of_the_environment(monkeypatch, tokens, alone):
+    monkeypatch.setenv("ADAPTIVE_K_VLLM", "fixed:3")
+    with models.Engine(NAME) as engine:
+        np.testing.assert_allclose(engine.likelihoods(tokens[:2]), alone[3][:2], atol=1e-4)
+        assert engine.counted()["expert_savings"] == 1 - 3 / TOP_K
+
+
 def test_off_leaves_everything_as_it_was():
     with models.Engine(NAME) as engine:
         with pytest.raises(Exception, match="adaptive_k_metrics"):

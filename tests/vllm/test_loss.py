@@ -18,7 +18,8 @@ def policies(name):
     """(settings, spec, preset): the calibrated one where the model has a preset, else top-p; and half of K."""
     half = f"fixed:{max(1, models.top_k(name) // 2)}"
     found = [({"policy": half}, half, "")]
-    if name in list_presets() and "calibrated" in Preset.load(name).policies:
+    known = [preset.name for preset in list_presets()]
+    if name in known and "calibrated" in Preset.load(name).policies:
         found.append(({"preset": name, "policy": "calibrated"}, "calibrated", name))
     else:
         found.append(({"policy": "top_p:0.8"}, "top_p:0.8", ""))

@@ -69,7 +69,7 @@ def _worker_is_ready(wrapper: Any) -> None:
     worker.load_model = load_model
     if isinstance(config.additional_config, dict):
         # What is compiled depends on it, and vLLM's cache of compiled graphs is keyed by this.
-        config.additional_config.setdefault(KEY, {"environment": settings.fingerprint()})
+        config.additional_config[f"{KEY}_fingerprint"] = settings.fingerprint()
 
 
 def _front_end_is_ready(processor: Any) -> None:

@@ -5,7 +5,6 @@ server sets it itself for more than one front end). Without it the counters stay
 """
 from __future__ import annotations
 
-import os
 from typing import Any, Optional
 
 from .._core import Metrics
@@ -62,7 +61,6 @@ class Publisher:
     def __init__(self, model: str, arms: list[Arm], num_layers: int, controller: Optional[Any]) -> None:
         import prometheus_client
 
-        self.shared = bool(os.environ.get("PROMETHEUS_MULTIPROC_DIR"))
         made = _instruments(prometheus_client)
         self._controller = controller
         self._model = model

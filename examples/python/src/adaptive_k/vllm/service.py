@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 import time
 from typing import Any, Iterator, Mapping, Optional, Sequence
@@ -12,6 +13,7 @@ from .settings import Settings
 from .steps import Steps
 
 _PUBLISH_SECONDS = 1.0
+logger = logging.getLogger("vllm.adaptive_k")
 
 
 class Service:
@@ -81,8 +83,12 @@ class Service:
     def _keep_publishing(self) -> None:
         while True:
             time.sleep(_PUBLISH_SECONDS)
-            with self._lock:
-                self._publisher.publish()
+            try:
+                with self._lock:
+                    self._publisher.publish()
+            except Exception:  # noqa: BLE001: the engine goes on without metrics, and says why
+                logger.exception("adaptive_k publishes no more metrics")
+                return
 
     def snapshot(self) -> dict[str, Any]:
         """All that this worker counted: {"model", "layers": [{policy: counters}], "policies": {policy:

@@ -47,6 +47,7 @@ def _attach(worker: Any, settings: Settings) -> Service:
         if repr(other) != repr(gating):
             raise Refused(f"{name}: {other!r}, unlike the first MoE layer's {gating!r}")
     arms = _arms(settings, preset, gating, len(layers))
+    _try(arms, gating, layers)
     steps = Steps([arm.name for arm in arms], gating.top_k)
     made = [routing.Layer(i, arms, steps) for i in range(len(layers))]
     skipping = [_prepare_experts(name, layer) for name, layer in layers]
@@ -193,6 +194,19 @@ def _arms(
     return arms
 
 
+def _try(arms: list[routing.Arm], gating: Gating, layers: Any) -> None:
+    """A token through every policy of every layer: what a call would refuse is refused now."""
+    logits = torch.zeros(1, gating.num_experts)
+    ids = torch.arange(gating.top_k, dtype=torch.int32).unsqueeze(0)
+    bias = torch.zeros(gating.num_experts) if gating.selection_bias else None
+    for arm in arms:
+        for i, (name, _) in enumerate(layers):
+            try:
+                arm.router.keep(logits, ids, layer=i, routing_bias=bias)
+            except ValueError as error:
+                raise Refused(f"{name}: the policy '{arm.label}' cannot be run here: {error}") from None
+
+
 def _prepare_experts(name: str, layer: Any) -> bool:
     """Whether the layer's experts skip: by the table, and where none is split over processes."""
     from vllm import __version__ as vllm_version
@@ -244,6 +258,8 @@ def _tell(layers: Any, gating: Gating, arms: Any, skipping: Any, settings: Setti
         else f"experts that a token does not keep are computed with weight 0: no row of the table is for {own}"
         + ("" if layers[0][1].routed_experts.expert_map is None else " split over processes")
     )
+    if settings.metrics and not os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
+        how += "; metrics stay in the worker, as PROMETHEUS_MULTIPROC_DIR is not set"
     logger.info(
         "adaptive_k %s: %d MoE layers, %r; %s; %s", __version__, len(layers), gating, told, how
     )
