@@ -105,6 +105,58 @@ TEST_F(PolicyFile, ASinglePolicyWithTablesServesEveryLayer) {
   EXPECT_EQ(router.num_layers(), 3);
 }
 
+/// A head of the size of an input of 2.
+json head_policy() {
+  json value = distortion_policy();
+  value["distortion"] = {{"lambda", 0.25},
+                         {"coefficients", {{0, 1, 0, 0, 0}, {-1, 1, 0, 0, 0}}},
+                         {"head", {{0.5, -1}, {2, 0.25}}}};
+  value["layers"][1] = {{"distortion", {{"sensitivity", 2}}}};
+  return value;
+}
+
+TEST_F(PolicyFile, MayHaveARouterHead) {
+  auto policy = std::make_unique<preset_policy>(read(head_policy()));
+  for (const int layer : {0, 1}) {
+    const adaptive_k::distortion_ref& d =
+        policy->layers[static_cast<std::size_t>(layer)].distortion;
+    ASSERT_EQ(d.hidden_size, 2);
+    EXPECT_EQ(d.head[1], -1.0f);
+    EXPECT_EQ(d.head[2], 2.0f);
+  }
+  const adaptive_k::router router = adaptive_k::make_router(model_4_3(), *policy, 3);
+  policy.reset();
+  EXPECT_TRUE(router.reads_head(1));
+  EXPECT_FALSE(router.reads_head(2));
+  const float logits[4] = {4, 1, 0, 0}, columns[2] = {};
+  EXPECT_EQ(router.route(0, adaptive_k::logits_view<>{logits, 1, 4}).result.field(), "logits.head");
+  EXPECT_TRUE(router.route(0, adaptive_k::logits_view<>{logits, 1, 4, 0, columns}).result.ok());
+}
+
+TEST_F(PolicyFile, ARouterHeadIsRefusedByItsPlace) {
+  const auto of = [&](const auto& spoil) {
+    json value = head_policy();
+    spoil(value);
+    return refusal(value);
+  };
+  EXPECT_EQ(of([](json& v) { v["distortion"]["head"].erase(1); }),
+            "distortion.head: 1 rows, expected [2, 2] numbers (top_k - 1 rows)");
+  EXPECT_EQ(of([](json& v) {
+              v["distortion"]["head"][1] = {1, 2, 3};
+            }),
+            "distortion.head[1]: 3 columns, expected [2, 2] numbers (top_k - 1 rows)");
+  EXPECT_EQ(of([](json& v) {
+              v["distortion"]["head"] = {json::array(), json::array()};
+            }),
+            "distortion.head: [[],[]], expected top_k - 1 rows of one number or more");
+  EXPECT_EQ(of([](json& v) {
+              v["distortion"]["next_expert"] = {{0, 0, 0, 1}, {0, 0, 0, 0}};
+            }),
+            "distortion.next_expert: given beside distortion.head, expected one of them");
+  EXPECT_EQ(of([](json& v) { v["distortion"]["coefficients"][1][2] = 0.5; }),
+            "distortion.coefficients[1, 2]: 0.5, expected 0 with a head");
+}
+
 TEST_F(PolicyFile, LambdaCanBeSetBehindThePath) {
   folder_.write("policy.json", distortion_policy());
   const std::string path = (folder_.path() / "policy.json").string();

@@ -114,6 +114,13 @@ class policy_tables {
     return known_[&node.value()] = storage_.back().data();  // outlives moves of the outer vector
   }
 
+  /// Of the first row of a table; 0 without rows.
+  static std::size_t columns_of(const json_node& node) {
+    return node.expect_array("an array of rows of numbers") == 0
+               ? 0
+               : node.at(0).expect_array("an array of numbers");
+  }
+
   bool empty() const noexcept { return storage_.empty(); }
   std::vector<std::vector<float>> take() { return std::move(storage_); }
 
@@ -158,6 +165,11 @@ inline void read_distortion(const layered_node& node, const gating& model, polic
     ref.first_expert = tables.add(*table, rows, experts);
   if (const auto table = keys.find("next_expert"))
     ref.next_expert = tables.add(*table, rows, experts);
+  if (const auto head = keys.find("head")) {
+    ref.hidden_size = static_cast<int>(policy_tables::columns_of(*head));
+    if (ref.hidden_size == 0) head->refuse("top_k - 1 rows of one number or more");
+    ref.head = tables.add(*head, rows, static_cast<std::size_t>(ref.hidden_size));
+  }
   if (const auto g = keys.find("sensitivity")) ref.sensitivity = g->as_float();
   ref.lambda = keys.at("lambda", "a number, 0 or more").as_float();
   policy = k_policy::min_distortion(ref);
@@ -256,7 +268,7 @@ inline preset_policy read_policy(const json_node& node, const gating& model, int
   const auto check_distortion = [](const json_node& own) {
     if (const auto distortion = own.find("distortion"))
       distortion->expect_keys(
-          {"coefficients", "first_expert", "next_expert", "sensitivity", "lambda"});
+          {"coefficients", "first_expert", "next_expert", "head", "sensitivity", "lambda"});
   };
   const auto add_layer = [&](const layered_node& keys, const json_node& own) {
     check_distortion(own);
