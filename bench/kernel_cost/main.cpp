@@ -64,7 +64,7 @@ std::string breach_of(const kernel_cost::routing_case& which, const kernel_cost:
     return fmt::format("{:.2f} warp instructions, allowed {}", c.warp_instructions_per_token,
                        most_instructions);
   // Of a short launch the way of one token is the time, and not what it moves.
-  if (which.operation == "route" && which.policy != "distortion" &&
+  if (which.operation == "route" && which.policy != "distortion" && which.policy != "head" &&
       which.num_tokens >= many_tokens && sectors > 1.1 * least)
     return fmt::format("{:.2f} sectors, allowed 1.1 times {:.2f}", sectors, least);
   if (c.launches > launches) return fmt::format("{} launches, allowed {}", c.launches, launches);

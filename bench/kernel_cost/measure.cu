@@ -91,7 +91,7 @@ cost measure(const routing_case& which, bool with_metrics, const ptx::clock_sett
 }
 
 const std::vector<std::string>& policies() {
-  static const std::vector<std::string> known = {"full", "entropy", "half", "distortion"};
+  static const std::vector<std::string> known = {"full", "entropy", "half", "distortion", "head"};
   return known;
 }
 

@@ -16,7 +16,7 @@ struct routing_case {
   int top_k;
   std::int64_t num_tokens;
   logit_type dtype;
-  std::string policy;  ///< full, entropy, half (entropy, mean K about K0 / 2) or distortion
+  std::string policy;  ///< full, entropy, half (entropy, mean K about K0 / 2), distortion or head
   std::string operation = "route";  ///< or permute, of what it chose; or route_permute
 };
 

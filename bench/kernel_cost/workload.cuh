@@ -64,6 +64,7 @@ class workload {
         policy_(policy_of(which)),
         plans_(device::uploaded(router(model_, policy_))),
         logits_(host_logits_),
+        head_(make_head(which)),
         ids_(slots()),
         counts_(tokens()),
         weights_(slots()),
@@ -71,14 +72,20 @@ class workload {
 
   const gating& model() const { return model_; }
   cuda::plans_ref plans() const { return plans_.ref(); }
-  logits_view<Logit> view() const { return {logits_.get(), num_tokens_, model_.num_experts, 0}; }
+  logits_view<Logit> view() const {
+    const Logit* head = policy_.distortion.head != nullptr ? head_.get() : nullptr;
+    return {logits_.get(), num_tokens_, model_.num_experts, 0, head, 0};
+  }
   routing_output<> output() const {
     return {ids_.get(), weights_.get(), counts_.get(), signal_.get()};
   }
   std::size_t tokens() const { return static_cast<std::size_t>(num_tokens_); }
   std::size_t slots() const { return tokens() * static_cast<std::size_t>(model_.top_k); }
 
-  std::size_t logit_bytes() const { return host_logits_.size() * sizeof(Logit); }
+  std::size_t logit_bytes() const {
+    return (host_logits_.size() + (policy_.distortion.head != nullptr ? head_size() : 0)) *
+           sizeof(Logit);
+  }
   std::size_t output_bytes() const { return 8 * slots() + 8 * tokens(); }
 
   double mean_k() const {
@@ -137,7 +144,27 @@ class workload {
     return logits;
   }
 
+  std::size_t head_size() const { return tokens() * static_cast<std::size_t>(model_.top_k - 1); }
+
+  std::vector<Logit> make_head(const routing_case& which) const {
+    inputs::sequence from(3);
+    std::vector<Logit> head;
+    for (std::int64_t i = 0; i < which.num_tokens * (which.top_k - 1); ++i)
+      head.push_back(from_float<Logit>(inputs::grid_logit(from, 48)));
+    return head;
+  }
+
   k_policy policy_of(const routing_case& which) const {
+    if (which.policy == "head") {
+      distortion_ref model;
+      model.coefficients = tables_.head_coefficients.data();
+      model.lambda = 0.02f;
+      model.head = tables_.head_coefficients.data();  // the engine's, not read here
+      model.hidden_size = 1;
+      k_policy policy = k_policy::min_distortion(model);
+      policy.mass_exponent = 0.5f;
+      return policy;
+    }
     if (which.policy == "entropy" || which.policy == "half") {
       const logits_view<Logit> rows = {host_logits_.data(), num_tokens_, model_.num_experts, 0};
       const routed_batch probe = router(model_, k_policy::full()).route(0, rows);
@@ -159,7 +186,7 @@ class workload {
   inputs::distortion_tables tables_;
   k_policy policy_;
   cuda::device_plans plans_;
-  device::buffer<Logit> logits_;
+  device::buffer<Logit> logits_, head_;
   device::buffer<std::int32_t> ids_, counts_;
   device::buffer<float> weights_, signal_;
 };

@@ -25,6 +25,26 @@ batch<Logit> make_batch(inputs::sequence& from, const gating& g, std::int64_t nu
   return made;
 }
 
+/// A head: apart, or what lies behind the logits of each row where that is wide enough. Some of its
+/// columns are not finite.
+template <class Logit>
+void give_head(inputs::sequence& from, batch<Logit>& input) {
+  const int columns = input.model.top_k - 1;
+  input.head_in_rows = input.row_stride - input.model.num_experts >= columns;
+  input.head_stride = columns + from.below(3);
+  const auto stride = input.head_in_rows ? input.row_stride : input.head_stride;
+  if (!input.head_in_rows)
+    input.head.assign(static_cast<std::size_t>(input.num_tokens * stride),
+                      from_float<Logit>(math::infinity));  // the gap is not read
+  Logit* first =
+      input.head_in_rows ? input.logits.data() + input.model.num_experts : input.head.data();
+  const float odd[] = {inputs::from_bits(0x7FC00000u), math::infinity, -math::infinity};
+  for (std::int64_t t = 0; t < input.num_tokens; ++t)
+    for (int j = 0; j < columns; ++j)
+      first[t * stride + j] =
+          from_float<Logit>(from.chance(40) ? odd[from.below(3)] : inputs::grid_logit(from, 48));
+}
+
 /// Rows with NaN and infinities of both signs, all of them, and none finite.
 template <class Logit>
 void spoil(inputs::sequence& from, batch<Logit>& input) {

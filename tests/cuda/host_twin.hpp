@@ -28,6 +28,9 @@ struct batch {
   std::int64_t num_tokens = 0;
   std::int64_t row_stride = 0;
   std::vector<Logit> logits;                             ///< [num_tokens, row_stride]
+  std::vector<Logit> head;                               ///< [num_tokens, head_stride], or empty
+  std::int64_t head_stride = 0;                          ///< of a head apart from the logits
+  bool head_in_rows = false;                             ///< a head behind the logits of each row
   std::vector<float> bias;                               ///< [E] or empty
   std::vector<std::uint8_t> padding_mask, k_min, k_max;  ///< [num_tokens] or empty
   bool shadow = false;
@@ -37,6 +40,15 @@ struct batch {
   int id_gap = 0, weight_gap = 0;           ///< where ids and weights start, in elements
   int multiprocessors = 0;                  ///< that launches may count on; 0: all
 };
+
+/// The batch's rows and head where they are: on the host, or on the device.
+template <class Logit>
+logits_view<Logit> view_of(const batch<Logit>& input, const Logit* rows, const Logit* head) {
+  logits_view<Logit> view = {rows, input.num_tokens, input.model.num_experts, input.row_stride};
+  view.head = input.head_in_rows ? rows + input.model.num_experts : head;
+  view.head_stride = input.head_in_rows ? input.row_stride : input.head_stride;
+  return view;
+}
 
 template <class T>
 const T* data_or_null(const std::vector<T>& values) {
@@ -96,8 +108,8 @@ void expect_equal(const batch<Logit>& input) {
   ASSERT_TRUE(host.validity().ok()) << host.validity().message();
   const auto tokens = static_cast<std::size_t>(input.num_tokens);
   const auto slots = tokens * static_cast<std::size_t>(input.model.top_k);
-  const logits_view<Logit> host_logits = {input.logits.data(), input.num_tokens,
-                                          input.model.num_experts, input.row_stride};
+  const logits_view<Logit> host_logits =
+      view_of(input, input.logits.data(), data_or_null(input.head));
   const routing_extras host_extras = {data_or_null(input.bias), data_or_null(input.padding_mask),
                                       data_or_null(input.k_min), data_or_null(input.k_max)};
   std::vector<Id> ids(slots);
@@ -125,6 +137,7 @@ void expect_equal(const batch<Logit>& input) {
   const status uploaded = plans.upload(host, nullptr);
   ASSERT_TRUE(uploaded.ok()) << uploaded.message();
   const device::buffer<Logit> logits(input.logits);
+  const optional_buffer<Logit> head(input.head);
   const optional_buffer<float> bias(input.bias);
   const optional_buffer<std::uint8_t> padding_mask(input.padding_mask), k_min(input.k_min),
       k_max(input.k_max);
@@ -141,8 +154,7 @@ void expect_equal(const batch<Logit>& input) {
   counted_before[0].signal_sum_fixed = sum_before;
   device_metrics.write(counted_before);
   const cuda::device_router device_router(input.model, plans.ref(), input.fill);
-  const logits_view<Logit> device_logits = {logits.get(), input.num_tokens, input.model.num_experts,
-                                            input.row_stride};
+  const logits_view<Logit> device_logits = view_of<Logit>(input, logits.get(), head.get());
   device::buffer<std::uint64_t> device_expert_counts(
       std::vector<std::uint64_t>(expert_counts.size(), 5));
   const routing_output<Id, Weight> device_output = {ids_out,

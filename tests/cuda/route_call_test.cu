@@ -58,6 +58,38 @@ TEST(route_call, every_type_of_ids_and_weights) {
   }
 }
 
+TEST(route_call, a_router_head_is_required_where_a_policy_has_one) {
+  const gating g = softmax_model(16, 4);
+  inputs::sequence from(31);
+  const inputs::distortion_tables tables(from, 16, 4);
+  distortion_ref model;
+  model.coefficients = tables.head_coefficients.data();
+  model.lambda = 0.03f;
+  model.head = tables.head_coefficients.data();
+  model.hidden_size = 1;
+  const router with(g, k_policy::min_distortion(model)), without(g, k_policy::fixed(2));
+  const device::buffer<float> logits(std::vector<float>(5 * 16, 0.5f));
+  device::buffer<std::int32_t> ids(20), counts(5);
+  device::buffer<float> weights(20);
+  const auto route = [&](cuda::plans_ref plans) {
+    return cuda::device_router(g, plans).route(
+        0, logits_view<float>{logits.get(), 5, 16},
+        routing_output<>{ids.get(), weights.get(), counts.get()}, nullptr, {}, nullptr);
+  };
+  cuda::device_plans plans;
+  ASSERT_TRUE(plans.upload(without, nullptr).ok());
+  const cuda::plans_ref before = plans.ref();
+  ASSERT_TRUE(route(before).ok());
+  EXPECT_EQ(counts.read(), std::vector<std::int32_t>(5, 2));
+  ASSERT_TRUE(plans.upload(with, nullptr).ok());
+  EXPECT_EQ(route(plans.ref()).field(), "logits.head");
+  // A launch that was made before, say of a captured graph, finds none: the most experts.
+  ASSERT_TRUE(route(before).ok());
+  EXPECT_EQ(counts.read(), std::vector<std::int32_t>(5, 4));
+  ASSERT_TRUE(plans.upload(without, nullptr).ok());
+  EXPECT_TRUE(route(plans.ref()).ok());
+}
+
 TEST(route_call, any_number_of_tokens) {
   for (const std::int64_t tokens : {0, 1, 2, 3, 31, 32, 33, 127, 129, 1000, 4096})
     for (const gating& g : {softmax_model(8, 2), softmax_model(128, 8), biased_model()})

@@ -50,7 +50,15 @@ void run_shapes(const std::vector<shape>& shapes, gating base, std::uint64_t see
       continue;
     const inputs::distortion_tables tables(from, g.num_experts, g.top_k);
     int index = 0;
-    for (checked::named_policy& named : checked::all_policies(from, g, tables)) {
+    std::vector<checked::named_policy> policies = checked::all_policies(from, g, tables);
+    distortion_ref head;
+    head.coefficients = tables.head_coefficients.data();
+    head.lambda = 0.03125f;
+    head.head = tables.head_coefficients.data();  // of which routing looks only whether it is there
+    head.hidden_size = 1;
+    for (const char* place : {"a head apart", "a head behind the logits"})
+      policies.push_back({place, k_policy::min_distortion(head)});
+    for (checked::named_policy& named : policies) {
       named.policy.mass_exponent = checked::mass_exponent_number(index++);
       SCOPED_TRACE("E " + std::to_string(g.num_experts) + ", K0 " + std::to_string(g.top_k) + ", " +
                    named.name);
@@ -59,7 +67,9 @@ void run_shapes(const std::vector<shape>& shapes, gating base, std::uint64_t see
       if (size == launch_size::many &&
           cuda::tier_for(cuda::warp_softmax_tiers{}, g.num_experts, g.top_k) >= 0)
         tokens += most_for_few;
-      batch<Logit> input = make_batch<Logit>(from, g, tokens, from.chance(2) ? 0 : from.below(4));
+      int gap = from.chance(2) ? 0 : from.below(4);
+      if (named.name == "a head behind the logits") gap = g.top_k - 1 + from.below(4);
+      batch<Logit> input = make_batch<Logit>(from, g, tokens, gap);
       input.multiprocessors = size == launch_size::many ? 1 : 0;
       input.policy = named.policy;
       if (from.chance(3)) checked::pick_super_experts(from, g.num_experts, input.policy);
@@ -69,6 +79,7 @@ void run_shapes(const std::vector<shape>& shapes, gating base, std::uint64_t see
       if (from.chance(3)) stretch(from, input);
       if (from.chance(3)) coarsen(from, input);
       if (from.chance(2)) spoil(from, input);
+      if (named.policy.distortion.head != nullptr) give_head(from, input);
       if (from.chance(3)) restrict_tokens(from, input);
       if (replays && from.chance(6)) dictate(from, input);
       expect_equal<std::int32_t, float>(input);

@@ -34,13 +34,20 @@ template <class Plan>
 std::array<plan_table, 0> tables_of(Plan&, const gating&) noexcept {
   return {};
 }
-/// Those of a calibrated policy.
+/// Those of a calibrated policy. A head is the engine's to multiply by, not a kernel's.
 inline std::array<plan_table, 3> tables_of(detail::k_plan& plan, const gating& model) noexcept {
   const auto experts = static_cast<std::size_t>(model.num_experts);
   distortion_ref& tables = plan.distortion;
   return {{{&tables.coefficients, distortion_ref::num_features, "distortion.coefficients"},
            {&tables.first_expert, experts, "distortion.first_expert"},
            {&tables.next_expert, experts, "distortion.next_expert"}}};
+}
+
+/// No pointer to the host's head goes to the device.
+template <class Plan>
+void forget_head(Plan&) noexcept {}
+inline void forget_head(detail::k_plan& plan) noexcept {
+  plan.distortion.head = nullptr;
 }
 
 /// What a device router reads. Only `basic_device_plans` makes one that is not empty, so that no
@@ -64,6 +71,8 @@ class basic_plans_ref {
   bool renormalizes() const noexcept { return renormalizes_; }
   /// Multiprocessors that launches may count on.
   int multiprocessors() const noexcept { return multiprocessors_; }
+  /// Whether a policy had a router head when `ref` was asked, so that launches must be given one.
+  bool reads_head() const noexcept { return reads_head_; }
 
  private:
   template <class>
@@ -75,6 +84,7 @@ class basic_plans_ref {
   gating_kind kind_ = gating_kind::softmax;
   bool renormalizes_ = false;
   int multiprocessors_ = 0;
+  bool reads_head_ = false;
 };
 
 /// Owns a router's policies on the device that was current at the first upload; `ref` is what a
@@ -139,6 +149,10 @@ class basic_device_plans {
     } else if (ref_.empty()) {  // the next upload may be of another shape
       (void)cudaFree(std::exchange(memory_, nullptr));
     }
+    if (result.ok()) {
+      ref_.reads_head_ = false;
+      for (const Plan& plan : plans) ref_.reads_head_ = ref_.reads_head_ || plan.reads_head();
+    }
     return result;
   }
 
@@ -165,6 +179,7 @@ class basic_device_plans {
     });
     if (has_tables) result = copy(tables.data(), tables.size(), at.tables(i), stream);
     if (result.ok()) result = copy(&moved, sizeof moved, i * sizeof moved, stream);
+    if (result.ok()) ref_.reads_head_ = ref_.reads_head_ || plan_of(from, i).reads_head();
     return result;
   }
 
@@ -244,9 +259,6 @@ class basic_device_plans {
 
   static status check_tables(Plan plan, const gating& model, std::size_t layer,
                              bool& has_tables) noexcept {
-    if (plan.reads_head())
-      return status::error(status_code::unsupported,
-                           "layer %zu: `distortion.head` is given, which no kernel reads", layer);
     for (const plan_table& table : tables_of(plan, model)) {
       if (*table.at == nullptr) continue;
       has_tables = true;
@@ -278,6 +290,7 @@ class basic_device_plans {
       *table.at = moved;
       offset += layout::whole_lines(bytes);
     }
+    forget_head(plan);
     return plan;
   }
 

@@ -39,7 +39,8 @@ __global__ void __launch_bounds__(threads_per_block, generic_gating_blocks_per_s
   const Plan& plan = *static_cast<const Plan*>(params.plan);
   const detail::token_route<max_top_k> route = detail::route_token<Score, Tier::rows, max_top_k>(
       tile, params.model, plan, params.routing_bias, limits_of(params, plan.limits, token),
-      params.chosen_counts != nullptr, device_row<Logit>{row, params.load_width}, replay);
+      params.chosen_counts != nullptr, device_row<Logit>{row, params.load_width}, replay,
+      device_head<Logit>(params, token));
 
   const bool padding = is_padding(params, token) || (replay.active() && replay.count() == 0);
   const int count = padding ? 0 : route.count;

@@ -377,6 +377,10 @@ class basic_device_router {
         detail::check_call(validity_, model_, plans_.num_layers(), layer, logits,
                            output.topk_ids != nullptr, output.topk_weights != nullptr, extras);
     if (!checked.ok()) return checked;
+    if (logits.num_tokens > 0) {
+      const status has_head = detail::check_head(model_, plans_.reads_head(), layer, logits);
+      if (!has_head.ok()) return has_head;
+    }
     if (output.weight_factors != nullptr)
       return status::error(status_code::unsupported,
                            "`output.weight_factors` is given, which the host alone writes");
@@ -384,6 +388,8 @@ class basic_device_router {
     params.logits = logits.data;
     params.num_tokens = logits.num_tokens;
     params.row_stride = logits.row_stride != 0 ? logits.row_stride : logits.num_experts;
+    params.head = logits.head;
+    params.head_stride = logits.head_stride != 0 ? logits.head_stride : model_.top_k - 1;
     params.load_width = load_width(logits.data, params.row_stride, logits.num_experts);
     params.model = model_;
     params.plan = plans_.data() + (plans_.num_layers() == 0 ? 0 : layer);

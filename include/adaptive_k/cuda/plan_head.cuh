@@ -67,7 +67,7 @@ __device__ ADAPTIVE_K_INLINE auto load_plan(const void* plan, const Head& head) 
     static_cast<detail::k_plan_head&>(made) = head;
     made.whole = from;
     std::memcpy(made.threshold, words, sizeof(float) * MaxTopK);
-    if (head.choice == detail::k_choice::distortion) made.distortion = from->distortion;
+    if (head.choice != detail::k_choice::thresholds) made.distortion = from->distortion;
     return made;
   } else {
     return head;

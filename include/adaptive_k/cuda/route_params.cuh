@@ -30,11 +30,13 @@ namespace cuda {
 
 /// Everything a launch needs; device pointers unless said otherwise. Passed by value.
 struct route_params {
-  const void* logits;       ///< [num_tokens, E] of the kernel's logit type
-  std::int64_t num_tokens;  ///< >= 1
-  std::int64_t row_stride;  ///< elements
-  int load_width;           ///< as device_row
-  int rounds;               ///< of a softmax_topk kernel's warp, 1 to its lanes
+  const void* logits;        ///< [num_tokens, E] of the kernel's logit type
+  std::int64_t num_tokens;   ///< >= 1
+  std::int64_t row_stride;   ///< elements
+  const void* head;          ///< [num_tokens, K0 - 1] of the same type, or null
+  std::int64_t head_stride;  ///< elements
+  int load_width;            ///< as device_row
+  int rounds;                ///< of a softmax_topk kernel's warp, 1 to its lanes
   bool stages_rows;     ///< rows follow one another from a 16-byte boundary, and pay to be staged
   bool plain;           ///< see is_plain; for the warp_per_token kernels
   int multiprocessors;  ///< host: that a launch may count on
@@ -84,6 +86,22 @@ __device__ ADAPTIVE_K_INLINE void store_id(void* base, std::int64_t at, id_type 
       break;
   }
 }
+
+/// One token's columns of a router head. Where a launch has none they are NaN, as policies that
+/// read them may be uploaded behind its capture: the token then gets the largest k.
+template <class Logit>
+struct device_head {
+  const Logit* columns;  ///< [K0 - 1], or null
+  /// Of the token.
+  __device__ ADAPTIVE_K_INLINE device_head(const route_params& params, std::int64_t token) noexcept
+      : columns(params.head != nullptr
+                    ? static_cast<const Logit*>(params.head) + token * params.head_stride
+                    : nullptr) {}
+  /// Column j.
+  __device__ ADAPTIVE_K_INLINE float operator()(int j) const noexcept {
+    return columns != nullptr ? to_float(columns[j]) : math::from_bits(0x7FC00000u);
+  }
+};
 
 /// One token's given experts, read from the launch's parameters.
 struct device_replay {

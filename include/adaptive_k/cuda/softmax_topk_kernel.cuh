@@ -61,9 +61,13 @@ __device__ ADAPTIVE_K_INLINE void decide(const route_params& params, const Head&
     const bool shadow = !Fixed && params.chosen_counts != nullptr;
     k_limits limits = plan.limits;
     if constexpr (!Fixed) limits = limits_of(params, plan.limits, token);
-    detail::finish_route<detail::softmax_score>(
-        model, plan, own.sums, limits, shadow ? top_k : detail::no_forced_k,
-        detail::loop_count<true, MaxTopK>{top_k}, ranked, route);
+    const detail::loop_count<true, MaxTopK> ranks = {top_k};
+    const device_head<Logit> columns(params, token);
+    if (plan.reads_head() && !(detail::head_defect<float>(columns, top_k, ranks) == 0.0f))
+      route.has_nonfinite = true;
+    detail::finish_route<detail::softmax_score>(model, plan, own.sums, limits,
+                                                shadow ? top_k : detail::no_forced_k, ranks, ranked,
+                                                route, columns);
     const bool padding = !Fixed && is_padding(params, token);
     count = padding ? 0 : route.count;
     store_token<Fixed>(params, token, padding, route, metrics);

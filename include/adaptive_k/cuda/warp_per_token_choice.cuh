@@ -65,6 +65,15 @@ struct lane_rank {
   }
 };
 
+/// A head's columns, column j in lane j.
+struct lane_columns {
+  float own;  ///< of this lane
+  /// Column j, in every lane.
+  __device__ ADAPTIVE_K_INLINE float operator()(int j) const noexcept {
+    return warp::of_lane(own, j);
+  }
+};
+
 /// One rank as `is_enough` sees a token; its j is the lane.
 struct lane_token {
   using real = float;     ///< as ranked_token
@@ -109,6 +118,14 @@ __device__ ADAPTIVE_K_INLINE int first_k_met(const detail::k_plan_head& plan, fl
                         limits);
 }
 
+/// The largest k of those that `counts` and cost least, each in lane k - 1; else `otherwise`.
+__device__ ADAPTIVE_K_INLINE int cheapest_lane(float cost, bool counts, int otherwise) noexcept {
+  const std::uint32_t order = counts ? ~detail::order_key(cost) : 0u;
+  const std::uint32_t best = warp::largest(order);
+  const unsigned at = warp::lanes_where(counts && order == best);
+  return at != 0 ? 32 - __clz(static_cast<int>(at)) : otherwise;
+}
+
 /// As core's least_cost_k, the cost of k by lane k - 1.
 template <int MaxTopK>
 __device__ ADAPTIVE_K_INLINE int least_cost_k(const distortion_ref& model, float mass_exponent,
@@ -144,11 +161,28 @@ __device__ ADAPTIVE_K_INLINE int least_cost_k(const distortion_ref& model, float
     cost = math::fma(
         detail::distortion(model, mass_exponent, terms, split, lane, num_experts, first, next),
         model.sensitivity, cost);
-  const bool counts = k >= limits.k_min && k <= limits.k_max && cost == cost;
-  const std::uint32_t order = counts ? ~detail::order_key(cost) : 0u;
-  const std::uint32_t best = warp::largest(order);
-  const unsigned at = warp::lanes_where(counts && order == best);
-  return at != 0 ? 32 - __clz(static_cast<int>(at)) : limits.k_max;
+  return cheapest_lane(cost, k >= limits.k_min && k <= limits.k_max && cost == cost, limits.k_max);
+}
+
+/// As core's least_head_cost_k; `column` is the head's column k - 1 in lane k - 1.
+template <int MaxTopK>
+__device__ ADAPTIVE_K_INLINE int least_head_cost_k(const distortion_ref& model, int lane,
+                                                   const lane_rank& rank, float column, int top_k,
+                                                   k_limits limits) noexcept {
+  const int k = lane + 1;
+  if (warp::any(k < top_k && !(math::abs(column) < math::infinity))) return limits.k_max;
+  const float inverse_mass = math::divide(1.0f, rank.total);
+  float mass = 0.0f;
+  float dropped_mass = 0.0f;
+  warp::while_true<MaxTopK - 1>([&](auto i) {  // all: past K0 they add 0
+    constexpr int j = MaxTopK - 1 - i;
+    mass = math::fma(warp::of_lane<j>(rank.score), inverse_mass, mass);
+    dropped_mass = lane < j ? mass : dropped_mass;
+    return true;
+  });
+  float cost = model.lambda * static_cast<float>(k);
+  if (k < top_k) cost = detail::head_cost(model, dropped_mass, column, k);
+  return cheapest_lane(cost, k >= limits.k_min && k <= limits.k_max && k <= top_k, limits.k_max);
 }
 
 /// As core's least_k_with: the last lane whose expert is on the list, and the lanes before it.
@@ -176,14 +210,15 @@ struct loaded_plan {
       : head(*static_cast<const Plan*>(plan)) {}
   /// How many experts the token gets, within its limits.
   template <int MaxTopK>
-  __device__ ADAPTIVE_K_INLINE int choose_k(int, const lane_rank& rank, int top_k, int num_experts,
-                                            k_limits limits, float signal,
+  __device__ ADAPTIVE_K_INLINE int choose_k(int, const lane_rank& rank, float column, int top_k,
+                                            int num_experts, k_limits limits, float signal,
                                             float topk_share) const noexcept {
     using ranks = detail::loop_count<true, MaxTopK>;
     const detail::ranked_experts<MaxTopK> ranked = rank.template gather<MaxTopK>();
-    return detail::choose_k(head,
-                            ranked_token<MaxTopK, float, ranks>{
-                                ranked, {top_k}, top_k, num_experts, limits, signal, topk_share});
+    const lane_columns columns = {column};
+    return detail::choose_k(
+        head, ranked_token<MaxTopK, float, ranks, lane_columns>{
+                  ranked, {top_k}, top_k, num_experts, limits, signal, topk_share, columns});
   }
 };
 /// Of a built-in one its head, and a threshold a lane.
@@ -220,9 +255,11 @@ struct loaded_plan<detail::k_plan> {
   }
   /// How many experts the token gets, within its limits.
   template <int MaxTopK>
-  __device__ ADAPTIVE_K_INLINE int choose_k(int lane, const lane_rank& rank, int top_k,
-                                            int num_experts, k_limits limits, float signal,
-                                            float topk_share) const noexcept {
+  __device__ ADAPTIVE_K_INLINE int choose_k(int lane, const lane_rank& rank, float column,
+                                            int top_k, int num_experts, k_limits limits,
+                                            float signal, float topk_share) const noexcept {
+    if (head.choice == detail::k_choice::head)
+      return least_head_cost_k<MaxTopK>(plan->distortion, lane, rank, column, top_k, limits);
     if (head.choice == detail::k_choice::distortion)
       return least_cost_k<MaxTopK>(plan->distortion, head.mass_exponent, lane, rank, top_k,
                                    num_experts, topk_share, limits);
@@ -240,13 +277,13 @@ struct warp_choice {
   float weight;  ///< of this lane's rank
 };
 
-/// As core's finish_route. `rank` has expert, score and log_score, and is completed. `relative`:
-/// scores are relative to the row's largest logit.
+/// As core's finish_route. `rank` has expert, score and log_score, and is completed. `column` is
+/// the lane's of a router head. `relative`: scores are relative to the row's largest logit.
 template <int MaxTopK, class Gating, class Plan>
 __device__ ADAPTIVE_K_INLINE warp_choice finish_warp(const Gating& model, bool relative,
                                                      const loaded_plan<Plan>& plan, int lane,
                                                      const detail::score_sums<>& sums,
-                                                     k_limits limits, bool shadow,
+                                                     k_limits limits, bool shadow, float column,
                                                      lane_rank& rank) noexcept {
   const auto& head = plan.head;
   const int top_k = model.top_k;
@@ -281,8 +318,8 @@ __device__ ADAPTIVE_K_INLINE warp_choice finish_warp(const Gating& model, bool r
                                        rank.gather_scores<MaxTopK>(),
                                        detail::loop_count<true, MaxTopK>{top_k});
   }
-  made.chosen = plan.template choose_k<MaxTopK>(lane, rank, top_k, model.num_experts, limits,
-                                                made.signal, topk_share);
+  made.chosen = plan.template choose_k<MaxTopK>(lane, rank, column, top_k, model.num_experts,
+                                                limits, made.signal, topk_share);
   const int least = plan.least_k(lane, rank, top_k);
   made.raised = least > made.chosen ? 1 : 0;
   made.outside = plan.outside(rank, made.signal);

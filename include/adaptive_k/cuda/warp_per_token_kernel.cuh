@@ -31,11 +31,12 @@ __device__ ADAPTIVE_K_INLINE bool has_nonfinite(const warp_row<Rows>& row, int l
   return warp::any(odd);
 }
 
-/// Writes what a token gets, under any call.
+/// Writes what a token gets, under any call. `odd_head`: this lane's column of the head, where the
+/// plan reads one, is NaN or infinite.
 template <int Rows>
 __device__ ADAPTIVE_K_INLINE void store_warp(const route_params& params, std::int64_t token,
                                              int lane, const warp_ranking<Rows>& ranking,
-                                             const warp_choice& choice,
+                                             const warp_choice& choice, bool odd_head,
                                              block_metrics& metrics) noexcept {
   const int top_k = params.model.top_k;
   const bool padding = is_padding(params, token);
@@ -49,7 +50,8 @@ __device__ ADAPTIVE_K_INLINE void store_warp(const route_params& params, std::in
   route.outside = choice.outside;
   route.signal = choice.signal;
   route.has_nonfinite =
-      metrics.counts() && has_nonfinite(ranking.given, lane, params.model.num_experts);
+      metrics.counts() &&
+      (has_nonfinite(ranking.given, lane, params.model.num_experts) || warp::any(odd_head));
   if (lane < top_k) {
     const bool kept = lane < count;
     store_id(params.topk_ids, token * top_k + lane, params.ids, kept ? expert : filler);
@@ -64,7 +66,7 @@ __device__ ADAPTIVE_K_INLINE void store_warp(const route_params& params, std::in
 template <int Rows>
 __device__ ADAPTIVE_K_INLINE void store_plain(const route_params& params, int token, int lane,
                                               const warp_ranking<Rows>& ranking,
-                                              const warp_choice& choice,
+                                              const warp_choice& choice, bool odd_head,
                                               block_metrics& metrics) noexcept {
   const int top_k = params.model.top_k;
   const int expert = ranking.rank.expert;
@@ -82,7 +84,8 @@ __device__ ADAPTIVE_K_INLINE void store_plain(const route_params& params, int to
     if (params.signal != nullptr) params.signal[token] = choice.signal;
   }
   if (!metrics.counts()) return;
-  const bool odd = has_nonfinite(ranking.given, lane, params.model.num_experts);
+  const bool odd =
+      has_nonfinite(ranking.given, lane, params.model.num_experts) || warp::any(odd_head);
   if (kept) metrics.add_expert(expert);
   if (lane == 0) metrics.add_token(false, choice.count, choice.signal, odd);
   if (lane == 0 && (choice.raised | choice.outside) != 0)
@@ -104,22 +107,27 @@ __global__ void __launch_bounds__(threads_per_block, 5)
     const loaded_plan<Plan> plan(params.plan, lane);
     const Logit* const row =
         static_cast<const Logit*>(params.logits) + token * static_cast<int>(params.row_stride);
+    const bool has_column = lane + 1 < params.model.top_k;
+    float column = math::from_bits(0x7FC00000u);  // where a launch has none, as device_head
+    if (params.head != nullptr && has_column) column = device_head<Logit>(params, token)(lane);
     warp_ranking<Tier::rows> ranking;
     const auto finish = [&](const auto& model, bool relative) {
       if (params.plain && plan.compares_entropy()) {
         const warp_choice choice =
             finish_by_entropy<max_top_k>(model, relative, plan, lane, ranking.sums, ranking.rank);
-        store_plain(params, token, lane, ranking, choice, metrics);
+        store_plain(params, token, lane, ranking, choice, false, metrics);
         return;
       }
+      const bool odd_head =
+          plan.head.reads_head() && has_column && !(math::abs(column) < math::infinity);
       const warp_choice choice = finish_warp<max_top_k>(
           model, relative, plan, lane, ranking.sums,
           params.plain ? plan.head.limits : limits_of(params, plan.head.limits, token),
-          params.chosen_counts != nullptr, ranking.rank);
+          params.chosen_counts != nullptr, column, ranking.rank);
       if (params.plain)
-        store_plain(params, token, lane, ranking, choice, metrics);
+        store_plain(params, token, lane, ranking, choice, odd_head, metrics);
       else
-        store_warp(params, token, lane, ranking, choice, metrics);
+        store_warp(params, token, lane, ranking, choice, odd_head, metrics);
     };
     if constexpr (std::is_same_v<Score, detail::softmax_score>) {
       rank_by_logit<Tier>(row, params.model, lane, ranking);
