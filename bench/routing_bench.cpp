@@ -39,6 +39,75 @@ adaptive_k::k_policy policy_of(shape s, const std::vector<float>& logits, std::i
   return adaptive_k::k_policy::entropy({s.top_k / 2, s.top_k}, {entropies[128]});
 }
 
+void count_tokens(benchmark::State& state, std::int64_t tokens) {
+  state.counters["time/token"] = benchmark::Counter(
+      static_cast<double>(tokens),
+      benchmark::Counter::kIsIterationInvariantRate | benchmark::Counter::kInvert);
+}
+
+/// What predicts a distortion: tables by expert, or a router head; numbers at random, which cost
+/// what fitted ones do.
+struct prediction {
+  shape s;
+  bool has_head;
+  std::vector<float> coefficients, first_expert, next_expert;
+  std::vector<float> columns;  ///< [tokens, top_k - 1]
+
+  prediction(shape of, std::int64_t tokens, bool with_head) : s(of), has_head(with_head) {
+    const auto rows = static_cast<std::size_t>(s.top_k - 1);
+    for (std::size_t k = 0; k < rows; ++k)
+      for (const float c :
+           {-1.0f, has_head ? 1.0f : 0.3f, has_head ? 0.0f : 0.7f, 0.0f, has_head ? 0.0f : 0.1f})
+        coefficients.push_back(c);
+    const auto table = [](std::size_t size, std::uint64_t seed) {
+      std::vector<float> made = random_logits(size, seed);
+      for (float& value : made) value *= 0.125f;
+      return made;
+    };
+    first_expert = table(rows * static_cast<std::size_t>(s.num_experts), 1);
+    next_expert = table(rows * static_cast<std::size_t>(s.num_experts), 2);
+    columns = table(rows * static_cast<std::size_t>(tokens), 3);
+  }
+
+  adaptive_k::k_policy policy() const {
+    adaptive_k::distortion_ref model;
+    model.coefficients = coefficients.data();
+    model.lambda = 0.02f;
+    if (has_head) {
+      model.head = columns.data();  // the engine's, not read here
+      model.hidden_size = 1;
+    } else {
+      model.first_expert = first_expert.data();
+      model.next_expert = next_expert.data();
+    }
+    adaptive_k::k_policy made = adaptive_k::k_policy::min_distortion(model);
+    made.mass_exponent = 0.5f;
+    return made;
+  }
+};
+
+/// The distortion rule in place of the entropy thresholds: float logits, the best instructions.
+void route_by_distortion(benchmark::State& state, bool has_head, std::int64_t tokens, shape s) {
+  batch b(tokens, s);
+  const prediction predicted(s, tokens, has_head);
+  const adaptive_k::router router(gating_of(s), predicted.policy());
+  const adaptive_k::routing_output<> output = {b.ids.data(), b.weights.data(), b.counts.data(),
+                                               b.signal.data()};
+  adaptive_k::routing_metrics metrics;
+  std::size_t turn = 0;
+  for (auto _ : state) {
+    const float* logits = b.logits[turn++ % b.logits.size()].data();
+    const adaptive_k::logits_view<float> view = {logits, tokens, s.num_experts, 0,
+                                                 has_head ? predicted.columns.data() : nullptr};
+    const adaptive_k::status result = router.route(0, view, output, &metrics);
+    if (!result.ok()) state.SkipWithError(result.message());
+    benchmark::DoNotOptimize(b.ids.data());
+    benchmark::ClobberMemory();
+  }
+  count_tokens(state, tokens);
+  state.counters["mean_k"] = metrics.mean_k();
+}
+
 template <class Logit>
 std::vector<std::vector<Logit>> converted(const std::vector<std::vector<float>>& inputs) {
   std::vector<std::vector<Logit>> made;
@@ -47,12 +116,6 @@ std::vector<std::vector<Logit>> converted(const std::vector<std::vector<float>>&
     for (const float logit : input) made.back().push_back(adaptive_k::from_float<Logit>(logit));
   }
   return made;
-}
-
-void count_tokens(benchmark::State& state, std::int64_t tokens) {
-  state.counters["time/token"] = benchmark::Counter(
-      static_cast<double>(tokens),
-      benchmark::Counter::kIsIterationInvariantRate | benchmark::Counter::kInvert);
 }
 
 template <class Logit>
@@ -134,6 +197,11 @@ void add_all(std::int64_t tokens, shape s) {
   add_adaptive_k<float>("route/adaptive_k/f32" + at, instruction_set::best, tokens, s);
   add_adaptive_k<adaptive_k::bfloat16>("route/adaptive_k/bf16" + at, instruction_set::best, tokens,
                                        s);
+  for (const bool has_head : {false, true})
+    benchmark::RegisterBenchmark(
+        ((has_head ? "route/adaptive_k_head/f32" : "route/adaptive_k_tables/f32") + at).c_str(),
+        [=](benchmark::State& state) { route_by_distortion(state, has_head, tokens, s); })
+        ->UseRealTime();
   add_adaptive_k<float>("route/adaptive_k_avx2/f32" + at, instruction_set::avx2, tokens, s);
   add_adaptive_k<float>("route/adaptive_k_scalar/f32" + at, instruction_set::scalar, tokens, s);
   if (tokens == 4096)

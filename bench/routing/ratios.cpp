@@ -23,9 +23,14 @@ void ratio_reporter::ReportRuns(const std::vector<Run>& runs) {
 }
 
 void ratio_reporter::print_ratios() const {
-  static constexpr const char* baselines[] = {
-      "scalar/f32",          "ggml_chain/f32",           "adaptive_k_scalar/f32",
-      "adaptive_k_avx2/f32", "adaptive_k_2_threads/f32", "adaptive_k/bf16"};
+  static constexpr const char* baselines[] = {"scalar/f32",
+                                              "ggml_chain/f32",
+                                              "adaptive_k_scalar/f32",
+                                              "adaptive_k_avx2/f32",
+                                              "adaptive_k_2_threads/f32",
+                                              "adaptive_k/bf16",
+                                              "adaptive_k_tables/f32",
+                                              "adaptive_k_head/f32"};
   const bool for_people = dynamic_cast<benchmark::ConsoleReporter*>(shown_) != nullptr;
   std::FILE* const to = for_people ? stdout : stderr;
   fmt::print(to,

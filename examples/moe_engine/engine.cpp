@@ -85,7 +85,9 @@ void engine::run_layers(std::int64_t num_tokens, const Attend& attend, const rou
       const auto begin_moe = clock_type::now();
       l.moe->forward(l.moe_index, p.normed.data(), num_tokens, route, p.update.data(), p.workspace);
       moe_seconds += seconds_since(begin_moe);
-      if (observe) l.moe->show(l.moe_index, p.residual.data(), num_tokens, p.workspace, observe);
+      if (observe)
+        l.moe->show(l.moe_index, p.normed.data(), p.residual.data(), num_tokens, p.workspace,
+                    observe);
     } else {
       l.dense->forward(p.normed.data(), num_tokens, p.update.data());
     }
@@ -120,6 +122,10 @@ void engine::forward(const std::int32_t* tokens, int num_sequences, int length,
 }
 
 bool engine::extends_texts() noexcept {
+  return true;
+}
+
+bool engine::takes_router_heads() noexcept {
   return true;
 }
 

@@ -61,6 +61,8 @@ class engine {
 
   /// Whether `extend` is there: other engines that stand in for this one may have none.
   static bool extends_texts() noexcept;
+  /// Whether `forward` shows the routers' inputs and multiplies them by a policy's router head.
+  static bool takes_router_heads() noexcept;
 
   /// Reads the next `counts[s]` tokens, 0 or more, of every text s of `cache`, which it extends by
   /// them: tokens, text after text [sum of counts] -> logits [sum of counts, vocab_size]. How a

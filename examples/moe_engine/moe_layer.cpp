@@ -37,11 +37,12 @@ void fill_random(std::vector<float>& values, double variance, std::uint64_t seed
 }  // namespace
 
 route_function route_with(const adaptive_k::router& router, adaptive_k::routing_metrics* metrics) {
-  return [router, metrics](int layer, const adaptive_k::logits_view<float>& logits,
-                           const adaptive_k::routing_output<>& output,
-                           const adaptive_k::routing_extras& extras) {
-    return router.route(layer, logits, output, metrics, extras);
-  };
+  return {[router, metrics](int layer, const adaptive_k::logits_view<float>& logits,
+                            const adaptive_k::routing_output<>& output,
+                            const adaptive_k::routing_extras& extras) {
+            return router.route(layer, logits, output, metrics, extras);
+          },
+          router};
 }
 
 moe_layer::moe_layer(int hidden_size, int intermediate_size, const adaptive_k::gating& gating)
@@ -127,14 +128,40 @@ void moe_layer::choose(int layer, const float* x, std::int64_t num_tokens,
     router_.multiply(x + begin * hidden_size_, end - begin,
                      work.logits.data() + begin * gating_.num_experts);
   });
+  adaptive_k::logits_view<float> logits = {work.logits.data(), num_tokens, gating_.num_experts};
+  if (const adaptive_k::distortion_ref* policy = route.head(layer)) {
+    multiply_head(layer, x, num_tokens, *policy, work);
+    logits.head = work.head.data();
+  }
   adaptive_k::routing_extras extras;
   if (!bias_.empty()) extras.routing_bias = bias_.data();
   const adaptive_k::status status =
-      route(layer, {work.logits.data(), num_tokens, gating_.num_experts},
-            {work.ids.data(), work.weights.data(), work.counts.data()}, extras);
+      route(layer, logits, {work.ids.data(), work.weights.data(), work.counts.data()}, extras);
   if (!status.ok()) {
     throw std::runtime_error("routing of layer " + std::to_string(layer) + ": " + status.message());
   }
+}
+
+// Apart from the router's own product, whose bits must not depend on the policy; an engine for
+// which speed counts appends the rows to the router's matrix.
+void moe_layer::multiply_head(int layer, const float* x, std::int64_t num_tokens,
+                              const adaptive_k::distortion_ref& policy, moe_workspace& work) const {
+  if (policy.hidden_size != hidden_size_)
+    throw std::runtime_error("routing of layer " + std::to_string(layer) +
+                             ": the policy's router head is for a hidden size of " +
+                             std::to_string(policy.hidden_size) + ", expected the model's, " +
+                             std::to_string(hidden_size_));
+  const int columns = gating_.top_k - 1;
+  work.head.resize(static_cast<std::size_t>(num_tokens * columns));
+  parallel_ranges(num_tokens, row_block, [&](std::int64_t first, std::int64_t last) {
+    for (std::int64_t t = first; t < last; ++t) {
+      const const_float_array input(x + t * hidden_size_, hidden_size_);
+      for (int j = 0; j < columns; ++j)
+        work.head[static_cast<std::size_t>(t * columns + j)] =
+            (input * const_float_array(policy.head + std::int64_t{j} * hidden_size_, hidden_size_))
+                .sum();
+    }
+  });
 }
 
 // A counting sort: an expert's tokens become consecutive rows. What was dropped has no row.
@@ -283,7 +310,7 @@ void moe_layer::add_shared(const float* x, std::int64_t num_tokens, moe_workspac
   }
 }
 
-void moe_layer::show(int layer, const float* residual, std::int64_t num_tokens,
+void moe_layer::show(int layer, const float* x, const float* residual, std::int64_t num_tokens,
                      const moe_workspace& work, const observe_function& observe) const {
   const std::int64_t top_k = gating_.top_k;
   const auto num_rows = static_cast<std::int64_t>(work.tokens.size());
@@ -314,7 +341,7 @@ void moe_layer::show(int layer, const float* residual, std::int64_t num_tokens,
     }
     observe({layer, count, gating_.top_k, hidden_size_,
              work.logits.data() + first * gating_.num_experts, added_to, outputs.data(),
-             bias_.empty() ? nullptr : bias_.data()});
+             bias_.empty() ? nullptr : bias_.data(), x + first * hidden_size_});
   }
 }
 

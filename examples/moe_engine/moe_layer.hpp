@@ -7,6 +7,8 @@
 #include <cstdint>
 #include <functional>
 #include <optional>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "dense.hpp"
@@ -17,10 +19,37 @@ namespace moe_engine {
 /// Chooses experts: called once per MoE layer and forward pass, with the layer's router logits
 /// [T, E]; must fill `topk_ids` [T, K0], `topk_weights` [T, K0] and `topk_counts` [T] (`signal` is
 /// null). Slots past k_t are not read. `extras` holds the layer's selection bias where the model
-/// has one. A refusal ends the forward pass with an exception that holds its message.
-using route_function = std::function<adaptive_k::status(
-    int layer, const adaptive_k::logits_view<float>& logits,
-    const adaptive_k::routing_output<>& output, const adaptive_k::routing_extras& extras)>;
+/// has one. A refusal ends the forward pass with an exception that holds its message. Any callable
+/// of these arguments is one.
+class route_function {
+ public:
+  template <class Route,
+            std::enable_if_t<!std::is_same_v<std::decay_t<Route>, route_function>, int> = 0>
+  // NOLINTNEXTLINE(google-explicit-constructor): as std::function
+  route_function(Route route) : route_(std::move(route)) {}
+  /// `route` reads the heads of the policies of `heads`, of which a copy is kept.
+  template <class Route>
+  route_function(Route route, const adaptive_k::router& heads)
+      : route_(std::move(route)), heads_(heads) {}
+
+  adaptive_k::status operator()(int layer, const adaptive_k::logits_view<float>& logits,
+                                const adaptive_k::routing_output<>& output,
+                                const adaptive_k::routing_extras& extras) const {
+    return route_(layer, logits, output, extras);
+  }
+  /// The layer's policy where it has a router head: `logits.head` must then be given, the product
+  /// of the router's input and `head`. Else null.
+  const adaptive_k::distortion_ref* head(int layer) const {
+    return heads_ && heads_->reads_head(layer) ? &heads_->policy(layer).distortion : nullptr;
+  }
+
+ private:
+  std::function<adaptive_k::status(int, const adaptive_k::logits_view<float>&,
+                                   const adaptive_k::routing_output<>&,
+                                   const adaptive_k::routing_extras&)>
+      route_;
+  std::optional<adaptive_k::router> heads_;
+};
 
 /// The usual choice: `router.route`, adding to `metrics` where given, which must outlive the
 /// result.
@@ -38,6 +67,7 @@ struct expert_outputs {
                                     ///< the shared experts' output is in it
   const float* outputs = nullptr;   ///< [num_tokens, K0, H], each expert's own, before its weight
   const float* routing_bias = nullptr;  ///< [E], null where the model has none
+  const float* input = nullptr;  ///< [num_tokens, H], what the router's matrix multiplies, or null
 };
 
 /// Sees every MoE layer of a forward pass, block of tokens after block of tokens, in their order.
@@ -48,6 +78,7 @@ using observe_function = std::function<void(const expert_outputs& block)>;
 /// thread that calls `moe_layer::forward`; any layer may use it. R is the sum of k_t.
 struct moe_workspace {
   std::vector<float> logits;          // [T, E]
+  std::vector<float> head;            // [T, K0 - 1], where a router head is asked for
   std::vector<std::int32_t> ids;      // [T, K0]
   std::vector<float> weights;         // [T, K0]
   std::vector<std::int32_t> counts;   // [T], k_t
@@ -93,8 +124,8 @@ class moe_layer {
   void forward(int layer, const float* x, std::int64_t num_tokens, const route_function& route,
                float* output, moe_workspace& workspace) const;
 
-  /// Shows what the last `forward` with this workspace computed. residual [T, H].
-  void show(int layer, const float* residual, std::int64_t num_tokens,
+  /// Shows what the last `forward` of `x` with this workspace computed. residual [T, H].
+  void show(int layer, const float* x, const float* residual, std::int64_t num_tokens,
             const moe_workspace& workspace, const observe_function& observe) const;
 
  private:
@@ -107,6 +138,8 @@ class moe_layer {
 
   void choose(int layer, const float* x, std::int64_t num_tokens, const route_function& route,
               moe_workspace& work) const;
+  void multiply_head(int layer, const float* x, std::int64_t num_tokens,
+                     const adaptive_k::distortion_ref& policy, moe_workspace& work) const;
   void group_by_expert(int layer, std::int64_t num_tokens, moe_workspace& work) const;
   void run_experts(const float* x, moe_workspace& work) const;
   void gather(int expert, const float* x, moe_workspace& work) const;

@@ -225,6 +225,58 @@ TEST(psi, needs_no_tables_and_has_the_scale_of_the_distortions) {
   EXPECT_NEAR(predicted / truth, 1.0, 1e-4);
 }
 
+TEST(head, predicts_what_the_logits_do_not_tell) {
+  toy_model model(13, 5, {1.0, 1.0});
+  model.give_inputs();
+  const toy_text text;
+  const calibration_runner runner(adaptive_k::bind_source(model, text, "toy"));
+  adaptive_k::study_options options = small_options();
+  EXPECT_FALSE(calibration_study(runner, options).can_set(calibration_rule::head));
+  options.head = true;
+  const calibration_study study(runner, options);
+  const auto set = study.policies(calibration_rule::head, 3.0, 0.5);
+  for (const adaptive_k::k_policy& layer : set.layers) {
+    EXPECT_EQ(layer.distortion.first_expert, nullptr);
+    EXPECT_EQ(layer.distortion.hidden_size, toy_model::hidden);
+    // d is relative to |h + y|^2, whose logarithm is the first input; the others are noise.
+    for (int j = 0; j < 4; ++j) {
+      EXPECT_NEAR(layer.distortion.head[j * toy_model::hidden], -1.0f, 0.25f);
+      for (int c = 1; c < toy_model::hidden; ++c)
+        EXPECT_NEAR(layer.distortion.head[j * toy_model::hidden + c], 0.0f, 0.2f);
+    }
+  }
+  const auto& texts = study.choice_texts();
+  const auto own = study.measure(calibration_rule::head, 3.0, 0.5, texts);
+  EXPECT_NEAR(own.mean_k(), 3.0, 0.1);
+  const auto fixed = study.measure(calibration_rule::fixed, 3.0, 0.5, texts);
+  const auto gain = adaptive_k::kl_difference(own, &fixed);
+  EXPECT_LT(gain.value + 2.0 * gain.se, 0.0);
+  const adaptive_k::layer_record& record = study.records()[0];
+  const auto squared_error = [&](const adaptive_k::distortion_tables& fit) {
+    double sum = 0.0;
+    for (std::int64_t t = 0; t < record.num_tokens(); ++t)
+      for (int k = 1; k < 5; ++k) {
+        const double predicted = adaptive_k::predicted_distortion(fit, record, t, k, 0.5);
+        sum += std::pow(std::log(predicted / record.distortion(t, k, 0.5)), 2.0);
+      }
+    return sum;
+  };
+  EXPECT_LT(squared_error(adaptive_k::fit_head(record, 0.5)),
+            0.9 * squared_error(adaptive_k::fit_psi(record, 0.5)));
+  const auto oracle = study.measure(calibration_rule::oracle, 3.0, 0.5, texts);
+  EXPECT_GT(own.mean_kl(), oracle.mean_kl());
+  EXPECT_EQ(study.frontier({calibration_rule::head}, {3.0}, texts).size(), 1u);
+
+  toy_model silent(13, 5, {1.0, 1.0});
+  const calibration_runner without(adaptive_k::bind_source(silent, text, "toy"));
+  EXPECT_THROW(calibration_study(without, options), std::runtime_error);
+  EXPECT_THROW(without.run(set, {0, 2}), std::runtime_error) << "the columns are missing";
+  calibrator search{adaptive_k::target_savings(0.4)};
+  search.rules = {calibration_rule::head};
+  search.options = small_options();
+  EXPECT_THROW((void)search.calibrate(model, text), std::runtime_error);
+}
+
 TEST(nonnegative_least_squares, meets_the_conditions_of_its_minimum) {
   inputs::sequence numbers(5);
   Eigen::MatrixXd a(40, 6);
@@ -281,7 +333,7 @@ TEST(calibrator, gives_the_whole_frontier_where_asked) {
   EXPECT_TRUE(search.calibrate(model, toy_text()).frontier.empty());
   search.frontier_mean_ks = {2.0, 3.0};
   const auto result = search.calibrate(model, toy_text());
-  ASSERT_EQ(result.frontier.size(), 2 * std::size(adaptive_k::all_calibration_rules));
+  ASSERT_EQ(result.frontier.size(), 2 * (std::size(adaptive_k::all_calibration_rules) - 1));
   for (const auto& point : result.frontier) {
     EXPECT_EQ(point.split, "calibration");
     EXPECT_NEAR(point.outcome.mean_k(), point.target_mean_k, 0.1)

@@ -53,6 +53,9 @@ class toy_model {
     return largest;
   }
 
+  /// The router's inputs, whose first number is ln |h + y_K0|^2: what no logit tells.
+  void give_inputs() { gives_inputs_ = true; }
+
   const adaptive_k::gating& router_gating() const { return gating_; }
   int num_layers() const { return static_cast<int>(weights_.size()); }
   int window_length(const toy_text&) const { return length; }
@@ -94,27 +97,51 @@ class toy_model {
       for (int e = 0; e < experts; ++e) logits.push_back(sure * uniform(numbers));
       for (int c = 0; c < hidden; ++c) residual.push_back(2.0f * uniform(numbers));
     }
-    const adaptive_k::logits_view<float> view = {logits.data(), length, experts};
+    adaptive_k::logits_view<float> view = {logits.data(), length, experts};
     adaptive_k::routing_extras extras;
     if (!bias_.empty()) extras.routing_bias = bias_.data();
     const auto full =
         adaptive_k::router(gating_, adaptive_k::k_policy::full()).route(0, view, nullptr, extras);
+    const auto output = [&](int id, int c) {
+      return experts_[static_cast<std::size_t>((layer * experts + id) * hidden + c)];
+    };
+    std::vector<float> input, columns;
+    for (int t = 0; gives_inputs_ && t < length; ++t) {
+      double norm = 0.0;
+      for (int c = 0; c < hidden; ++c) {
+        double y = static_cast<double>(residual[static_cast<std::size_t>(t * hidden + c)]);
+        for (auto at = static_cast<std::size_t>(t * top_k);
+             at < static_cast<std::size_t>((t + 1) * top_k); ++at)
+          y += static_cast<double>(full.topk_weights[at] * output(full.topk_ids[at], c));
+        norm += y * y;
+      }
+      input.push_back(static_cast<float>(std::log(norm)));
+      for (int c = 1; c < hidden; ++c) input.push_back(uniform(numbers));
+    }
+    if (gives_inputs_ && route.heads() != nullptr && route.heads()->reads_head(layer)) {
+      const adaptive_k::distortion_ref& policy = route.heads()->policy(layer).distortion;
+      for (int t = 0; t < length; ++t)
+        for (int j = 0; j < top_k - 1; ++j) {
+          columns.push_back(0.0f);
+          for (int c = 0; c < hidden; ++c)
+            columns.back() +=
+                policy.head[j * hidden + c] * input[static_cast<std::size_t>(t * hidden + c)];
+        }
+      view.head = columns.data();
+    }
     std::vector<std::int32_t> ids(full.topk_ids), counts(length);
     std::vector<float> w(full.topk_weights);
     const auto result = bias_.empty()
                             ? route(layer, view, {ids.data(), w.data(), counts.data()})
                             : route(layer, view, {ids.data(), w.data(), counts.data()}, extras);
     if (!result.ok()) throw std::runtime_error(result.message());
-    const auto output = [&](int id, int c) {
-      return experts_[static_cast<std::size_t>((layer * experts + id) * hidden + c)];
-    };
     if (observe) {
       std::vector<float> outputs;
       for (int i = 0; i < length * top_k; ++i)
         for (int c = 0; c < hidden; ++c)
           outputs.push_back(output(full.topk_ids[static_cast<std::size_t>(i)], c));
       observe({layer, length, hidden, logits.data(), residual.data(), outputs.data(),
-               extras.routing_bias});
+               extras.routing_bias, gives_inputs_ ? input.data() : nullptr});
     }
     double mean = 0.0;
     for (int t = 0; t < length; ++t) {
@@ -139,6 +166,7 @@ class toy_model {
   adaptive_k::gating gating_;
   std::vector<double> weights_;
   double spread_;
+  bool gives_inputs_ = false;
   std::vector<float> experts_;
   std::vector<float> bias_;
 };

@@ -315,6 +315,57 @@ TEST_F(wide_layer, refuses_impossible_choices) {
   }
 }
 
+TEST(router_head, is_multiplied_by_what_the_router_gets) {
+  adaptive_k::gating gating;
+  gating.num_experts = 6;
+  gating.top_k = 3;
+  const auto layer = moe_engine::moe_layer::random(64, 32, gating, 5);
+  std::vector<float> x(70 * 64), head(2 * 64), coefficients(2 * 5, 0.0f);
+  for (std::size_t i = 0; i < x.size(); ++i) x[i] = static_cast<float>(i * 37 % 101) / 50.0f - 1.0f;
+  for (std::size_t i = 0; i < head.size(); ++i)
+    head[i] = static_cast<float>(i * 29 % 83) / 40.0f - 1.0f;
+  adaptive_k::distortion_ref policy;
+  policy.coefficients = coefficients.data();
+  policy.lambda = 0.5f;
+  policy.head = head.data();
+  policy.hidden_size = 64;
+  const auto router_of = [&] {
+    return adaptive_k::router(gating, adaptive_k::k_policy::min_distortion(policy));
+  };
+  const adaptive_k::router router = router_of();
+  int calls = 0;
+  const moe_engine::route_function route(
+      [&](int index, const adaptive_k::logits_view<float>& logits,
+          const adaptive_k::routing_output<>& output, const adaptive_k::routing_extras& extras) {
+        ++calls;
+        for (std::size_t t = 0; t < 70; ++t)
+          for (std::size_t j = 0; j < 2; ++j) {
+            double expected = 0.0;
+            for (std::size_t c = 0; c < 64; ++c)
+              expected +=
+                  static_cast<double>(x[t * 64 + c]) * static_cast<double>(head[j * 64 + c]);
+            EXPECT_NEAR(logits.head[t * 2 + j], expected, 1e-4);
+          }
+        return router.route(index, logits, output, nullptr, extras);
+      },
+      router);
+  std::vector<float> output(x.size()), own(x.size());
+  moe_engine::moe_workspace workspace;
+  layer.forward(0, x.data(), 70, route, output.data(), workspace);
+  EXPECT_EQ(calls, 1);
+  layer.forward(0, x.data(), 70, moe_engine::route_with(router), own.data(), workspace);
+  EXPECT_EQ(own, output);
+  policy.hidden_size = 32;
+  try {
+    layer.forward(3, x.data(), 70, moe_engine::route_with(router_of()), own.data(), workspace);
+    ADD_FAILURE() << "a head of another size";
+  } catch (const std::runtime_error& error) {
+    EXPECT_STREQ(error.what(),
+                 "routing of layer 3: the policy's router head is for a hidden size of 32, "
+                 "expected the model's, 64");
+  }
+}
+
 TEST(random_layer, depends_on_the_seed_alone) {
   adaptive_k::gating gating;
   gating.num_experts = 4;

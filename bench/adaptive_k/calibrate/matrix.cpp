@@ -33,7 +33,8 @@ using adaptive_k::routing_outcome;
 constexpr calibration_rule matrix_rows[] = {
     calibration_rule::fixed,       calibration_rule::static_per_layer, calibration_rule::entropy,
     calibration_rule::score_ratio, calibration_rule::skipping,         calibration_rule::top_p,
-    calibration_rule::psi,         calibration_rule::distortion,       calibration_rule::oracle,
+    calibration_rule::psi,         calibration_rule::distortion,       calibration_rule::head,
+    calibration_rule::oracle,
 };
 
 struct bound_domain {
@@ -153,6 +154,9 @@ class matrix_builder {
         domains.push_back({domain.calibration.name, domain.calibration.runner.get()});
     adaptive_k::study_options settings = study_options_for(options_.fit_tokens, options_.seed);
     settings.mass_exponents = options_.mass_exponents;
+    settings.head =
+        std::any_of(result_.rules.begin(), result_.rules.end(),
+                    [](const matrix_rule& row) { return row.rule == calibration_rule::head; });
     studies_[name] = std::make_unique<calibration_study>(domains, settings);
   }
 
@@ -290,6 +294,7 @@ const matrix_point* model_matrix::find(const std::string& rule, const std::strin
 std::vector<matrix_rule> matrix_rules(const matrix_options& options) {
   std::vector<matrix_rule> all;
   for (const calibration_rule rule : matrix_rows) {
+    if (rule == calibration_rule::head && !moe_engine::engine::takes_router_heads()) continue;
     all.push_back({adaptive_k::to_string(rule), rule, {}});
     if (rule != calibration_rule::distortion) continue;
     for (const double exponent : options.sensitivity_exponents)

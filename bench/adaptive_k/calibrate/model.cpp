@@ -44,8 +44,10 @@ std::vector<adaptive_k::window_outcome> calibration_model::run(
   if (observe)
     shown = [&](const moe_engine::expert_outputs& block) {
       observe({block.layer, block.num_tokens, block.hidden_size, block.logits, block.residual,
-               block.outputs, block.routing_bias});
+               block.outputs, block.routing_bias, block.input});
     };
+  moe_engine::route_function routed(route);
+  if (route.heads() != nullptr) routed = {route, *route.heads()};
   std::vector<adaptive_k::window_outcome> outcomes;
   std::vector<float> logits;
   for (std::int64_t done = 0; done < range.count; done += at_once) {
@@ -53,7 +55,7 @@ std::vector<adaptive_k::window_outcome> calibration_model::run(
     const std::int64_t first = range.first + done;
     const std::vector<double>& full = full_predictions(text, first, count);
     logits.resize(full.size());
-    model_.forward(tokens_of(text, first), count, text.length, route, logits.data(), nullptr,
+    model_.forward(tokens_of(text, first), count, text.length, routed, logits.data(), nullptr,
                    shown);
     quality measured;
     const std::ptrdiff_t size = static_cast<std::ptrdiff_t>(text.length) * vocab;

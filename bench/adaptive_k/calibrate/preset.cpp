@@ -69,6 +69,8 @@ ordered_json layer_json(const adaptive_k::k_policy& policy, const adaptive_k::ga
         json["distortion"]["first_expert"] = copy(d.first_expert, experts);
       if (d.next_expert != nullptr)
         json["distortion"]["next_expert"] = copy(d.next_expert, experts);
+      if (d.head != nullptr)
+        json["distortion"]["head"] = copy(d.head, static_cast<std::size_t>(d.hidden_size));
       break;
     }
   }
@@ -202,6 +204,7 @@ ordered_json preset_json(calibration_setup& setup, const adaptive_k::calibration
                            {"fixed_k_mean_kl", six_digits(fixed.mean_kl())},
                            {"calibrated_on", std::move(domains)}};
   if (result.rule == adaptive_k::calibration_rule::distortion ||
+      result.rule == adaptive_k::calibration_rule::head ||
       result.rule == adaptive_k::calibration_rule::psi)
     measured["sensitivity_exponent"] = six_digits(result.sensitivity_exponent);
   measured["out_of_domain"] = six_digits(result.out_of_domain);

@@ -100,6 +100,8 @@ std::string identity_of(const calibration_text& text) {
 calibration_setup::calibration_setup(const calibration_options& options, int expected_runs,
                                      file_roles& roles)
     : options_(options), model_(load_model(options.model, roles, "-o")), adapter_(model_.engine) {
+  if (options.head && !moe_engine::engine::takes_router_heads())
+    throw failure("--head: this engine gives no columns of a router head");
   const moe_engine::model_config& config = model_.engine.config();
   const int length = window_length(options.context, config.max_positions);
   const auto read = [&](const std::string& asked, text_part part) {
@@ -172,6 +174,7 @@ std::string calibration_setup::domains_text() const {
 adaptive_k::study_options calibration_setup::study_options() const {
   adaptive_k::study_options result = study_options_for(options_.fit_tokens, options_.seed);
   result.sensitivity_exponent = options_.sensitivity_exponent;
+  result.head = options_.head;
   return result;
 }
 

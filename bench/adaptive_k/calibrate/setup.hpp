@@ -27,6 +27,7 @@ struct calibration_options : input_options {
   std::int64_t test_windows = 128;
   std::uint64_t seed = 1;
   std::optional<double> sensitivity_exponent;
+  bool head = false;
 };
 
 /// Registers the files that the options name to be read, and the journal.

@@ -60,14 +60,15 @@ adaptive_k::calibrator calibrator_of(const calibrate_options& options) {
                               : options.max_kl       ? "--max-kl"
                                                      : "--max-ppl-increase",
                               target, options.target_savings ? " and below 1" : ""));
+  if (options.head) search.rules.insert(search.rules.begin(), calibration_rule::head);
   if (options.signal == "auto") return search;
   for (const calibration_rule rule : adaptive_k::all_calibration_rules)
     if (options.signal == adaptive_k::to_string(rule) && rule < calibration_rule::random_mix)
       search.rules = {rule};
   if (search.rules.size() != 1)
     throw failure(
-        fmt::format("--signal: '{}', expected auto, distortion, psi, top_p, skipping, score_ratio, "
-                    "entropy, static_per_layer or fixed",
+        fmt::format("--signal: '{}', expected auto, distortion, head, psi, top_p, skipping, "
+                    "score_ratio, entropy, static_per_layer or fixed",
                     options.signal));
   return search;
 }
@@ -116,6 +117,7 @@ std::string command_of(const calibrate_options& options) {
   if (options.sensitivity_exponent)
     command += fmt::format(" --sensitivity-exponent {}", *options.sensitivity_exponent);
   if (options.signal != "auto") command += " --signal " + options.signal;
+  if (options.head && options.signal != "head") command += " --head";
   if (options.target_savings)
     command += fmt::format(" --target-savings {}", *options.target_savings);
   if (options.max_kl) command += fmt::format(" --max-kl {}", *options.max_kl);
@@ -261,6 +263,7 @@ void run_on_trace(const calibrate_options& options) {
 }
 
 void run(calibrate_options& options) {
+  options.head = options.head || options.signal == adaptive_k::to_string(calibration_rule::head);
   adaptive_k::calibrator search = calibrator_of(options);
   check_name(options.output);
   if (!options.trace.empty()) {
@@ -287,11 +290,12 @@ void run(calibrate_options& options) {
   std::vector<adaptive_k::frontier_point> points;
   for (const adaptive_k::report_text& text : setup.report_texts()) {
     for (const calibration_rule rule : adaptive_k::all_calibration_rules)
-      points.push_back({rule, text.split, result.mean_k, result.mass_exponent,
-                        rule == result.rule
-                            ? text.runner->run(result.policies, text.range)
-                            : study.measure(rule, result.mean_k, result.mass_exponent, *text.runner,
-                                            text.range)});
+      if (study.can_set(rule))
+        points.push_back({rule, text.split, result.mean_k, result.mass_exponent,
+                          rule == result.rule
+                              ? text.runner->run(result.policies, text.range)
+                              : study.measure(rule, result.mean_k, result.mass_exponent,
+                                              *text.runner, text.range)});
   }
   std::string kept;
   for (std::size_t i = 0; i < setup.num_tests(); ++i) {
@@ -335,7 +339,7 @@ void add_calibrate_command(CLI::App& app) {
                       "Greatest relative rise of the perplexity, 0.01 for one percent");
   command->add_option(
       "--signal", options->signal,
-      "auto, distortion, psi, top_p, skipping, score_ratio, entropy, static_per_layer "
+      "auto, distortion, head, psi, top_p, skipping, score_ratio, entropy, static_per_layer "
       "or fixed");
   CLI::Option* trace = command->add_option(
       "--trace", options->trace,

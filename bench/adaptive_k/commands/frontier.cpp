@@ -55,10 +55,10 @@ const frontier_point* find(const std::vector<frontier_point>& points, const std:
 }
 
 void print_summary(const std::vector<frontier_point>& points, const std::vector<double>& mean_ks,
-                   const std::string& split, int top_k) {
-  fmt::print("\nOn the {} text, distortion against\n", split);
+                   const std::string& split, calibration_rule rule, int top_k) {
+  fmt::print("\nOn the {} text, {} against\n", split, adaptive_k::to_string(rule));
   for (const double mean_k : mean_ks) {
-    const auto* own = find(points, split, calibration_rule::distortion, mean_k);
+    const auto* own = find(points, split, rule, mean_k);
     const auto* fixed = find(points, split, calibration_rule::fixed, mean_k);
     const auto* top_p = find(points, split, calibration_rule::top_p, mean_k);
     const auto* oracle = find(points, split, calibration_rule::oracle, mean_k);
@@ -75,10 +75,10 @@ void print_summary(const std::vector<frontier_point>& points, const std::vector<
   }
   for (const double kl : {0.005, 0.02}) {
     fmt::print("  at a mean KL of {}:", kl);
-    for (const auto rule : {calibration_rule::fixed, calibration_rule::top_p,
-                            calibration_rule::distortion, calibration_rule::oracle}) {
-      const double k = mean_k_at_kl(points, split, rule, kl);
-      fmt::print(" {} {}", adaptive_k::to_string(rule),
+    for (const auto each :
+         {calibration_rule::fixed, calibration_rule::top_p, rule, calibration_rule::oracle}) {
+      const double k = mean_k_at_kl(points, split, each, kl);
+      fmt::print(" {} {}", adaptive_k::to_string(each),
                  k > 0.0 ? fmt::format("{:.1f}%", 100.0 * (1.0 - k / top_k)) : std::string("-"));
     }
     fmt::print(" of expert calls saved\n");
@@ -113,7 +113,8 @@ void run(frontier_options& options) {
                exponent_text(study.sensitivity_exponent(), study.exponent_trials()));
     fmt::print("{}", frontier_table(points, top_k));
     for (const adaptive_k::report_text& text : setup.report_texts())
-      print_summary(points, mean_ks, text.split, top_k);
+      for (const calibration_rule rule : {calibration_rule::distortion, calibration_rule::head})
+        if (study.can_set(rule)) print_summary(points, mean_ks, text.split, rule, top_k);
   }
   flush_stdout();
   setup.journal().finish();

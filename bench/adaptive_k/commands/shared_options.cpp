@@ -77,6 +77,9 @@ std::vector<CLI::Option*> add_calibration_options(CLI::App& command, calibration
                       "q: layers are weighed by their sensitivity ^ q, 0..1 (default: of several "
                       "domains the one that serves domains left out best, of one 0.5)")
           ->check(share()));
+  added.push_back(command.add_flag(
+      "--head", options.head,
+      "Fit a router head, too: the engine must then give its columns to the routing call"));
   added.push_back(
       command.add_option("--journal", options.journal,
                          "Where results are kept until the end, to go on after an interruption"));

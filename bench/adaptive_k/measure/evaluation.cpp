@@ -11,11 +11,12 @@ namespace bench {
 namespace {
 
 moe_engine::route_function route_of(variant& routing) {
-  return [&routing](int layer, const adaptive_k::logits_view<float>& logits,
-                    const adaptive_k::routing_output<>& output,
-                    const adaptive_k::routing_extras& extras) {
-    return routing.route(layer, logits, output, extras);
-  };
+  return {[&routing](int layer, const adaptive_k::logits_view<float>& logits,
+                     const adaptive_k::routing_output<>& output,
+                     const adaptive_k::routing_extras& extras) {
+            return routing.route(layer, logits, output, extras);
+          },
+          routing.router()};
 }
 
 /// One batch of windows, and where its logits go.

@@ -38,6 +38,7 @@ json layer_json(const adaptive_k::k_policy& policy, const adaptive_k::gating& mo
         std::vector<float>(policy.distortion.coefficients, policy.distortion.coefficients + count);
     result["first_expert_table"] = policy.distortion.first_expert != nullptr;
     result["next_expert_table"] = policy.distortion.next_expert != nullptr;
+    result["router_head"] = policy.distortion.head != nullptr;
   }
   return result;
 }

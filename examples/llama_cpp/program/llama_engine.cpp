@@ -244,6 +244,10 @@ void engine::forward(const std::int32_t* tokens, int num_sequences, int length,
       std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
+bool engine::takes_router_heads() noexcept {
+  return false;
+}
+
 bool engine::extends_texts() noexcept {
   return false;
 }

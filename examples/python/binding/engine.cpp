@@ -182,6 +182,10 @@ void engine::forward(const std::int32_t* tokens, int num_sequences, int length,
   time->total_seconds += spent.second;
 }
 
+bool engine::takes_router_heads() noexcept {
+  return false;
+}
+
 bool engine::extends_texts() noexcept {
   return false;
 }

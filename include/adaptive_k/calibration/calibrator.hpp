@@ -139,6 +139,8 @@ struct calibrator {
     const routing_outcome full = study.measure(calibration_rule::fixed, top_k, 0.0, windows);
     calibration_result result;
     for (const calibration_rule rule : rules) {
+      if (!study.can_set(rule))
+        throw std::runtime_error("calibration rules: head, expected study_options::head with it");
       const double exponent = study.best_mass_exponent(rule, std::fmax(middle, 1.0));
       double mean_k = std::fmax(middle, 1.0);
       if (!by_savings) mean_k = least_mean_k(study, rule, exponent, full);

@@ -26,15 +26,18 @@ struct expert_output_block {
   const float* residual = nullptr;      ///< [num_tokens, H], what the layer's output is added to
   const float* outputs = nullptr;       ///< [num_tokens, K0, H], unweighted, in rank order
   const float* routing_bias = nullptr;  ///< [E], where the gating has a selection bias
+  const float* input = nullptr;  ///< [num_tokens, H], what the router's matrix multiplies, or null
 };
 
-/// One layer's tokens. Memory: (5 K0 + 2) * 4 bytes a token, 4 (2 K0 + 2) without distortions.
+/// One layer's tokens. Memory: (5 K0 + 2) * 4 bytes a token, 4 (2 K0 + 2) without distortions, and
+/// 4 H where the router's inputs are kept.
 class layer_record {
  public:
   /// An empty record of one layer of `model`.
-  explicit layer_record(const gating& model)
+  explicit layer_record(const gating& model, bool keeps_inputs = false)
       : model_(model),
         scores_(model),
+        keeps_inputs_(keeps_inputs),
         largest_output_(static_cast<std::size_t>(model.num_experts), 0.0f) {
     // Scores that neither sum to 1 nor are scaled: their sum is the share S_K0.
     if (scores_.kind == gating_kind::top_k_softmax) scores_.kind = gating_kind::softmax;
@@ -50,6 +53,13 @@ class layer_record {
   std::int64_t num_tokens() const noexcept { return static_cast<std::int64_t>(share_.size()); }
   /// Whether blocks came with the experts' outputs, so that distortions are known.
   bool has_distortion() const noexcept { return !parts_.empty() || model_.top_k == 1; }
+
+  /// Whether the router's input of every token is kept.
+  bool has_inputs() const noexcept { return hidden_size_ > 0; }
+  /// H of the inputs; 0 without.
+  int hidden_size() const noexcept { return hidden_size_; }
+  /// The router's input of token `t`, [H].
+  const float* input(std::int64_t t) const { return inputs_.data() + t * hidden_size_; }
 
   /// Renormalised top-K0 weights of token `t`, [K0], in rank order.
   const float* weights(std::int64_t t) const { return weights_.data() + t * top_k(); }
@@ -77,7 +87,8 @@ class layer_record {
     return d > 0.0 ? d : 0.0;
   }
 
-  /// Adds a block with outputs. Throws std::runtime_error where the router refuses its logits.
+  /// Adds a block with outputs. Throws std::runtime_error where the router refuses its logits, and
+  /// where inputs are to be kept and the block has none.
   void add(const expert_output_block& block) {
     const std::int64_t first = num_tokens();
     add_logits(block.logits, block.num_tokens, block.routing_bias);
@@ -86,6 +97,14 @@ class layer_record {
       const float* output = block.outputs + slot * block.hidden_size;
       for (int c = 0; c < block.hidden_size; ++c)
         largest = std::fmax(largest, std::fabs(output[c]));
+    }
+    if (keeps_inputs_ && block.input == nullptr)
+      throw std::runtime_error("recording: `input` of layer " + std::to_string(block.layer) +
+                               " is null, expected the router's inputs, which a head is fitted to");
+    if (keeps_inputs_) {
+      hidden_size_ = block.hidden_size;
+      inputs_.insert(inputs_.end(), block.input,
+                     block.input + block.num_tokens * block.hidden_size);
     }
     if (top_k() == 1) return;
     const routed_batch own = routed(model_, block.logits, block.num_tokens, block.routing_bias);
@@ -136,6 +155,7 @@ class layer_record {
     append(parts_, other.parts_);
     for (std::size_t e = 0; e < largest_output_.size(); ++e)
       largest_output_[e] = std::fmax(largest_output_[e], other.largest_output_[e]);
+    append(inputs_, other.inputs_);
   }
 
   /// Adds tokens by their router logits alone, [num_tokens, E]; their distortions stay unknown.
@@ -169,6 +189,9 @@ class layer_record {
 
   gating model_;
   gating scores_;
+  bool keeps_inputs_ = false;
+  int hidden_size_ = 0;                // of inputs_
+  std::vector<float> inputs_;          // [T, H], where they are kept
   std::vector<float> weights_;         // [T, K0], renormalised
   std::vector<std::int32_t> experts_;  // [T, K0]
   std::vector<float> share_;           // [T], S_K0

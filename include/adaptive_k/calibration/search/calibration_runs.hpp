@@ -40,22 +40,28 @@ struct window_range {
 /// one.
 class layer_route {
  public:
-  /// Calls `route`, which it keeps.
+  /// Calls `route`, which it keeps. `heads`, borrowed, where given: a router whose policies'
+  /// heads it reads.
   template <class Route,
             std::enable_if_t<!std::is_same_v<std::decay_t<Route>, layer_route>, int> = 0>
   // NOLINTNEXTLINE(google-explicit-constructor): as std::function
-  layer_route(Route route) : route_(std::move(route)) {}
+  layer_route(Route route, const router* heads = nullptr)
+      : route_(std::move(route)), heads_(heads) {}
 
   /// A gating with a selection bias needs the layer's in `extras`.
   status operator()(int layer, const logits_view<float>& logits, const routing_output<>& output,
                     const routing_extras& extras = {}) const {
     return route_(layer, logits, output, extras);
   }
+  /// The router whose heads the model must give as `logits.head`, of each layer that has one
+  /// (reads_head, distortion_ref::head); null: there is none.
+  const router* heads() const noexcept { return heads_; }
 
  private:
   std::function<status(int, const logits_view<float>&, const routing_output<>&,
                        const routing_extras&)>
       route_;
+  const router* heads_ = nullptr;
 };
 /// Shown every block of a full-K run.
 using block_observer = std::function<void(const expert_output_block& block)>;
@@ -176,11 +182,12 @@ class calibration_runner {
   /// The model and text that it runs over.
   const calibration_source& source() const noexcept { return source_; }
 
-  /// Runs the windows under full K and records every layer, [num_layers].
-  std::vector<layer_record> record(window_range range) const {
+  /// Runs the windows under full K and records every layer, [num_layers]; with the router's inputs,
+  /// where a head is to be fitted, 4 H more bytes a token.
+  std::vector<layer_record> record(window_range range, bool with_inputs = false) const {
     if (memory_.step) memory_.step("full K, recorded");
     std::vector<layer_record> records(static_cast<std::size_t>(source_.num_layers),
-                                      layer_record(source_.model));
+                                      layer_record(source_.model, with_inputs));
     const router full(source_.model, k_policy::full());
     source_.run(range, route_of(full), [&](const expert_output_block& block) {
       records[static_cast<std::size_t>(block.layer)].add(block);
@@ -227,10 +234,11 @@ class calibration_runner {
 
  private:
   static layer_route route_of(const router& with) {
-    return [&with](int layer, const logits_view<float>& logits, const routing_output<>& output,
-                   const routing_extras& extras) {
-      return with.route(layer, logits, output, nullptr, extras);
-    };
+    return {[&with](int layer, const logits_view<float>& logits, const routing_output<>& output,
+                    const routing_extras& extras) {
+              return with.route(layer, logits, output, nullptr, extras);
+            },
+            &with};
   }
 
   router checked_router(const policy_set& policies) const {
@@ -243,16 +251,14 @@ class calibration_runner {
     const router with = checked_router(policies);
     std::vector<std::int64_t> sums(policies.layers.size(), 0);
     routing_outcome outcome;
-    outcome.windows =
-        source_.run(range,
-                    [&](int layer, const logits_view<float>& logits, const routing_output<>& output,
-                        const routing_extras& extras) {
-                      const status result = with.route(layer, logits, output, nullptr, extras);
-                      for (std::int64_t t = 0; result.ok() && t < logits.num_tokens; ++t)
-                        sums[static_cast<std::size_t>(layer)] += output.topk_counts[t];
-                      return result;
-                    },
-                    {});
+    const auto route = [&](int layer, const logits_view<float>& logits,
+                           const routing_output<>& output, const routing_extras& extras) {
+      const status result = with.route(layer, logits, output, nullptr, extras);
+      for (std::int64_t t = 0; result.ok() && t < logits.num_tokens; ++t)
+        sums[static_cast<std::size_t>(layer)] += output.topk_counts[t];
+      return result;
+    };
+    outcome.windows = source_.run(range, {route, &with}, {});
     set_mean_k(sums, range, outcome);
     return outcome;
   }
@@ -266,22 +272,19 @@ class calibration_runner {
     std::vector<float> signal;
     std::vector<std::uint8_t> counts;
     routing_outcome outcome;
-    outcome.windows =
-        source_.run(range,
-                    [&](int layer, const logits_view<float>& logits, const routing_output<>& output,
-                        const routing_extras& extras) {
-                      signal.resize(static_cast<std::size_t>(logits.num_tokens));
-                      routing_output<> own = output;
-                      own.signal = signal.data();
-                      const status result = with.route(layer, logits, own, nullptr, extras);
-                      if (!result.ok()) return result;
-                      counts.assign(output.topk_counts, output.topk_counts + logits.num_tokens);
-                      assign_counts(assignment, counts, signal, with.policy(layer).signal, rng);
-                      for (const std::uint8_t k : counts)
-                        sums[static_cast<std::size_t>(layer)] += k;
-                      return route_with_counts(full, layer, logits, output, extras, counts.data());
-                    },
-                    {});
+    const auto route = [&](int layer, const logits_view<float>& logits,
+                           const routing_output<>& output, const routing_extras& extras) {
+      signal.resize(static_cast<std::size_t>(logits.num_tokens));
+      routing_output<> own = output;
+      own.signal = signal.data();
+      const status result = with.route(layer, logits, own, nullptr, extras);
+      if (!result.ok()) return result;
+      counts.assign(output.topk_counts, output.topk_counts + logits.num_tokens);
+      assign_counts(assignment, counts, signal, with.policy(layer).signal, rng);
+      for (const std::uint8_t k : counts) sums[static_cast<std::size_t>(layer)] += k;
+      return route_with_counts(full, layer, logits, output, extras, counts.data());
+    };
+    outcome.windows = source_.run(range, {route, &with}, {});
     set_mean_k(sums, range, outcome);
     return outcome;
   }
@@ -395,6 +398,7 @@ class calibration_runner {
         if (d.first_expert != nullptr) add_float(d.first_expert[i]);
         if (d.next_expert != nullptr) add_float(d.next_expert[i]);
       }
+      for (int i = 0; d.head != nullptr && i < rows * d.hidden_size; ++i) add_float(d.head[i]);
     };
     for (const k_policy& layer : policies.layers) {
       add(static_cast<std::uint64_t>(layer.rule));

@@ -30,6 +30,9 @@ struct study_options {
   int sensitivity_passes = 14;             ///< with random K's per layer
   std::vector<double> mass_exponents = {0.0, 0.3, 0.5, 0.7, 1.0};  ///< that are tried, in [0, 1]
   std::uint64_t seed = 1;                                          ///< of the random K's
+  /// Whether router heads can be fitted, calibration_rule::head: the router's inputs are kept, 4 H
+  /// more bytes a token and layer.
+  bool head = false;
   /// q of `shrunk_sensitivities`, in [0, 1]. Without one: of several texts the one that serves each
   /// text best after a calibration on the others, of a single text 0.5.
   std::optional<double> sensitivity_exponent = std::nullopt;
@@ -118,6 +121,10 @@ class calibration_study {
   const std::vector<report_text>& choice_texts() const noexcept { return choice_; }
   /// g of each layer, [num_layers], as measured.
   const std::vector<double>& sensitivities() const noexcept { return whole_->sensitivities(); }
+  /// Whether a rule can be set: a head needs study_options::head.
+  bool can_set(calibration_rule rule) const noexcept {
+    return rule != calibration_rule::head || options_.head;
+  }
   /// q: psi, distortion and the oracle weigh a layer by g^q.
   double sensitivity_exponent() const noexcept { return sensitivity_exponent_; }
   /// Another q, in [0, 1].
@@ -224,8 +231,8 @@ class calibration_study {
     return gain.value + 2.0 * gain.se < 0.0 ? best->exponent : cheap->exponent;
   }
 
-  /// Every rule at every mean K on every text. At one mean K all have the exponent that suits
-  /// `distortion` best, so that rules differ in their K's alone.
+  /// Every rule that can be set, at every mean K on every text. At one mean K all have the exponent
+  /// that suits `distortion` best, so that rules differ in their K's alone.
   std::vector<frontier_point> frontier(const std::vector<calibration_rule>& rules,
                                        const std::vector<double>& mean_ks,
                                        const std::vector<report_text>& texts) const {
@@ -234,8 +241,9 @@ class calibration_study {
       const double exponent = best_mass_exponent(calibration_rule::distortion, mean_k);
       for (const report_text& text : texts)
         for (const calibration_rule rule : rules)
-          points.push_back(
-              {rule, text.split, mean_k, exponent, measure(rule, mean_k, exponent, {text})});
+          if (can_set(rule))
+            points.push_back(
+                {rule, text.split, mean_k, exponent, measure(rule, mean_k, exponent, {text})});
     }
     return points;
   }
@@ -280,7 +288,7 @@ class calibration_study {
     result.choice = {result.fit.count,
                      windows_of(options_.choice_tokens, source.num_windows - result.fit.count)};
     result.sensitivity = {0, windows_of(options_.sensitivity_tokens, result.fit.count)};
-    result.records = domain.runner->record(result.fit);
+    result.records = domain.runner->record(result.fit, options_.head);
     choice_.push_back(
         {domain.name.empty() ? "calibration" : domain.name, domain.runner, result.choice});
     return result;

@@ -62,6 +62,7 @@ class fitted_rules {
         return top_p_policies(records_, mass_exponent, mean_k);
       case calibration_rule::psi:
       case calibration_rule::distortion:
+      case calibration_rule::head:
       case calibration_rule::random_mix:
       case calibration_rule::inverted:
         break;
@@ -79,11 +80,10 @@ class fitted_rules {
  private:
   const std::shared_ptr<const fitted_distortion>& fit(calibration_rule rule,
                                                       double mass_exponent) const {
-    const bool psi_alone = rule == calibration_rule::psi;
-    auto& known = fits_[{psi_alone, mass_exponent}];
-    if (!known)
-      known = fit_layers(records_, mass_exponent,
-                         psi_alone ? calibration_rule::psi : calibration_rule::distortion);
+    if (rule != calibration_rule::psi && rule != calibration_rule::head)
+      rule = calibration_rule::distortion;
+    auto& known = fits_[{rule, mass_exponent}];
+    if (!known) known = fit_layers(records_, mass_exponent, rule);
     return known;
   }
 
@@ -96,8 +96,9 @@ class fitted_rules {
   std::vector<layer_record> records_;
   std::vector<double> sensitivities_;
   std::vector<double> layer_weights_;
-  // By whether psi stands alone, and mass exponent.
-  mutable std::map<std::pair<bool, double>, std::shared_ptr<const fitted_distortion>> fits_;
+  // By rule (psi, distortion, head) and mass exponent.
+  mutable std::map<std::pair<calibration_rule, double>, std::shared_ptr<const fitted_distortion>>
+      fits_;
   mutable std::map<double, detail::distortion_arrays> truths_;
 };
 

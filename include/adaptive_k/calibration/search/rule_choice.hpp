@@ -27,6 +27,7 @@ enum class calibration_rule {
   top_p,             ///< one mass for all layers
   psi,               ///< psi of distortion_ref alone, with one scale a layer
   distortion,        ///< predicted distortion
+  head,              ///< the same, predicted with a router head
   random_mix,        ///< distortion's K's, assigned at random
   inverted,          ///< distortion's K's, the surest token with the most
   oracle,            ///< the true distortion: the upper bound, not a rule that can run
@@ -36,15 +37,15 @@ enum class calibration_rule {
 inline constexpr calibration_rule all_calibration_rules[] = {
     calibration_rule::fixed,       calibration_rule::static_per_layer, calibration_rule::entropy,
     calibration_rule::score_ratio, calibration_rule::skipping,         calibration_rule::top_p,
-    calibration_rule::psi,         calibration_rule::distortion,       calibration_rule::random_mix,
-    calibration_rule::inverted,    calibration_rule::oracle,
+    calibration_rule::psi,         calibration_rule::distortion,       calibration_rule::head,
+    calibration_rule::random_mix,  calibration_rule::inverted,         calibration_rule::oracle,
 };
 
 /// As reports and files spell it. Static text.
 inline const char* to_string(calibration_rule rule) {
   constexpr const char* names[] = {
-      "fixed", "static_per_layer", "entropy",    "score_ratio", "skipping", "top_p",
-      "psi",   "distortion",       "random_mix", "inverted",    "oracle"};
+      "fixed", "static_per_layer", "entropy", "score_ratio", "skipping", "top_p",
+      "psi",   "distortion",       "head",    "random_mix",  "inverted", "oracle"};
   return names[static_cast<std::size_t>(rule)];
 }
 
@@ -117,15 +118,16 @@ struct fitted_distortion {
   detail::distortion_arrays predicted;    ///< [T, K0 - 1] a layer
 };
 
-/// Fits every layer on its own record; `rule` is distortion or psi.
+/// Fits every layer on its own record; `rule` is distortion, psi or head.
 inline std::shared_ptr<const fitted_distortion> fit_layers(
     const std::vector<layer_record>& records, double mass_exponent,
     calibration_rule rule = calibration_rule::distortion) {
   auto fit = std::make_shared<fitted_distortion>();
   fit->mass_exponent = mass_exponent;
   for (const layer_record& record : records) {
-    fit->layers.push_back(rule == calibration_rule::psi ? fit_psi(record, mass_exponent)
-                                                        : fit_distortion(record, mass_exponent));
+    fit->layers.push_back(rule == calibration_rule::psi    ? fit_psi(record, mass_exponent)
+                          : rule == calibration_rule::head ? fit_head(record, mass_exponent)
+                                                           : fit_distortion(record, mass_exponent));
     fit->predicted.emplace_back();
     for (std::int64_t t = 0; t < record.num_tokens(); ++t)
       for (int k = 1; k < record.top_k(); ++k)
