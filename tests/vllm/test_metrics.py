@@ -54,6 +54,6 @@ def test_as_the_librarys_recorder():
     missing = {name for name, labels in known if (name, labels) not in own}
     assert all(re.search("padding|entropy|invalid|dropped|refused|_k_total", name) for name in missing), missing
     for name, text in heads(ours).items():
-        if name.endswith("_created"):
-            continue  # of the Python client
+        if name.endswith("_created") or name.startswith("adaptive_k_controller"):
+            continue  # of the Python client; of what the recorder does not know
         assert heads(theirs)[name] == text
