@@ -30,9 +30,6 @@ std::vector<shape> edges_of(cuda::tier_list<Tiers...>) {
   return shapes;
 }
 
-/// Tokens up to which a warp decides each, on a device of one multiprocessor.
-constexpr int most_for_few = 40;
-
 /// Which kernels run: those for few tokens, or those for many.
 enum class launch_size { few, many };
 
@@ -64,13 +61,13 @@ void run_shapes(const std::vector<shape>& shapes, gating base, std::uint64_t see
                    named.name);
       // Few rows, and enough for a warp to take several rounds.
       std::int64_t tokens = from.chance(4) ? from.between(60, 240) : from.between(1, 37);
-      if (size == launch_size::many &&
-          cuda::tier_for(cuda::warp_softmax_tiers{}, g.num_experts, g.top_k) >= 0)
-        tokens += most_for_few;
+      if (size == launch_size::many)
+        tokens += cuda::tokens_for_warps(cuda::warp_softmax_tiers{}, g.num_experts, g.top_k,
+                                         sizeof(Logit));
       int gap = from.chance(2) ? 0 : from.below(4);
       if (named.name == "a head behind the logits") gap = g.top_k - 1 + from.below(4);
       batch<Logit> input = make_batch<Logit>(from, g, tokens, gap);
-      input.multiprocessors = size == launch_size::many ? 1 : 0;
+      input.multiprocessors = size == launch_size::many ? 1 : 1000;
       input.policy = named.policy;
       if (from.chance(3)) checked::pick_super_experts(from, g.num_experts, input.policy);
       if (from.chance(3)) checked::pick_domain(from, input.policy);

@@ -35,6 +35,7 @@ twin::batch<Logit> batch_of(std::uint64_t seed, const gating& g, std::int64_t to
   inputs::sequence from(seed);
   twin::batch<Logit> input = twin::make_batch<Logit>(from, g, tokens, gap);
   input.policy = g.top_k > 1 ? k_policy::entropy({1, g.top_k}, {2.0f}) : k_policy::full();
+  input.multiprocessors = 1000;  // so that no launch is long
   return input;
 }
 
@@ -118,6 +119,38 @@ TYPED_TEST(warp_per_token, groups_equal_host) {
     g.n_group = 8;
     g.topk_group = 3;
     run_shapes<TypeParam>({{256, 6}, {160, 6}}, g, 44, launch_size::few);
+  }
+}
+
+// What short keys and the sums over groups' best are not made for: a bias that is NaN or infinite,
+// in a group that is chosen and in one that is not, and chosen scores so small that the total
+// counts.
+TYPED_TEST(warp_per_token, odd_biases) {
+  const float nan = inputs::from_bits(0x7FC00000u), minus_nan = inputs::from_bits(0xFFC00001u);
+  inputs::sequence from(45);
+  for (const gating_kind kind :
+       {gating_kind::softmax, gating_kind::sigmoid, gating_kind::sqrt_softplus}) {
+    for (const int groups : {1, 8, 5}) {
+      for (const float odd : {nan, minus_nan, inf, -inf, -0.0f, -1e30f}) {
+        for (const int every : {1, 3, 70}) {
+          gating g;
+          g.kind = kind;
+          g.num_experts = groups == 5 ? 160 : groups == 8 ? 256 : 100;
+          g.top_k = 7;
+          g.selection_bias = true;
+          g.n_group = groups;
+          g.topk_group = groups == 1 ? 1 : groups - 3;
+          twin::batch<TypeParam> input = batch_of<TypeParam>(46, g, 6);
+          for (std::size_t e = 0; e < input.bias.size(); ++e)
+            if (from.below(every) == 0) input.bias[e] = odd;
+          for (TypeParam& logit : input.logits)  // some so low that their scores underflow
+            if (from.chance(3)) logit = from_float<TypeParam>(from.chance(2) ? -60.0f : -95.0f);
+          input.policy.mass_exponent = from.chance(2) ? 1.0f : 0.5f;
+          twin::expect_equal<std::int32_t, float>(input);
+          if (::testing::Test::HasFailure()) return;
+        }
+      }
+    }
   }
 }
 
@@ -232,7 +265,9 @@ TYPED_TEST(warp_per_token, short_launches_alone) {
   cuda::device_plans plans(1);
   ASSERT_TRUE(plans.upload(host, nullptr).ok());
   const cuda::device_router on_device(g, plans.ref());
-  constexpr std::int64_t most = twin::most_for_few;
+  const std::int64_t most =
+      cuda::tokens_for_warps(cuda::warp_softmax_tiers{}, g.num_experts, g.top_k, sizeof(TypeParam));
+  ASSERT_GT(most, 0);
   for (const std::int64_t tokens : {std::int64_t{1}, most, most + 1}) {
     const twin::batch<TypeParam> input = batch_of<TypeParam>(32, g, tokens);
     const device::buffer<TypeParam> logits(input.logits);

@@ -52,6 +52,15 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE sums_needed sums_for(const gating& model, const 
   return {entropy || total, entropy};
 }
 
+/// -sum p ln p over all experts. `relative`: to the row's largest logit, so that not all scores
+/// underflow; where they do, the token is as unsure as can be.
+template <class F, class Plan>
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE F full_entropy_of(const Plan& plan, const score_sums<F>& sums,
+                                                  bool relative) noexcept {
+  const F entropy = entropy_nats(sums.score, sums.score_log_score);
+  return relative ? entropy : math::select(sums.score > 0.0f, entropy, F(plan.log_experts));
+}
+
 inline constexpr int no_forced_k = -1;
 
 /// Fills `route`, apart from `has_nonfinite`. Reads `expert`, `score` and `log_score` of `ranked`
@@ -69,11 +78,7 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE void finish_route(const Gating& model, const Pla
   using integers = math::integers<F>;
   const int top_k = model.top_k;
   F full_entropy = 0.0f;
-  if (is_full_entropy(plan.signal)) {
-    full_entropy = entropy_nats(sums.score, sums.score_log_score);
-    if constexpr (!is_softmax<Score>)  // all scores underflowed: as unsure as can be
-      full_entropy = math::select(sums.score > 0.0f, full_entropy, F(plan.log_experts));
-  }
+  if (is_full_entropy(plan.signal)) full_entropy = full_entropy_of(plan, sums, is_softmax<Score>);
   F mass = 0.0f;
   ADAPTIVE_K_UNROLL
   for (int j = 0; j < ranks; ++j) {

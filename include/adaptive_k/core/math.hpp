@@ -92,7 +92,11 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE float minimum(float a, float b) noexcept {
 }
 /// |a|, the sign bit cleared.
 ADAPTIVE_K_HD ADAPTIVE_K_INLINE float abs(float a) noexcept {
+#if defined(__CUDA_ARCH__)
+  return ::fabsf(a);  // one instruction
+#else
   return detail::bit_cast<float>(detail::bit_cast<std::uint32_t>(a) & 0x7FFFFFFFu);
+#endif
 }
 
 /// The bits of a float and back, and the float nearest to a two's complement integer.
@@ -279,7 +283,7 @@ template <class F>
 ADAPTIVE_K_HD ADAPTIVE_K_INLINE F log(const F& x) noexcept {
   const auto bits = to_bits(x);
   const auto exponent = (bits - 0x3F2AAAABu) & 0xFF800000u;  // x = m * 2^n, m in [2/3, 4/3)
-  const F n = from_integer(exponent) * 1.1920929e-7f;        // 2^-23
+  const F n = from_integer(exponent);                        // 2^23 times that
   const F f = from_bits(bits - exponent) - 1.0f;
   F q = -0.128858328f;  // minimax for (ln(1 + f) - f + f^2 / 2) / f^3, relative error 4.6e-9
   q = fma(q, f, 0.139867067f);
@@ -291,7 +295,7 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE F log(const F& x) noexcept {
   q = fma(q, f, 0.333332151f);
   q = fma(q, f, -0.5f);
   const F log_m = fma(f * f, q, f);
-  return fma(n, 0.693147182f, log_m);
+  return fma(n, 8.26295832e-8f, log_m);  // ln 2 * 2^-23
 }
 
 #if defined(__CUDA_ARCH__)
@@ -303,7 +307,6 @@ __device__ ADAPTIVE_K_INLINE float log(float x) noexcept {
       "add.s32 e, b, -1059760811;"
       "and.b32 e, e, 0xFF800000;"
       "cvt.rn.f32.s32 n, e;"
-      "mul.rn.f32 n, n, 0f34000000;"
       "sub.s32 b, b, e;"
       "mov.b32 f, b;"
       "add.rn.f32 f, f, 0fBF800000;"
@@ -317,7 +320,7 @@ __device__ ADAPTIVE_K_INLINE float log(float x) noexcept {
       "fma.rn.f32 q, q, f, 0fBF000000;"
       "mul.rn.f32 g, f, f;"
       "fma.rn.f32 q, g, q, f;"
-      "fma.rn.f32 %0, n, 0f3F317218, q; }"
+      "fma.rn.f32 %0, n, 0f33B17218, q; }"
       : "=f"(result)
       : "f"(x));
   return result;

@@ -114,6 +114,12 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE score_pair<F> score_of_distance(const F& distanc
   return {math::exp_above_floor(log_score), log_score};
 }
 
+/// The logarithm of a score that is not relative, finite.
+template <class F>
+ADAPTIVE_K_HD ADAPTIVE_K_INLINE F log_of_score(const F& score) noexcept {
+  return math::log(math::maximum(score, 1e-37f));
+}
+
 /// NaN scores as -inf does. The largest logit is given as finite: +inf is then as large as it.
 template <class Score, logits_are Logits = logits_are::any, class F>
 ADAPTIVE_K_HD ADAPTIVE_K_INLINE score_pair<F> score_of(
@@ -122,7 +128,7 @@ ADAPTIVE_K_HD ADAPTIVE_K_INLINE score_pair<F> score_of(
     return score_of_distance<Logits>(logit - largest_logit);
   } else {
     const F score = Score::of(math::maximum(logit, -math::infinity));
-    return {score, math::log(math::maximum(score, 1e-37f))};
+    return {score, log_of_score(score)};
   }
 }
 

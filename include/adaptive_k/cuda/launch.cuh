@@ -67,7 +67,7 @@ inline constexpr int shared_bytes_of_block = 64 * 1024;
 inline constexpr int shared_bytes_unasked = 48 * 1024;
 inline constexpr int softmax_topk_shared_bytes = 30 * 1024;
 inline constexpr int generic_gating_shared_bytes = 6 * 1024;
-inline constexpr int warp_per_token_shared_bytes = 6 * 1024;
+inline constexpr int warp_per_token_shared_bytes = 12 * 1024;
 
 /// Whether a kernel that routes can permute for `num_local` experts in the same launch.
 inline bool permutes_itself(bool softmax_topk, int num_local) noexcept {
@@ -106,13 +106,16 @@ struct softmax_topk_family {
   template <class Tier>
   static status launch(route_params params, cudaStream_t stream) noexcept {
     using tile = device_tile<Tier::lanes, Tier::row_width, Logit>;
-    params.plain = is_plain(params);
-    params.rounds = rounds_for(Tier::lanes, params.num_tokens);
+    const auto is_aligned = [](const void* data) {
+      return reinterpret_cast<std::uintptr_t>(data) % 16 == 0;
+    };
+    params.whole_rows = is_plain(params) && params.model.top_k == Tier::max_top_k &&
+                        is_aligned(params.topk_ids) && is_aligned(params.topk_weights);
+    params.rounds = rounds_for(Tier::lanes, params.num_tokens, params.multiprocessors);
     // A warp's rounds start at multiples of 32 / lanes rows, so the rows' start aligns them all.
     const std::int64_t round_bytes =
         32 / Tier::lanes * params.row_stride * static_cast<std::int64_t>(sizeof(Logit));
-    const bool aligned =
-        reinterpret_cast<std::uintptr_t>(params.logits) % 16 == 0 && round_bytes % 16 == 0;
+    const bool aligned = is_aligned(params.logits) && round_bytes % 16 == 0;
     const bool whole_sectors =
         params.row_stride * static_cast<std::int64_t>(sizeof(Logit)) % 32 == 0;
     const bool loads_side_by_side =
@@ -129,12 +132,11 @@ struct softmax_topk_family {
 };
 
 /// Whether a call is one for the warp_per_token kernels: few tokens, whose logits 32 bits count.
-template <class... Tiers>
-bool takes_warp_per_token(tier_list<Tiers...>, const route_params& params) noexcept {
-  constexpr int limits[] = {Tiers::tokens_per_multiprocessor...};
-  const int tier = tier_for(tier_list<Tiers...>{}, params.model.num_experts, params.model.top_k);
-  return tier >= 0 &&
-         params.num_tokens <= static_cast<std::int64_t>(limits[tier]) * params.multiprocessors &&
+template <class Logit, class... Tiers>
+bool takes_warp_per_token(tier_list<Tiers...> tiers, const route_params& params) noexcept {
+  const int limit =
+      tokens_for_warps(tiers, params.model.num_experts, params.model.top_k, sizeof(Logit));
+  return params.num_tokens <= static_cast<std::int64_t>(limit) * params.multiprocessors &&
          params.row_stride <= 0x7FFFFFFF / params.num_tokens;
 }
 
@@ -198,7 +200,7 @@ status launch_first_fit(tier_list<Tiers...>, const route_params& params,
 /// each logit type; an engine that compiles its own kernels gets them from here.
 template <class Logit, class Plan>
 status launch_softmax_topk(const route_params& params, cudaStream_t stream) noexcept {
-  if (launch_detail::takes_warp_per_token(warp_softmax_tiers{}, params))
+  if (launch_detail::takes_warp_per_token<Logit>(warp_softmax_tiers{}, params))
     return launch_detail::launch_first_fit<
         launch_detail::warp_per_token_family<detail::softmax_score, Logit, Plan>>(
         warp_softmax_tiers{}, params, stream);
@@ -210,7 +212,7 @@ status launch_softmax_topk(const route_params& params, cudaStream_t stream) noex
 template <class Logit, class Plan, class Gating>
 status launch_generic_gating(const route_params& params, cudaStream_t stream) noexcept {
   if (params.replay_ids == nullptr && params.model.kind != gating_kind::sparsemixer &&
-      launch_detail::takes_warp_per_token(warp_gating_tiers{}, params))
+      launch_detail::takes_warp_per_token<Logit>(warp_gating_tiers{}, params))
     return launch_detail::launch_first_fit<
         launch_detail::warp_per_token_family<launch_detail::warp_score<Gating>, Logit, Plan>>(
         warp_gating_tiers{}, params, stream);
@@ -234,11 +236,18 @@ ADAPTIVE_K_KERNELS_FOR(bfloat16)
 #undef ADAPTIVE_K_KERNELS_FOR
 #endif
 
+/// Whether a gating's score can be softmax: else no kernel for it is compiled.
+template <class Gating>
+inline constexpr bool may_be_softmax =
+    std::is_same_v<launch_detail::warp_score<Gating>, score_of_kind> ||
+    std::is_same_v<launch_detail::warp_score<Gating>, detail::softmax_score>;
+
 /// Launches the kernel that serves the call, by its gating and shape.
 template <class Logit, class Plan, class Gating>
 status launch_route(const route_params& params, cudaStream_t stream) noexcept {
-  if (is_softmax_topk<Gating>(params.model) && params.replay_ids == nullptr)
-    return launch_softmax_topk<Logit, Plan>(params, stream);
+  if constexpr (may_be_softmax<Gating>)
+    if (is_softmax_topk<Gating>(params.model) && params.replay_ids == nullptr)
+      return launch_softmax_topk<Logit, Plan>(params, stream);
   return launch_generic_gating<Logit, Plan, Gating>(params, stream);
 }
 

@@ -39,6 +39,7 @@ struct route_params {
   int rounds;                ///< of a softmax_topk kernel's warp, 1 to its lanes
   bool stages_rows;     ///< rows follow one another from a 16-byte boundary, and pay to be staged
   bool plain;           ///< see is_plain; for the warp_per_token kernels
+  bool whole_rows;      ///< for the softmax_topk kernels: `plain`, K0 the tier's, 16-byte aligned
   int multiprocessors;  ///< host: that a launch may count on
   gating model;         ///< as the host's
   const void* plan;     ///< of the layer and the kernel's Plan; may be rewritten between launches

@@ -36,7 +36,8 @@ struct warp_tokens {
   __device__ ADAPTIVE_K_INLINE std::int64_t own_token() const noexcept { return first + own; }
 };
 
-/// Decides and stores. `Fixed`: a plain call of the tier's own K0, which leaves fewer questions.
+/// Decides and stores. `Fixed`: a call whose rows are whole (see route_params), which leaves fewer
+/// questions.
 template <bool Fixed, class Plan, class Head, int MaxTopK, class Logit>
 __device__ ADAPTIVE_K_INLINE void decide(const route_params& params, const Head& head,
                                          const row_summary<Logit, MaxTopK>& own,
@@ -50,12 +51,12 @@ __device__ ADAPTIVE_K_INLINE void decide(const route_params& params, const Head&
   }
   const int top_k = model.top_k;
   const std::int64_t token = tokens.own_token();
-  detail::token_route<MaxTopK> route;
-  int count = 0;
-  std::uint32_t* const own_slots = staged.word() + tokens.own * top_k;
+  std::uint32_t ids[MaxTopK];
+  std::uint32_t weights[MaxTopK];
   if (tokens.decides) {
     detail::ranked_experts<MaxTopK> ranked;
     own.rank(top_k, ranked);
+    detail::token_route<MaxTopK> route;
     route.has_nonfinite = own.has_nonfinite;
     const auto plan = load_plan<MaxTopK, Plan>(params.plan, head);
     const bool shadow = !Fixed && params.chosen_counts != nullptr;
@@ -69,31 +70,41 @@ __device__ ADAPTIVE_K_INLINE void decide(const route_params& params, const Head&
                                                 shadow ? top_k : detail::no_forced_k, ranks, ranked,
                                                 route, columns);
     const bool padding = !Fixed && is_padding(params, token);
-    count = padding ? 0 : route.count;
+    const int count = padding ? 0 : route.count;
     store_token<Fixed>(params, token, padding, route, metrics);
     metrics.add_experts(route.expert, count);
     const int filler = filler_of(params, padding, route.expert[0]);
     ADAPTIVE_K_UNROLL
     for (int j = 0; j < MaxTopK; ++j) {
-      if (j >= top_k) break;
-      own_slots[j] = static_cast<std::uint32_t>(j < count ? route.expert[j] : filler);
+      ids[j] = static_cast<std::uint32_t>(j < count ? route.expert[j] : filler);
+      weights[j] = __float_as_uint(j < count ? route.weight[j] : 0.0f);
     }
   }
   const std::int64_t first_slot = tokens.first * top_k;
-  const int num_slots = tokens.count * top_k;
-  __syncwarp();
-  copy_ids(staged, params.topk_ids, first_slot, num_slots, Fixed ? id_type::int32 : params.ids);
-  __syncwarp();
-  if (tokens.decides) {
-    ADAPTIVE_K_UNROLL
-    for (int j = 0; j < MaxTopK; ++j) {
-      if (j >= top_k) break;
-      own_slots[j] = __float_as_uint(j < count ? route.weight[j] : 0.0f);
-    }
+  if constexpr (Fixed) {
+    store_rows(staged, static_cast<std::int32_t*>(params.topk_ids) + first_slot, ids, tokens.own,
+               tokens.decides, tokens.count);
+    store_rows(staged, static_cast<float*>(params.topk_weights) + first_slot, weights, tokens.own,
+               tokens.decides, tokens.count);
+  } else {
+    const auto stage = [&](const std::uint32_t(&values)[MaxTopK]) {
+      std::uint32_t* const own_slots = staged.word() + tokens.own * top_k;
+      if (tokens.decides) {
+        ADAPTIVE_K_UNROLL
+        for (int j = 0; j < MaxTopK; ++j) {
+          if (j >= top_k) break;
+          own_slots[j] = values[j];
+        }
+      }
+      __syncwarp();
+    };
+    const int num_slots = tokens.count * top_k;
+    stage(ids);
+    copy_ids(staged, params.topk_ids, first_slot, num_slots, params.ids);
+    __syncwarp();
+    stage(weights);
+    copy_weights(staged, params.topk_weights, first_slot, num_slots, params.weights);
   }
-  __syncwarp();
-  copy_weights(staged, params.topk_weights, first_slot, num_slots,
-               Fixed ? float_type::float32 : params.weights);
 }
 
 /// Shared memory of a warp that routes by tiles.
@@ -151,7 +162,7 @@ __device__ ADAPTIVE_K_INLINE void route_warp(const route_params& params,
 
   const int own_index = lane * tiles + tile_index;
   const warp_tokens tokens = {first, count, own_index, lane < rounds && own_index < count};
-  if (params.plain && params.model.top_k == max_top_k)
+  if (params.whole_rows)
     decide<true, Plan>(params, plan, own, tokens, memory.slots, metrics);
   else
     decide<false, Plan>(params, plan, own, tokens, memory.slots, metrics);

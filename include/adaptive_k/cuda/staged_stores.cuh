@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 
 #include "adaptive_k/config.hpp"
 #include "adaptive_k/cuda/storage.cuh"
@@ -79,6 +80,38 @@ __device__ ADAPTIVE_K_INLINE void copy_weights(staged_slots<MaxTopK>& staged, vo
       return copy_out(staged, static_cast<bfloat16*>(base) + first, count, [](std::uint32_t bits) {
         return from_float<bfloat16>(__uint_as_float(bits));
       });
+  }
+}
+
+/// Writes K0 = MaxTopK words a token from `base` on, which is 16-byte aligned: `own` to row
+/// `own_row` where `has_own`, `rows` in all. Every lane takes part.
+template <int MaxTopK>
+__device__ ADAPTIVE_K_INLINE void store_rows(staged_slots<MaxTopK>& staged, void* base,
+                                             const std::uint32_t (&own)[MaxTopK], int own_row,
+                                             bool has_own, int rows) noexcept {
+  if constexpr (MaxTopK <= 4) {
+    struct alignas(4 * MaxTopK) row {
+      std::uint32_t at[MaxTopK];
+    };
+    row whole;
+    std::memcpy(&whole, own, sizeof whole);
+    if (has_own) static_cast<row*>(base)[own_row] = whole;
+  } else {
+    constexpr int fours = MaxTopK / 4;
+    const int lane = static_cast<int>(threadIdx.x % 32);
+    if (has_own) {
+      ADAPTIVE_K_UNROLL
+      for (int i = 0; i < fours; ++i)
+        staged.words[own_row * fours + i] = {own[4 * i], own[4 * i + 1], own[4 * i + 2],
+                                             own[4 * i + 3]};
+    }
+    __syncwarp();
+    ADAPTIVE_K_UNROLL
+    for (int i = 0; i < fours; ++i) {
+      const int at = lane + 32 * i;
+      if (at < rows * fours) static_cast<uint4*>(base)[at] = staged.words[at];
+    }
+    __syncwarp();  // `staged` is written again
   }
 }
 

@@ -38,31 +38,48 @@ constexpr int tier_for(tier_list<Tiers...>, int num_experts, int top_k) noexcept
   return found ? index : -1;
 }
 
-/// One compiled shape of the warp_per_token kernels. They are chosen up to `TokensPerSm` tokens for
-/// each multiprocessor.
-template <int MaxExperts, int MaxTopK, int TokensPerSm>
+/// One compiled shape of the warp_per_token kernels. They are chosen up to `Tokens16` tokens for
+/// each multiprocessor, `Tokens32` where logits are fp32.
+template <int MaxExperts, int MaxTopK, int Tokens16, int Tokens32>
 struct warp_tier {
-  static constexpr int max_experts = MaxExperts;                 ///< E that it holds
-  static constexpr int max_top_k = MaxTopK;                      ///< K0 that it holds
-  static constexpr int rows = (MaxExperts + 31) / 32;            ///< experts of a lane
-  static constexpr int tokens_per_multiprocessor = TokensPerSm;  ///< up to which it is chosen
+  static constexpr int max_experts = MaxExperts;       ///< E that it holds
+  static constexpr int max_top_k = MaxTopK;            ///< K0 that it holds
+  static constexpr int rows = (MaxExperts + 31) / 32;  ///< experts of a lane
+  /// Tokens for each multiprocessor up to which it is chosen, by the bytes of a logit.
+  static constexpr int tokens_per_multiprocessor(int logit_bytes) noexcept {
+    return logit_bytes == 4 ? Tokens32 : Tokens16;
+  }
 };
 
+/// Tokens for each multiprocessor up to which a warp decides one, by shape and the bytes of a
+/// logit; 0 where none does.
+template <class... Tiers>
+constexpr int tokens_for_warps(tier_list<Tiers...> tiers, int num_experts, int top_k,
+                               int logit_bytes) noexcept {
+  constexpr int none = 0;
+  const int limits[] = {Tiers::tokens_per_multiprocessor(logit_bytes)..., none};
+  const int tier = tier_for(tiers, num_experts, top_k);
+  return tier >= 0 ? limits[tier] : none;
+}
+
 // A warp a token takes more instructions than few lanes a token, but each warp's chain of dependent
-// steps is a fraction as long, and until the GPU is full that chain is the time of a launch. Both
-// families' times meet where the instructions of T warps, on all multiprocessors' four schedulers,
-// last as long as one warp's way through the other kernel. That way is known within bounds only: of
-// 32 tokens at 128/8 between 4,256 cycles (issue slots) and 16,919 (in PTX order, modelled); the
-// numbers below take about its lower third. Not measured on a GPU.
+// steps is a fraction as long, and until the GPU is full that chain is the time of a launch. The
+// limits come from bench/kernel_cost/modelled_sweep.jsonl (kernel_sweep; sm_90, 132
+// multiprocessors; modelled, never timed on a GPU): a warp decides one token as long as what the
+// busiest scheduler then issues takes no longer than a warp's way through the kernel for many
+// tokens, by the lower bounds of both. By the upper ones, a third of that kernel's, it could go on
+// to several times as many. fp32 stops at 120, as long launches have a budget of instructions. For
+// 8/2 the bounds disagree at every length: 1.3 times the lower, 0.7 times the upper one.
+// A captured graph keeps the kernel that its number of tokens chose.
 
 /// Softmax ranked by logit alone, where a warp decides one token.
 using warp_softmax_tiers =
-    tier_list<warp_tier<32, 4, 16>, warp_tier<64, 8, 40>, warp_tier<128, 8, 40>,
-              warp_tier<256, 8, 40>, warp_tier<384, 8, 40>, warp_tier<512, 16, 40>>;
+    tier_list<warp_tier<32, 4, 8, 8>, warp_tier<64, 8, 28, 60>, warp_tier<128, 8, 40, 120>,
+              warp_tier<256, 8, 64, 120>, warp_tier<384, 8, 72, 120>, warp_tier<512, 16, 40, 40>>;
 
-/// Any other gating but sparsemixer, where a warp decides one token.
+/// Any other gating but sparsemixer, where a warp decides one token: not from the sweep.
 using warp_gating_tiers =
-    tier_list<warp_tier<128, 8, 20>, warp_tier<256, 8, 20>, warp_tier<384, 8, 20>>;
+    tier_list<warp_tier<128, 8, 20, 20>, warp_tier<256, 8, 20, 20>, warp_tier<384, 8, 20, 20>>;
 
 // Warp instructions per token by lanes a token, bf16 / fp32 logits, as kernel_sweep
 // (bench/kernel_cost) counted them for entropy thresholds at T = 4096, before the kernels for few
@@ -77,17 +94,15 @@ using warp_gating_tiers =
 //   384/8                             363.9/469.1  411.8/515.6  520.8/653.5
 //
 // Fewer lanes cost less, until the registers do not suffice; at 256/8 two lanes would leave a warp
-// twice as long for 6%.
-
-// On sm_80 these take 128 registers or fewer, so that four blocks fit a multiprocessor; the last
-// takes 168, as it would spill. Half as many lanes at 128/8 and above take up to 255 for 11 to 23%
-// fewer instructions: two blocks, and as many warps at 16,384 tokens as an H200 has schedulers.
+// twice as long for 6%. Twice as many lanes from 128/8 on would take 128 registers instead of up to
+// 255, for 11 to 23% more instructions: at 16,384 tokens an H200 has a scheduler for each warp of
+// either, and they would take longer by every bound of the model.
 
 /// Softmax ranked by logit alone: what most models do. Larger shapes go to the generic_gating
 /// kernels.
 using softmax_topk_tiers =
-    tier_list<tier<8, 2, 1>, tier<16, 4, 1>, tier<60, 4, 2>, tier<64, 8, 2>, tier<128, 8, 4>,
-              tier<256, 8, 8>, tier<384, 8, 8>, tier<512, 16, 16, 3>>;
+    tier_list<tier<8, 2, 1>, tier<16, 4, 1>, tier<60, 4, 2>, tier<64, 8, 2>, tier<128, 8, 2, 2>,
+              tier<256, 8, 4, 2>, tier<384, 8, 4, 2>, tier<512, 16, 16, 3>>;
 
 /// Any gating, selection bias and groups.
 using generic_gating_tiers =
@@ -99,11 +114,11 @@ using sparsemixer_tiers = tier_list<tier<64, 2, 8>, tier<256, 2, 8>, tier<1024, 
 inline constexpr int threads_per_block = 128;           ///< of every routing kernel
 inline constexpr int generic_gating_blocks_per_sm = 2;  ///< of the generic_gating kernels
 
-/// Rounds of a softmax_topk kernel's warp. More of them cost fewer instructions a token, but keep
-/// fewer warps busy and each one longer, so small launches take one.
-constexpr int rounds_for(int lanes, long long num_tokens) noexcept {
+/// Rounds of a softmax_topk kernel's warp. More of them cost fewer instructions a token, but make
+/// each warp longer: as many as leave a warp for each of four schedulers a multiprocessor.
+constexpr int rounds_for(int lanes, long long num_tokens, int multiprocessors) noexcept {
   int rounds = 1;
-  while (rounds < lanes && num_tokens >= 64ll * rounds * rounds) rounds *= 2;
+  while (rounds < lanes && num_tokens > 4ll * multiprocessors * (32 / lanes) * rounds) rounds *= 2;
   return rounds;
 }
 

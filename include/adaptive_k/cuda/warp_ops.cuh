@@ -54,6 +54,13 @@ __device__ ADAPTIVE_K_INLINE float exchange(float value) noexcept {
   asm volatile("shfl.sync.bfly.b32 %0, %1, %2, 31, -1;" : "=f"(other) : "f"(value), "n"(Mask));
   return other;
 }
+/// See above.
+template <int Mask>
+__device__ ADAPTIVE_K_INLINE std::uint32_t exchange(std::uint32_t value) noexcept {
+  std::uint32_t other;
+  asm volatile("shfl.sync.bfly.b32 %0, %1, %2, 31, -1;" : "=r"(other) : "r"(value), "n"(Mask));
+  return other;
+}
 /// What lane Lane has.
 template <int Lane>
 __device__ ADAPTIVE_K_INLINE float of_lane(float value) noexcept {
@@ -70,7 +77,9 @@ __device__ ADAPTIVE_K_INLINE float of_lane(float value, int lane) noexcept {
 /// See above.
 template <class Integer>
 __device__ ADAPTIVE_K_INLINE Integer of_lane(Integer value, int lane) noexcept {
-  return __shfl_sync(all_lanes, value, lane);
+  Integer other;
+  asm volatile("shfl.sync.idx.b32 %0, %1, %2, 31, -1;" : "=r"(other) : "r"(value), "r"(lane));
+  return other;
 }
 /// What the next lane has; the last lane keeps its own.
 __device__ ADAPTIVE_K_INLINE float of_next_lane(float value) noexcept {
@@ -81,7 +90,9 @@ __device__ ADAPTIVE_K_INLINE float of_next_lane(float value) noexcept {
 /// See above.
 template <class Integer>
 __device__ ADAPTIVE_K_INLINE Integer of_next_lane(Integer value) noexcept {
-  return __shfl_down_sync(all_lanes, value, 1);
+  Integer other;
+  asm volatile("shfl.sync.down.b32 %0, %1, 1, 31, -1;" : "=r"(other) : "r"(value));
+  return other;
 }
 
 /// Which lanes say so, a bit each; whether any does.

@@ -22,30 +22,35 @@ namespace cuda {
 struct lane_rank {
   int expert;       ///< 0..E - 1
   float score;      ///< s, up to a common factor
-  float log_score;  ///< ln s, finite; 0 past K0
+  float log_score;  ///< ln s, finite; any number past K0
   float mass;       ///< sum of the scores of ranks 0 to this
   float total;      ///< of all ranks, in every lane
 
-  /// Adds up the scores in the order of ranks.
+  /// Adds up the scores in the order of ranks, and brings each to every lane; 0 past K0.
   template <int MaxTopK>
-  __device__ ADAPTIVE_K_INLINE void add_up(int lane, int top_k) noexcept {
-    total = mass = warp::of_lane<0>(score);
+  __device__ ADAPTIVE_K_INLINE void add_up(int lane, int top_k, float (&scores)[MaxTopK]) noexcept {
+    ADAPTIVE_K_UNROLL
+    for (int j = 0; j < MaxTopK; ++j) scores[j] = 0.0f;
+    scores[0] = warp::of_lane<0>(score);
+    total = mass = scores[0];
     warp::while_true<MaxTopK>([&](auto j) {
-      if (j % 2 == 0 && j >= top_k) return false;
+      if (j > 1 && j % 4 == 0 && j >= top_k) return false;
       if constexpr (j > 0) {
-        total = total + warp::of_lane<j>(score);
-        mass = lane >= j ? total : mass;
+        scores[j] = warp::of_lane<j>(score);
+        total = total + scores[j];
+        mass = lane < j ? mass : total;
       }
       return true;
     });
   }
 
-  /// The scores of all ranks in every lane, for what is written so. Entries past K0 are 0.
+  /// What signals read of all ranks; `scores` in every lane.
   template <int MaxTopK>
-  __device__ ADAPTIVE_K_INLINE detail::ranked_experts<MaxTopK> gather_scores() const noexcept {
+  __device__ ADAPTIVE_K_INLINE detail::ranked_experts<MaxTopK> gather_scores(
+      const float (&scores)[MaxTopK]) const noexcept {
     detail::ranked_experts<MaxTopK> ranked;
     warp::while_true<MaxTopK>([&](auto j) {
-      ranked.score[j] = warp::of_lane<j>(score);
+      ranked.score[j] = scores[j];
       ranked.log_score[j] = warp::of_lane<j>(log_score);
       return true;
     });
@@ -54,8 +59,9 @@ struct lane_rank {
   }
   /// All of all ranks.
   template <int MaxTopK>
-  __device__ ADAPTIVE_K_INLINE detail::ranked_experts<MaxTopK> gather() const noexcept {
-    detail::ranked_experts<MaxTopK> ranked = gather_scores<MaxTopK>();
+  __device__ ADAPTIVE_K_INLINE detail::ranked_experts<MaxTopK> gather(
+      const float (&scores)[MaxTopK]) const noexcept {
+    detail::ranked_experts<MaxTopK> ranked = gather_scores(scores);
     warp::while_true<MaxTopK>([&](auto j) {
       ranked.expert[j] = warp::of_lane(expert, j);
       ranked.mass[j] = warp::of_lane<j>(mass);
@@ -126,34 +132,33 @@ __device__ ADAPTIVE_K_INLINE int cheapest_lane(float cost, bool counts, int othe
   return at != 0 ? 32 - __clz(static_cast<int>(at)) : otherwise;
 }
 
-/// As core's least_cost_k, the cost of k by lane k - 1.
+/// As core's least_cost_k, the cost of k by lane k - 1. `scores` in every lane; past K0 they add 0.
 template <int MaxTopK>
 __device__ ADAPTIVE_K_INLINE int least_cost_k(const distortion_ref& model, float mass_exponent,
-                                              int lane, const lane_rank& rank, int top_k,
+                                              int lane, const lane_rank& rank,
+                                              const float (&scores)[MaxTopK], int top_k,
                                               int num_experts, float topk_share,
                                               k_limits limits) noexcept {
   const int k = lane + 1;
-  const detail::cost_terms<> terms(rank.total, warp::of_lane<0>(rank.score), topk_share);
+  const detail::cost_terms<> terms(rank.total, scores[0], topk_share);
   detail::rank_split<> split = {rank.mass, 0.0f, 0.0f, 0.0f};
-  const float w = rank.score * terms.inverse_mass;
+  float w[MaxTopK];
   float squares = 0.0f;
-  warp::while_true<MaxTopK>([&](auto j) {  // all: past K0 they add 0
-    const float other = warp::of_lane<j>(w);
-    squares = math::fma(other, other, squares);
-    split.kept_squares = lane >= j ? squares : split.kept_squares;
-    return true;
-  });
+  ADAPTIVE_K_UNROLL
+  for (int j = 0; j < MaxTopK; ++j) {
+    w[j] = scores[j] * terms.inverse_mass;
+    squares = math::fma(w[j], w[j], squares);
+    split.kept_squares = lane < j ? split.kept_squares : squares;
+  }
   float mass = 0.0f;
   squares = 0.0f;
-  warp::while_true<MaxTopK - 1>([&](auto i) {
-    constexpr int j = MaxTopK - 1 - i;
-    const float other = warp::of_lane<j>(w);
-    mass = math::fma(warp::of_lane<j>(rank.score), terms.inverse_mass, mass);
-    squares = math::fma(other, other, squares);
+  ADAPTIVE_K_UNROLL
+  for (int j = MaxTopK - 1; j > 0; --j) {
+    mass = math::fma(scores[j], terms.inverse_mass, mass);
+    squares = math::fma(w[j], w[j], squares);
     split.dropped_mass = lane < j ? mass : split.dropped_mass;
     split.dropped_squares = lane < j ? squares : split.dropped_squares;
-    return true;
-  });
+  }
   const int first = warp::of_lane(rank.expert, 0);
   const int next = warp::of_next_lane(rank.expert);
   float cost = model.lambda * static_cast<float>(k);
@@ -167,19 +172,19 @@ __device__ ADAPTIVE_K_INLINE int least_cost_k(const distortion_ref& model, float
 /// As core's least_head_cost_k; `column` is the head's column k - 1 in lane k - 1.
 template <int MaxTopK>
 __device__ ADAPTIVE_K_INLINE int least_head_cost_k(const distortion_ref& model, int lane,
-                                                   const lane_rank& rank, float column, int top_k,
-                                                   k_limits limits) noexcept {
+                                                   const lane_rank& rank,
+                                                   const float (&scores)[MaxTopK], float column,
+                                                   int top_k, k_limits limits) noexcept {
   const int k = lane + 1;
   if (warp::any(k < top_k && !(math::abs(column) < math::infinity))) return limits.k_max;
   const float inverse_mass = math::divide(1.0f, rank.total);
   float mass = 0.0f;
   float dropped_mass = 0.0f;
-  warp::while_true<MaxTopK - 1>([&](auto i) {  // all: past K0 they add 0
-    constexpr int j = MaxTopK - 1 - i;
-    mass = math::fma(warp::of_lane<j>(rank.score), inverse_mass, mass);
+  ADAPTIVE_K_UNROLL
+  for (int j = MaxTopK - 1; j > 0; --j) {  // all: past K0 they add 0
+    mass = math::fma(scores[j], inverse_mass, mass);
     dropped_mass = lane < j ? mass : dropped_mass;
-    return true;
-  });
+  }
   float cost = model.lambda * static_cast<float>(k);
   if (k < top_k) cost = detail::head_cost(model, dropped_mass, column, k);
   return cheapest_lane(cost, k >= limits.k_min && k <= limits.k_max && k <= top_k, limits.k_max);
@@ -197,8 +202,12 @@ __device__ ADAPTIVE_K_INLINE int least_k_with(const detail::super_expert_list& l
 template <class Plan>
 struct loaded_plan {
   Plan head;  ///< all of it
-  /// Whether finish_by_entropy serves it.
+  /// Whether it compares the entropy with thresholds, or nothing: then choose_k_by_entropy chooses.
   __device__ static constexpr bool compares_entropy() noexcept { return false; }
+  /// Never called.
+  __device__ static int choose_k_by_entropy(int, const lane_rank&, k_limits, float) noexcept {
+    return 1;
+  }
   /// Whether its choice or its signal may read the scores' logarithms.
   __device__ static constexpr bool reads_log_scores() noexcept { return true; }
   /// The least k that keeps its super experts, of which it has none.
@@ -210,11 +219,12 @@ struct loaded_plan {
       : head(*static_cast<const Plan*>(plan)) {}
   /// How many experts the token gets, within its limits.
   template <int MaxTopK>
-  __device__ ADAPTIVE_K_INLINE int choose_k(int, const lane_rank& rank, float column, int top_k,
+  __device__ ADAPTIVE_K_INLINE int choose_k(int, const lane_rank& rank,
+                                            const float (&scores)[MaxTopK], float column, int top_k,
                                             int num_experts, k_limits limits, float signal,
                                             float topk_share) const noexcept {
     using ranks = detail::loop_count<true, MaxTopK>;
-    const detail::ranked_experts<MaxTopK> ranked = rank.template gather<MaxTopK>();
+    const detail::ranked_experts<MaxTopK> ranked = rank.gather(scores);
     const lane_columns columns = {column};
     return detail::choose_k(
         head, ranked_token<MaxTopK, float, ranks, lane_columns>{
@@ -232,7 +242,7 @@ struct loaded_plan<detail::k_plan> {
       : plan(static_cast<const detail::k_plan*>(from)),
         head(load_plan_head(from)),
         threshold(plan->threshold[lane]) {}
-  /// Whether finish_by_entropy serves it.
+  /// Whether it compares the entropy with thresholds, or nothing.
   __device__ ADAPTIVE_K_INLINE bool compares_entropy() const noexcept {
     return head.signal == signal_kind::softmax_entropy &&
            head.choice == detail::k_choice::thresholds && !head.has_super_experts &&
@@ -249,93 +259,43 @@ struct loaded_plan<detail::k_plan> {
     return head.has_domain ? detail::is_outside(plan->domain_limits, signal, rank.score, rank.total)
                            : 0;
   }
+  /// How many experts the token then gets, within its limits.
+  __device__ ADAPTIVE_K_INLINE int choose_k_by_entropy(int lane, const lane_rank& rank,
+                                                       k_limits limits,
+                                                       float entropy) const noexcept {
+    detail::k_plan_head known = head;
+    known.signal = signal_kind::softmax_entropy;  // for the compiler
+    return first_k_met(known, threshold, lane, rank, entropy, limits);
+  }
   /// Whether its choice or its signal reads the scores' logarithms.
   __device__ ADAPTIVE_K_INLINE bool reads_log_scores() const noexcept {
     return head.signal == signal_kind::topk_entropy;
   }
   /// How many experts the token gets, within its limits.
   template <int MaxTopK>
-  __device__ ADAPTIVE_K_INLINE int choose_k(int lane, const lane_rank& rank, float column,
-                                            int top_k, int num_experts, k_limits limits,
-                                            float signal, float topk_share) const noexcept {
+  __device__ ADAPTIVE_K_INLINE int choose_k(int lane, const lane_rank& rank,
+                                            const float (&scores)[MaxTopK], float column, int top_k,
+                                            int num_experts, k_limits limits, float signal,
+                                            float topk_share) const noexcept {
     if (head.choice == detail::k_choice::head)
-      return least_head_cost_k<MaxTopK>(plan->distortion, lane, rank, column, top_k, limits);
+      return least_head_cost_k(plan->distortion, lane, rank, scores, column, top_k, limits);
     if (head.choice == detail::k_choice::distortion)
-      return least_cost_k<MaxTopK>(plan->distortion, head.mass_exponent, lane, rank, top_k,
-                                   num_experts, topk_share, limits);
+      return least_cost_k(plan->distortion, head.mass_exponent, lane, rank, scores, top_k,
+                          num_experts, topk_share, limits);
     return first_k_met(head, threshold, lane, rank, signal, limits);
   }
 };
 
 /// What a token gets: its k and signal in every lane, a weight in each.
 struct warp_choice {
-  int count;     ///< k_t
-  int chosen;    ///< what the policy chose
-  int raised;    ///< 1 where super experts raised `chosen`, else 0
-  int outside;   ///< in lane 0: 1 where the token is outside of the plan's domain, else 0
-  float signal;  ///< in its unit
-  float weight;  ///< of this lane's rank
+  int count;      ///< k_t
+  int chosen;     ///< what the policy chose
+  int raised;     ///< 1 where super experts raised `chosen`, else 0
+  int outside;    ///< in lane 0: 1 where the token is outside of the plan's domain, else 0
+  bool odd_head;  ///< this lane's column of the head, where the plan reads one, is not finite
+  float signal;   ///< in its unit
+  float weight;   ///< of this lane's rank
 };
-
-/// As core's finish_route. `rank` has expert, score and log_score, and is completed. `column` is
-/// the lane's of a router head. `relative`: scores are relative to the row's largest logit.
-template <int MaxTopK, class Gating, class Plan>
-__device__ ADAPTIVE_K_INLINE warp_choice finish_warp(const Gating& model, bool relative,
-                                                     const loaded_plan<Plan>& plan, int lane,
-                                                     const detail::score_sums<>& sums,
-                                                     k_limits limits, bool shadow, float column,
-                                                     lane_rank& rank) noexcept {
-  const auto& head = plan.head;
-  const int top_k = model.top_k;
-  float full_entropy = 0.0f;
-  if (detail::is_full_entropy(head.signal)) {
-    full_entropy = detail::entropy_nats(sums.score, sums.score_log_score);
-    if (!relative)  // scores that all underflowed: as unsure as can be
-      full_entropy = sums.score > 0.0f ? full_entropy : head.log_experts;
-  }
-  rank.add_up<MaxTopK>(lane, top_k);
-  const float mass = rank.total;
-  const bool weighs = mass > 0.0f;
-  if constexpr (!detail::ranks_by_logit<Gating>::value) {
-    if (!weighs) {  // every chosen score underflowed
-      rank.score = lane < top_k ? 1.0f : 0.0f;
-      rank.log_score = 0.0f;
-      rank.mass = static_cast<float>(lane < top_k ? lane + 1 : top_k);
-      rank.total = static_cast<float>(top_k);
-    }
-  }
-  float topk_share = 0.0f;
-  if (head.reads_topk_share()) topk_share = relative ? math::divide(mass, sums.score) : mass;
-  warp_choice made;
-  if (detail::is_full_entropy(head.signal)) {
-    made.signal = head.signal == signal_kind::softmax_entropy
-                      ? full_entropy
-                      : detail::signal_value(signal_kind::normalized_entropy, full_entropy,
-                                             head.inverse_log_experts, detail::ranked_experts<1>{},
-                                             detail::loop_count<true, 1>{1});
-  } else {
-    made.signal = detail::signal_value(head.signal, full_entropy, head.inverse_log_experts,
-                                       rank.gather_scores<MaxTopK>(),
-                                       detail::loop_count<true, MaxTopK>{top_k});
-  }
-  made.chosen = plan.template choose_k<MaxTopK>(lane, rank, column, top_k, model.num_experts,
-                                                limits, made.signal, topk_share);
-  const int least = plan.least_k(lane, rank, top_k);
-  made.raised = least > made.chosen ? 1 : 0;
-  made.outside = plan.outside(rank, made.signal);
-  made.chosen = least > made.chosen ? least : made.chosen;
-  made.count = shadow ? top_k : made.chosen;
-
-  const float kept = warp::of_lane(rank.mass, made.count - 1);
-  const float underflow_scale = detail::underflow_scale_of(model, kept);
-  // Without renormalisation, the sum over all E is divided out where scores are relative.
-  const float divisor = relative ? sums.score : 1.0f;
-  float factor = detail::weight_factor<detail::softmax_score>(
-      model, head, kept, rank.total, divisor, made.count < top_k, underflow_scale);
-  if (!detail::renormalizes(model)) factor = weighs ? factor : 0.0f;
-  made.weight = rank.score * underflow_scale * factor;
-  return made;
-}
 
 /// The scores of the first ranks, in their order; past them they are 0.
 template <int MaxTopK>
@@ -349,51 +309,102 @@ __device__ ADAPTIVE_K_INLINE float sum_of_ranks(float score, int top_k) noexcept
   return sum;
 }
 
-/// As finish_warp, for a plain call under a plan that compares the entropy or nothing.
-template <int MaxTopK, class Gating>
-__device__ ADAPTIVE_K_INLINE warp_choice finish_by_entropy(const Gating& model, bool relative,
-                                                           const loaded_plan<detail::k_plan>& plan,
-                                                           int lane,
-                                                           const detail::score_sums<>& sums,
-                                                           lane_rank& rank) noexcept {
+/// As core's finish_route. `rank` has expert, score and log_score, and is completed. `divisor`: the
+/// sum over all E where scores are relative to the row's largest logit, else 1. `Bounded`: no score
+/// is above 2^50.
+template <class Logit, int MaxTopK, bool Bounded, class Gating, class Plan>
+__device__ ADAPTIVE_K_INLINE warp_choice finish_warp(const route_params& params, std::int64_t token,
+                                                     const Gating& model,
+                                                     const loaded_plan<Plan>& plan, int lane,
+                                                     const detail::score_sums<>& sums,
+                                                     float divisor, lane_rank& rank) noexcept {
   constexpr bool first_is_one = detail::ranks_by_logit<Gating>::value;
-  const detail::k_plan_head& head = plan.head;
+  const auto& head = plan.head;
   const int top_k = model.top_k;
-  const bool tried = (head.tried >> lane & 1u) != 0;
-  const float threshold = tried ? plan.threshold : -math::infinity;
+  k_limits limits = head.limits;
+  if (!params.plain) limits = limits_of(params, limits, token);
+  bool weighs = true;
+  const auto share_alike = [&] {  // where every chosen score underflowed
+    weighs = first_is_one || rank.total > 0.0f;
+    if (!weighs) {
+      rank.score = lane < top_k ? 1.0f : 0.0f;
+      rank.log_score = 0.0f;
+      rank.mass = static_cast<float>(lane < top_k ? lane + 1 : top_k);
+      rank.total = static_cast<float>(top_k);
+    }
+  };
   warp_choice made;
-  made.raised = made.outside = 0;
-  made.signal = detail::entropy_nats(sums.score, sums.score_log_score);
-  if (!relative) made.signal = sums.score > 0.0f ? made.signal : head.log_experts;
-  const unsigned met = warp::lanes_where(made.signal < threshold);
-  const int last = head.last_k;
-  made.count = made.chosen =
-      detail::within(met != 0 ? __ffs(static_cast<int>(met)) : last, head.limits);
-  const bool whole_mass = head.mass_exponent == 1.0f;
-  float total = 1.0f;
-  if (!first_is_one || !whole_mass) total = sum_of_ranks<MaxTopK>(rank.score, top_k);
-  if (!first_is_one && !(total > 0.0f)) {  // every chosen score underflowed
-    rank.score = lane < top_k ? 1.0f : 0.0f;
-    total = static_cast<float>(top_k);
+  // Adding up in the order of ranks is much of a token's time, so masses are asked for late.
+  const bool by_row = plan.compares_entropy();
+  if (by_row) {
+    rank.total = 1.0f;
+    made.raised = made.outside = 0;
+    made.odd_head = false;
+    made.signal = detail::full_entropy_of(head, sums, first_is_one);
+    made.chosen = plan.choose_k_by_entropy(lane, rank, limits, made.signal);
+  } else {
+    float scores[MaxTopK];
+    rank.add_up(lane, top_k, scores);
+    const float mass = rank.total;
+    share_alike();
+    if (!weighs) {
+      ADAPTIVE_K_UNROLL
+      for (int j = 0; j < MaxTopK; ++j) scores[j] = j < top_k ? 1.0f : 0.0f;
+    }
+    float full_entropy = 0.0f;
+    if (detail::is_full_entropy(head.signal)) {
+      full_entropy = detail::full_entropy_of(head, sums, first_is_one);
+      made.signal =
+          detail::signal_value(head.signal, full_entropy, head.inverse_log_experts,
+                               detail::ranked_experts<1>{}, detail::loop_count<true, 1>{1});
+    } else {
+      made.signal = detail::signal_value(head.signal, full_entropy, head.inverse_log_experts,
+                                         rank.gather_scores(scores),
+                                         detail::loop_count<true, MaxTopK>{top_k});
+    }
+    float topk_share = 0.0f;
+    if (head.reads_topk_share()) topk_share = math::divide(mass, divisor);
+    const bool has_column = lane + 1 < top_k;
+    float column = math::from_bits(0x7FC00000u);  // where a launch has none, as device_head
+    if (params.head != nullptr && has_column) column = device_head<Logit>(params, token)(lane);
+    made.odd_head = head.reads_head() && has_column && !(math::abs(column) < math::infinity);
+    made.chosen = plan.choose_k(lane, rank, scores, column, top_k, model.num_experts, limits,
+                                made.signal, topk_share);
+    const int least = plan.least_k(lane, rank, top_k);
+    made.raised = least > made.chosen ? 1 : 0;
+    made.outside = plan.outside(rank, made.signal);
+    made.chosen = least > made.chosen ? least : made.chosen;
   }
-  const float kept = sum_of_ranks<MaxTopK>(lane < made.count ? rank.score : 0.0f, top_k);
-  const float underflow_scale = detail::underflow_scale_of(model, kept);
+  const bool shadow = params.chosen_counts != nullptr;
+  made.count = shadow ? top_k : made.chosen;
+
+  const auto sum_kept = [&] {
+    return sum_of_ranks<MaxTopK>(lane < made.count ? rank.score : 0.0f, top_k);
+  };
+  float kept = sum_kept();
+  // Weights that restore the whole mass read the total only to raise a kept share of less than
+  // 2^-100: no such is one of 2^-40 of a total below 2^55.
+  const bool reads_total = !detail::renormalizes(model) || head.mass_exponent != 1.0f ||
+                           !(first_is_one || (Bounded && kept >= 9.0949470e-13f));
+  const auto factor_of_ranks = [&] {
+    return detail::weight_factor<detail::softmax_score>(model, head, kept, rank.total, divisor,
+                                                        made.count < top_k,
+                                                        detail::underflow_scale_of(model, kept));
+  };
   float factor;
-  if (first_is_one && whole_mass)
-    factor = math::divide(model.routed_scaling_factor, kept);
-  else
-    factor = detail::weight_factor<detail::softmax_score>(model, head, kept, total, sums.score,
-                                                          made.count < top_k, underflow_scale);
-  made.weight = rank.score * underflow_scale * factor;
+  if (reads_total) {
+    if (by_row) {
+      rank.total = sum_of_ranks<MaxTopK>(rank.score, top_k);
+      share_alike();
+      if (!weighs) kept = sum_kept();
+    }
+    factor = factor_of_ranks();
+  } else {
+    factor = factor_of_ranks();
+  }
+  if (!weighs && !detail::renormalizes(model)) factor = 0.0f;
+  made.weight = rank.score * detail::underflow_scale_of(model, kept) * factor;
   return made;
-}
-/// Of plans that do not compare the entropy: never called.
-template <int MaxTopK, class Gating, class Plan>
-__device__ ADAPTIVE_K_INLINE warp_choice finish_by_entropy(const Gating&, bool,
-                                                           const loaded_plan<Plan>&, int,
-                                                           const detail::score_sums<>&,
-                                                           lane_rank&) noexcept {
-  return {};
 }
 
 }  // namespace cuda

@@ -20,23 +20,11 @@ ADAPTIVE_K_NAMESPACE_BEGIN
 
 namespace cuda {
 
-/// Whether a logit of the row is NaN or infinite.
-template <int Rows>
-__device__ ADAPTIVE_K_INLINE bool has_nonfinite(const warp_row<Rows>& row, int lane,
-                                                int num_experts) noexcept {
-  bool odd = false;
-  ADAPTIVE_K_UNROLL
-  for (int r = 0; r < Rows; ++r)
-    odd = odd || (32 * r + lane < num_experts && !(math::abs(row.at[r]) < math::infinity));
-  return warp::any(odd);
-}
-
-/// Writes what a token gets, under any call. `odd_head`: this lane's column of the head, where the
-/// plan reads one, is NaN or infinite.
+/// Writes what a token gets, under any call. `row` is its logits.
 template <int Rows>
 __device__ ADAPTIVE_K_INLINE void store_warp(const route_params& params, std::int64_t token,
-                                             int lane, const warp_ranking<Rows>& ranking,
-                                             const warp_choice& choice, bool odd_head,
+                                             int lane, const warp_row<Rows>& row,
+                                             const warp_ranking& ranking, const warp_choice& choice,
                                              block_metrics& metrics) noexcept {
   const int top_k = params.model.top_k;
   const bool padding = is_padding(params, token);
@@ -50,8 +38,8 @@ __device__ ADAPTIVE_K_INLINE void store_warp(const route_params& params, std::in
   route.outside = choice.outside;
   route.signal = choice.signal;
   route.has_nonfinite =
-      metrics.counts() &&
-      (has_nonfinite(ranking.given, lane, params.model.num_experts) || warp::any(odd_head));
+      metrics.counts() && (ranking.was_odd || has_nonfinite(row, lane, params.model.num_experts) ||
+                           warp::any(choice.odd_head));
   if (lane < top_k) {
     const bool kept = lane < count;
     store_id(params.topk_ids, token * top_k + lane, params.ids, kept ? expert : filler);
@@ -65,8 +53,9 @@ __device__ ADAPTIVE_K_INLINE void store_warp(const route_params& params, std::in
 /// The same under a plain call (see route_params).
 template <int Rows>
 __device__ ADAPTIVE_K_INLINE void store_plain(const route_params& params, int token, int lane,
-                                              const warp_ranking<Rows>& ranking,
-                                              const warp_choice& choice, bool odd_head,
+                                              const warp_row<Rows>& row,
+                                              const warp_ranking& ranking,
+                                              const warp_choice& choice,
                                               block_metrics& metrics) noexcept {
   const int top_k = params.model.top_k;
   const int expert = ranking.rank.expert;
@@ -84,8 +73,8 @@ __device__ ADAPTIVE_K_INLINE void store_plain(const route_params& params, int to
     if (params.signal != nullptr) params.signal[token] = choice.signal;
   }
   if (!metrics.counts()) return;
-  const bool odd =
-      has_nonfinite(ranking.given, lane, params.model.num_experts) || warp::any(odd_head);
+  const bool odd = ranking.was_odd || has_nonfinite(row, lane, params.model.num_experts) ||
+                   warp::any(choice.odd_head);
   if (kept) metrics.add_expert(expert);
   if (lane == 0) metrics.add_token(false, choice.count, choice.signal, odd);
   if (lane == 0 && (choice.raised | choice.outside) != 0)
@@ -104,41 +93,34 @@ __global__ void __launch_bounds__(threads_per_block, 5)
   const int token = warp::kept(static_cast<int>(blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32));
   if (token < static_cast<int>(params.num_tokens)) {
     constexpr int max_top_k = Tier::max_top_k;
-    const loaded_plan<Plan> plan(params.plan, lane);
-    const Logit* const row =
+    const Logit* const data =
         static_cast<const Logit*>(params.logits) + token * static_cast<int>(params.row_stride);
-    const bool has_column = lane + 1 < params.model.top_k;
-    float column = math::from_bits(0x7FC00000u);  // where a launch has none, as device_head
-    if (params.head != nullptr && has_column) column = device_head<Logit>(params, token)(lane);
-    warp_ranking<Tier::rows> ranking;
-    const auto finish = [&](const auto& model, bool relative) {
-      if (params.plain && plan.compares_entropy()) {
-        const warp_choice choice =
-            finish_by_entropy<max_top_k>(model, relative, plan, lane, ranking.sums, ranking.rank);
-        store_plain(params, token, lane, ranking, choice, false, metrics);
-        return;
-      }
-      const bool odd_head =
-          plan.head.reads_head() && has_column && !(math::abs(column) < math::infinity);
-      const warp_choice choice = finish_warp<max_top_k>(
-          model, relative, plan, lane, ranking.sums,
-          params.plain ? plan.head.limits : limits_of(params, plan.head.limits, token),
-          params.chosen_counts != nullptr, column, ranking.rank);
+    warp_row<Tier::rows> row;
+    row.load(data + lane, lane, params.model.num_experts);
+    const loaded_plan<Plan> plan(params.plan, lane);
+    warp_ranking ranking;
+    const auto finish = [&](auto& model, float divisor) {
+      model.kind = gating_kind::softmax;  // asked no more: `renormalize` holds of any kind
+      constexpr bool built_in =
+          std::is_same_v<Score, detail::softmax_score> || std::is_same_v<Score, score_of_kind>;
+      const warp_choice choice = finish_warp<Logit, max_top_k, built_in>(
+          params, token, model, plan, lane, ranking.sums, divisor, ranking.rank);
       if (params.plain)
-        store_plain(params, token, lane, ranking, choice, odd_head, metrics);
+        store_plain(params, token, lane, row, ranking, choice, metrics);
       else
-        store_warp(params, token, lane, ranking, choice, odd_head, metrics);
+        store_warp(params, token, lane, row, ranking, choice, metrics);
     };
     if constexpr (std::is_same_v<Score, detail::softmax_score>) {
-      rank_by_logit<Tier>(row, params.model, lane, ranking);
+      rank_by_logit<Tier>(data, row, params.model, lane, ranking);
       softmax_gating model;
       static_cast<gating&>(model) = params.model;
-      finish(model, true);
+      finish(model, ranking.sums.score);
     } else {
-      rank_by_gating<Tier, Score>(row, params.model, params.routing_bias, lane,
-                                  detail::is_full_entropy(plan.head.signal),
-                                  plan.reads_log_scores(), ranking);
-      finish(params.model, is_relative<Score>(params.model.kind));
+      const float divisor = rank_by_gating<Tier, Score>(
+          data, row, params.model, params.routing_bias, lane,
+          detail::is_full_entropy(plan.head.signal), plan.reads_log_scores(), ranking);
+      gating model = params.model;
+      finish(model, divisor);
     }
   }
   finish_block(params, metrics);

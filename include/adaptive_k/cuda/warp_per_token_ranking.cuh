@@ -15,26 +15,26 @@ ADAPTIVE_K_NAMESPACE_BEGIN
 namespace cuda {
 
 /// A token's row once its experts are ranked.
-template <int Rows>
 struct warp_ranking {
-  warp_row<Rows> given;       ///< the logits, as they came
+  bool was_odd = false;       ///< the row was made finite: a logit is NaN or infinite
   detail::score_sums<> sums;  ///< over the row's scores
-  lane_rank rank;             ///< expert, score and log_score; the latter two 0 past K0
+  lane_rank rank;             ///< expert, score and log_score
 
   /// Gives this lane's rank its expert and score.
   __device__ ADAPTIVE_K_INLINE void set_rank(int lane, int top_k, int expert,
                                              const detail::score_pair<>& s) noexcept {
     rank.expert = expert;
     rank.score = lane < top_k ? s.score : 0.0f;
-    rank.log_score = lane < top_k ? s.log_score : 0.0f;
+    rank.log_score = s.log_score;
   }
 };
 
-/// Softmax ranked by logit: the row at `data`. No branch but one, so that sums and ranks, which do
-/// not wait for one another, can be computed at once.
+/// Softmax ranked by logit: the row at `data`, which was loaded with -inf past E. No branch but
+/// one, so that sums and ranks, which do not wait for one another, can be computed at once.
 template <class Tier, class Logit>
-__device__ ADAPTIVE_K_INLINE void rank_by_logit(const Logit* data, const gating& model, int lane,
-                                                warp_ranking<Tier::rows>& made) noexcept {
+__device__ ADAPTIVE_K_INLINE void rank_by_logit(const Logit* data, const warp_row<Tier::rows>& row,
+                                                const gating& model, int lane,
+                                                warp_ranking& made) noexcept {
   using score = detail::softmax_score;
   constexpr int rows = Tier::rows;
   using key = warp_key<rows>;
@@ -42,19 +42,22 @@ __device__ ADAPTIVE_K_INLINE void rank_by_logit(const Logit* data, const gating&
   constexpr int more = whole ? 0 : 1;         // the first that is not chosen is looked at
   const int num_experts = model.num_experts;
   const int top_k = model.top_k;
-  warp_row<rows>& row = made.given;
-  row.load(data + lane, lane, num_experts, -math::infinity);
-  const float largest = largest_of(row);
   std::uint32_t keys[rows];
+  std::uint32_t most = 0;
   const std::uint32_t lane_bits = key::lane_bits(lane);
-  ADAPTIVE_K_UNROLL
-  for (int r = 0; r < rows; ++r) keys[r] = key::join(key::order(row.at[r]), r, lane_bits);
+  warp::while_true<rows>([&](auto r) {
+    const std::uint32_t order = key::order(row.at[r]);
+    most = order > most ? order : most;
+    keys[r] = key::template join<r>(key::shorten(order), lane_bits);
+    return true;
+  });
+  const float largest = key::value(warp::largest(most));  // of NaN anything
   warp_scores<rows> scores;
-  made.sums = scores.template set<score>(row, lane, largest);
+  made.sums = scores.set_softmax(row, lane, largest);
   // What is past E comes last: as -inf, and behind it by its id.
   const std::uint32_t own = rank_keys<Tier::max_top_k + more>(keys, lane, top_k + more);
   int expert = key::expert(own);
-  const bool odd = lane == 0 && own - key::lowest_finite >= key::infinite - key::lowest_finite;
+  const bool odd = lane < top_k && key::is_odd(own);
   float logit = 0.0f;
   detail::score_pair<> s;
   if constexpr (rows == 1) {  // a lane's only expert is its own
@@ -74,8 +77,8 @@ __device__ ADAPTIVE_K_INLINE void rank_by_logit(const Logit* data, const gating&
 
   warp_row<rows> finite_row = row;
   const bool has_finite = make_finite(finite_row, lane, num_experts);
-  const float finite_largest = largest_of(finite_row);
-  made.sums = scores.template set<score>(finite_row, lane, finite_largest);
+  const float finite_largest = key::value(largest_order(finite_row));
+  made.sums = scores.set_softmax(finite_row, lane, finite_largest);
   ADAPTIVE_K_UNROLL
   for (int r = 0; r < rows; ++r) {
     const std::uint32_t order = detail::order_key(has_finite ? row.at[r] : 0.0f);

@@ -3,11 +3,13 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "adaptive_k/core/finish_route.hpp"
 #include "adaptive_k/core/math.hpp"
 #include "adaptive_k/core/score.hpp"
 #include "adaptive_k/core/sorting_network.hpp"
+#include "adaptive_k/cuda/device_load.cuh"
 #include "adaptive_k/cuda/warp_ops.cuh"
 #include "adaptive_k/types.hpp"
 
@@ -15,40 +17,41 @@ ADAPTIVE_K_NAMESPACE_BEGIN
 
 namespace cuda {
 
-/// `at[Offset]` as a float where `index` is below `count`, else `otherwise`: a predicate, no
-/// branch.
+/// `at[Offset]` as a load leaves it: a float, or a word with 16 bits.
 template <int Offset>
-__device__ ADAPTIVE_K_INLINE float load_below(const float* at, int index, int count,
-                                              float otherwise) noexcept {
-  float value = otherwise;
+__device__ ADAPTIVE_K_INLINE float load_raw(const float* at) noexcept {
+  float value;
+  asm volatile("ld.global.f32 %0, [%1+%2];"
+               : "=f"(value)
+               : "l"(__cvta_generic_to_global(at)), "n"(Offset * 4));
+  return value;
+}
+/// See above.
+template <int Offset, class T>
+__device__ ADAPTIVE_K_INLINE std::uint32_t load_raw(const T* at) noexcept {
+  static_assert(sizeof(T) == 2, "16 bits");
+  std::uint32_t word;
+  asm volatile("ld.global.u16 %0, [%1+%2];"
+               : "=r"(word)
+               : "l"(__cvta_generic_to_global(at)), "n"(Offset * 2));
+  return word;
+}
+
+/// The same where `index` is below `count`, else as it was: a predicate, no branch.
+template <int Offset>
+__device__ ADAPTIVE_K_INLINE void load_below(float& value, const float* at, int index,
+                                             int count) noexcept {
   asm volatile("{ .reg .pred p; setp.lt.s32 p, %2, %3; @p ld.global.f32 %0, [%1+%4]; }"
                : "+f"(value)
                : "l"(__cvta_generic_to_global(at)), "r"(index), "r"(count), "n"(Offset * 4));
-  return value;
 }
 /// See above.
-template <int Offset>
-__device__ ADAPTIVE_K_INLINE float load_below(const bfloat16* at, int index, int count,
-                                              float otherwise) noexcept {
-  float value = otherwise;
-  asm volatile(
-      "{ .reg .pred p; .reg .b32 w; setp.lt.s32 p, %2, %3; @p ld.global.u16 w, [%1+%4];"
-      " @p shl.b32 %0, w, 16; }"
-      : "+f"(value)
-      : "l"(__cvta_generic_to_global(at)), "r"(index), "r"(count), "n"(Offset * 2));
-  return value;
-}
-/// See above.
-template <int Offset>
-__device__ ADAPTIVE_K_INLINE float load_below(const float16* at, int index, int count,
-                                              float otherwise) noexcept {
-  float value = otherwise;
-  asm volatile(
-      "{ .reg .pred p; .reg .b16 h; setp.lt.s32 p, %2, %3; @p ld.global.b16 h, [%1+%4];"
-      " @p cvt.f32.f16 %0, h; }"
-      : "+f"(value)
-      : "l"(__cvta_generic_to_global(at)), "r"(index), "r"(count), "n"(Offset * 2));
-  return value;
+template <int Offset, class T>
+__device__ ADAPTIVE_K_INLINE void load_below(std::uint32_t& word, const T* at, int index,
+                                             int count) noexcept {
+  asm volatile("{ .reg .pred p; setp.lt.s32 p, %2, %3; @p ld.global.u16 %0, [%1+%4]; }"
+               : "+r"(word)
+               : "l"(__cvta_generic_to_global(at)), "r"(index), "r"(count), "n"(Offset * 2));
 }
 
 /// A value an expert over the lanes of a warp: a token's logits, or a bias.
@@ -56,17 +59,34 @@ template <int Rows>
 struct warp_row {
   float at[Rows];  ///< of experts lane, lane + 32, ...
 
-  /// E values; `own` is where this lane's first one lies. `otherwise` past E.
+  /// E values; `own` is where this lane's first one lies. -inf past E. All loads are on their way
+  /// before the first of them is waited for.
   template <class T>
-  __device__ ADAPTIVE_K_INLINE void load(const T* own, int lane, int num_experts,
-                                         float otherwise) noexcept {
-    const auto load_all = [&](int count) {
+  __device__ ADAPTIVE_K_INLINE void load(const T* own, int lane, int num_experts) noexcept {
+    using word = logit_word<T>;
+    decltype(load_raw<0>(own)) raw[Rows];
+    if (Rows > 1 && num_experts == 32 * Rows) {  // no question an expert
       warp::while_true<Rows>([&](auto r) {
-        at[r] = load_below<32 * r>(own, 32 * r + lane, count, otherwise);
+        raw[r] = load_raw<32 * r>(own);
         return true;
       });
-    };
-    load_all(num_experts);
+    } else {
+      warp::while_true<Rows>([&](auto r) {
+        if constexpr (std::is_same_v<T, float>)
+          raw[r] = -math::infinity;
+        else
+          raw[r] = word::minus_infinity & 0xFFFFu;
+        load_below<32 * r>(raw[r], own, 32 * r + lane, num_experts);
+        return true;
+      });
+    }
+    ADAPTIVE_K_UNROLL
+    for (int r = 0; r < Rows; ++r) {
+      if constexpr (std::is_same_v<T, float>)
+        at[r] = raw[r];
+      else
+        at[r] = word::at(raw[r], 0);
+    }
   }
 };
 
@@ -84,12 +104,23 @@ struct warp_key {
   static constexpr std::uint32_t lowest_finite = 0x00800000u;     ///< order of the least logit
   static constexpr std::uint32_t infinite = 0xFF800000u;          ///< order of +inf; NaN has more
 
+  /// Whether an order is that of +inf or NaN, or of less than the least finite value.
+  __device__ static ADAPTIVE_K_INLINE bool is_odd(std::uint32_t order) noexcept {
+    return order - lowest_finite >= infinite - lowest_finite;
+  }
+
+  /// The order of a value that is not -0, nor NaN but as operations give it: that is more than
+  /// +inf's.
+  __device__ static ADAPTIVE_K_INLINE std::uint32_t order_of_result(float value) noexcept {
+    std::uint32_t signs;  // the sign, in every bit (__byte_perm leaves out the sign modes)
+    asm("prmt.b32 %0, %1, 0, 0xBBBB;" : "=r"(signs) : "f"(value));
+    std::uint32_t order;  // value ^ (signs | 0x80000000)
+    asm("lop3.b32 %0, %1, %2, 0x80000000, 0x1E;" : "=r"(order) : "f"(value), "r"(signs));
+    return order;
+  }
   /// The order of a value; of NaN more than that of +inf.
   __device__ static ADAPTIVE_K_INLINE std::uint32_t order(float value) noexcept {
-    const int bits = __float_as_int(value + 0.0f);  // -0 as +0, and one NaN
-    std::uint32_t order;                            // bits ^ (bits >> 31 | 0x80000000)
-    asm("lop3.b32 %0, %1, %2, 0x80000000, 0x1E;" : "=r"(order) : "r"(bits), "r"(bits >> 31));
-    return order;
+    return order_of_result(value + 0.0f);  // -0 as +0, and one NaN
   }
   /// The value behind an order.
   __device__ static ADAPTIVE_K_INLINE float value(std::uint32_t order) noexcept {
@@ -100,15 +131,27 @@ struct warp_key {
   }
   /// What a lane's keys have in their low bits, all but the row.
   __device__ static ADAPTIVE_K_INLINE std::uint32_t lane_bits(int lane) noexcept {
-    return static_cast<std::uint32_t>(lane) ^ id_mask;
+    return static_cast<std::uint32_t>(lane) ^ 31u;
   }
-  /// The key of an expert by its order.
-  __device__ static ADAPTIVE_K_INLINE std::uint32_t join(std::uint32_t order, int row,
+  /// An order without its last bits; 0 where `kept` is, which is else all ones.
+  __device__ static ADAPTIVE_K_INLINE std::uint32_t shorten(std::uint32_t order,
+                                                            std::uint32_t kept) noexcept {
+    std::uint32_t shortened;  // order & kept & ~id_mask
+    asm("lop3.b32 %0, %1, %2, %3, 0x80;" : "=r"(shortened) : "r"(order), "r"(kept), "n"(~id_mask));
+    return shortened;
+  }
+  /// See above.
+  __device__ static ADAPTIVE_K_INLINE std::uint32_t shorten(std::uint32_t order) noexcept {
+    return order & ~id_mask;
+  }
+  /// The key of an expert by its shortened order.
+  template <int Row>
+  __device__ static ADAPTIVE_K_INLINE std::uint32_t join(std::uint32_t shortened,
                                                          std::uint32_t lane_bits) noexcept {
-    std::uint32_t key;  // (order & ~id_mask) | (lane_bits ^ 32 row)
-    asm("lop3.b32 %0, %1, %2, %3, 0xEA;"
+    std::uint32_t key;  // shortened | lane_bits | the inverted row
+    asm("lop3.b32 %0, %1, %2, %3, 0xFE;"
         : "=r"(key)
-        : "r"(order), "n"(~id_mask), "r"(lane_bits ^ 32u * static_cast<unsigned>(row)));
+        : "r"(shortened), "r"(lane_bits), "n"(id_mask & ~31u & ~(32u * Row)));
     return key;
   }
   /// The expert of a key.
@@ -117,8 +160,8 @@ struct warp_key {
   }
 };
 
-/// In lane j the key of rank j, for `ranks` of them. A lane sorts its own keys; then each rank is
-/// the largest of the lanes' first ones, whose lane moves on.
+/// In lane j the key of rank j, for `ranks` of them; past them some key or 0. A lane sorts its own
+/// keys; then each rank is the largest of the lanes' first ones, whose lane moves on.
 template <int MaxRanks, int Rows>
 __device__ ADAPTIVE_K_INLINE std::uint32_t rank_keys(const std::uint32_t (&keys)[Rows], int lane,
                                                      int ranks) noexcept {
@@ -131,10 +174,10 @@ __device__ ADAPTIVE_K_INLINE std::uint32_t rank_keys(const std::uint32_t (&keys)
   detail::sort_descending(list);
   std::uint32_t own = 0;
   warp::while_true<MaxRanks>([&](auto j) {
-    // Asked once: branches would keep what does not wait for the ranks from running meanwhile.
-    if (j > 0 && j == (MaxRanks + 1) / 2 && j >= ranks) return false;
+    // Asked twice: branches would keep what does not wait for the ranks from running meanwhile.
+    if (j > 0 && (j == (MaxRanks + 1) / 2 || j == MaxRanks - 2) && j >= ranks) return false;
     const std::uint32_t best = warp::largest(list[0]);
-    own = lane == j ? best : own;
+    own = j == 0 || lane == j ? best : own;  // in lanes without a rank the first
     const bool taken = list[0] == best;
     ADAPTIVE_K_UNROLL
     for (int i = 0; i < Rows; ++i) {
@@ -190,34 +233,52 @@ struct warp_scores {
   warp_row<Rows> score;      ///< s
   warp_row<Rows> log_score;  ///< ln s
 
-  /// Of logits among which no +inf is; NaN scores as -inf. Returns the sums of s and of s ln s in
-  /// the order of the host's.
-  template <class Score>
-  __device__ ADAPTIVE_K_INLINE detail::score_sums<> set(const warp_row<Rows>& logits, int lane,
-                                                        float largest) noexcept {
+  /// Softmax of logits among which no +inf is; NaN scores as -inf. Returns the sums of s and of
+  /// s ln s in the order of the host's.
+  __device__ ADAPTIVE_K_INLINE detail::score_sums<> set_softmax(const warp_row<Rows>& logits,
+                                                                int lane, float largest) noexcept {
+    ADAPTIVE_K_UNROLL
+    for (int r = 0; r < Rows; ++r) {
+      const detail::score_pair<> s =
+          detail::score_of<detail::softmax_score, detail::logits_are::ordinary>(logits.at[r],
+                                                                                largest);
+      score.at[r] = s.score;
+      log_score.at[r] = s.log_score;
+    }
+    return add_up(lane);
+  }
+  /// The sums over all lanes.
+  __device__ ADAPTIVE_K_INLINE detail::score_sums<> add_up(int lane) const noexcept {
     float sum = 0.0f;
     float logs = 0.0f;
     ADAPTIVE_K_UNROLL
     for (int r = 0; r < Rows; ++r) {
-      const detail::score_pair<> s =
-          detail::score_of<Score, detail::logits_are::ordinary>(logits.at[r], largest);
-      score.at[r] = s.score;
-      log_score.at[r] = s.log_score;
-      sum = r == 0 ? s.score : sum + s.score;
-      logs = math::fma(s.score, s.log_score, logs);
+      sum = r == 0 ? score.at[r] : sum + score.at[r];
+      logs = math::fma(score.at[r], log_score.at[r], logs);
     }
     warp::sum_both(lane, sum, logs);
     return {sum, logs};
   }
 };
 
-/// The largest logit. Of NaN it may make anything.
+/// The order of the largest logit; of NaN more than that of +inf.
 template <int Rows>
-__device__ ADAPTIVE_K_INLINE float largest_of(const warp_row<Rows>& row) noexcept {
+__device__ ADAPTIVE_K_INLINE std::uint32_t largest_order(const warp_row<Rows>& row) noexcept {
   float most = row.at[0];
   ADAPTIVE_K_UNROLL
-  for (int r = 1; r < Rows; ++r) most = fmaxf(most, row.at[r]);
-  return warp_key<Rows>::value(warp::largest(warp_key<Rows>::order(most)));
+  for (int r = 1; r < Rows; ++r) most = logit_range<float, false>::maximum(most, row.at[r]);
+  return warp::largest(warp_key<Rows>::order(most));
+}
+
+/// Whether a logit of the row is NaN or infinite.
+template <int Rows>
+__device__ ADAPTIVE_K_INLINE bool has_nonfinite(const warp_row<Rows>& row, int lane,
+                                                int num_experts) noexcept {
+  bool odd = false;
+  ADAPTIVE_K_UNROLL
+  for (int r = 0; r < Rows; ++r)
+    odd = odd || (32 * r + lane < num_experts && !(math::abs(row.at[r]) < math::infinity));
+  return warp::any(odd);
 }
 
 /// Replaces +inf by what is finite, as core's examine_logits makes the largest, and NaN by -inf; a
