@@ -45,12 +45,21 @@ int budget_of(const shape& s, logit_type type, std::int64_t num_tokens) {
   constexpr row rows[] = {{{8, 2}, one_token, 240, 240},     {{60, 4}, one_token, 310, 330},
                           {{64, 8}, one_token, 350, 390},    {{128, 8}, one_token, 420, 470},
                           {{256, 8}, one_token, 560, 660},   {{384, 8}, one_token, 720, 880},
-                          {{8, 2}, many_tokens, 17, 20},     {{60, 4}, many_tokens, 75, 110},
+                          {{8, 2}, many_tokens, 15, 19},     {{60, 4}, many_tokens, 75, 110},
                           {{64, 8}, many_tokens, 90, 110},   {{128, 8}, many_tokens, 150, 190},
                           {{256, 8}, many_tokens, 310, 380}, {{384, 8}, many_tokens, 420, 530}};
   for (const row& r : rows)
     if (r.s.num_experts == s.num_experts && r.s.top_k == s.top_k && r.num_tokens == num_tokens)
       return type == logit_type::f32 ? r.f32 : r.bf16;
+  return 0;
+}
+
+/// The same of one token under other gatings, with fp32 logits: sigmoid with a bias, and with
+/// groups.
+int gating_budget_of(const kernel_cost::routing_case& which) {
+  if (which.num_tokens != one_token || which.dtype != logit_type::f32) return 0;
+  if (which.gating == "sigmoid" && which.num_experts == 128 && which.top_k == 6) return 560;
+  if (which.gating == "groups" && which.num_experts == 256 && which.top_k == 8) return 900;
   return 0;
 }
 
@@ -92,7 +101,7 @@ logit_type parse_dtype(const std::string& text) {
 
 struct options {
   std::vector<std::string> shapes, dtypes = {"bf16", "f32"}, policies = {"entropy"},
-                                   operations = {"route"};
+                                   operations = {"route"}, gatings = {"softmax"};
   std::vector<std::string> cubins;
   std::vector<std::int64_t> tokens = {one_token, 8, 64, 512, 2048, 4096, many_tokens};
   std::string json_file, resources_file = KERNEL_RESOURCES, library_file = KERNEL_LIBRARY,
@@ -109,6 +118,8 @@ void add_options(CLI::App& app, options& o) {
       ->check(CLI::IsMember({"bf16", "f16", "f32"}));
   app.add_option("--policy", o.policies)->check(CLI::IsMember(kernel_cost::policies()));
   app.add_option("--operation", o.operations)->check(CLI::IsMember(kernel_cost::operations()));
+  app.add_option("--gating", o.gatings, "softmax, sigmoid (with a bias) or groups (that, 4 of 8)")
+      ->check(CLI::IsMember(kernel_cost::gatings()));
   app.add_option("--resources", o.resources_file, "output of nvcc -Xptxas -v for the kernels")
       ->check(CLI::ExistingFile);
   app.add_option("--library", o.library_file, "the kernels, to report its size");
@@ -130,14 +141,16 @@ void add_options(CLI::App& app, options& o) {
                "exit with 1 where instructions, sectors or launches are more than allowed");
 }
 
-std::vector<kernel_cost::routing_case> cases_of(const options& o) {
+std::vector<kernel_cost::routing_case> cases_of(const options& o, int multiprocessors) {
   std::vector<kernel_cost::routing_case> cases;
   for (const std::string& operation : o.operations)
     for (const shape& s : parse_shapes(o.shapes))
       for (const std::string& dtype : o.dtypes)
         for (const std::string& policy : o.policies)
-          for (const std::int64_t count : o.tokens)
-            cases.push_back({s.num_experts, s.top_k, count, parse_dtype(dtype), policy, operation});
+          for (const std::string& gating : o.gatings)
+            for (const std::int64_t count : o.tokens)
+              cases.push_back({s.num_experts, s.top_k, count, parse_dtype(dtype), policy, operation,
+                               multiprocessors, gating});
   return cases;
 }
 
@@ -169,13 +182,13 @@ int run(int argc, char** argv) {
   if (std::getenv("PTX_SM") == nullptr) ptx::set_compute_capability(o.modelled_sm);
   for (const std::string& cubin : o.cubins) ptx::add_cubin(cubin);
   bench::text_table modelled = kernel_cost::modelled_table();
-  bench::text_table table({"<operation", "E/K0", "T", "<dtype", "<policy", "mean K", "warp instr",
-                           "budget", "thread instr", "load sectors", "least", "store sectors",
-                           "least", "launches", "registers", "spill", "stack", "shared",
-                           "occupancy"});
+  bench::text_table table({"<operation",   "<gating", "E/K0",          "T",      "<dtype",
+                           "<policy",      "mean K",  "warp instr",    "budget", "thread instr",
+                           "load sectors", "least",   "store sectors", "least",  "launches",
+                           "registers",    "spill",   "stack",         "shared", "occupancy"});
   nlohmann::ordered_json rows = nlohmann::ordered_json::array();
   std::vector<std::string> breaches;
-  for (const kernel_cost::routing_case& which : cases_of(o)) {
+  for (const kernel_cost::routing_case& which : cases_of(o, device.limits.multiprocessors)) {
     const kernel_cost::cost c =
         kernel_cost::measure(which, o.with_metrics, {device.limits.sm, device.limits.memory});
     const auto entry = used.find({o.architecture, c.kernel});
@@ -187,8 +200,11 @@ int run(int argc, char** argv) {
         r, o.architecture, c.threads_per_block, c.dynamic_shared_bytes);
     const bool budgeted = which.policy == "entropy" && which.dtype != logit_type::f16 &&
                           which.operation == "route" && !o.with_metrics;
-    const int most_instructions =
-        budgeted ? budget_of({which.num_experts, which.top_k}, which.dtype, which.num_tokens) : 0;
+    int most_instructions = 0;
+    if (budgeted)
+      most_instructions = which.gating == "softmax" ? budget_of({which.num_experts, which.top_k},
+                                                                which.dtype, which.num_tokens)
+                                                    : gating_budget_of(which);
     const char* const dtype = name_of(which.dtype);
     const std::string breach = breach_of(which, c, most_instructions);
     if (!breach.empty())
@@ -196,21 +212,29 @@ int run(int argc, char** argv) {
                                      which.top_k, dtype, which.num_tokens, breach));
     const kernel_cost::modelled_time time = kernel_cost::model(c, device, used, o.architecture);
     kernel_cost::add_modelled_row(modelled, which, dtype, time, device);
-    table.add_row(
-        {which.operation, fmt::format("{}/{}", which.num_experts, which.top_k),
-         std::to_string(which.num_tokens), dtype, which.policy, fmt::format("{:.2f}", c.mean_k),
-         fmt::format("{:.1f}", c.warp_instructions_per_token),
-         most_instructions == 0 ? "" : std::to_string(most_instructions),
-         fmt::format("{:.0f}", c.thread_instructions_per_token),
-         fmt::format("{:.2f}", c.load_sectors_per_token),
-         fmt::format("{:.2f}", c.least_load_sectors_per_token),
-         fmt::format("{:.2f}", c.store_sectors_per_token),
-         fmt::format("{:.2f}", c.least_store_sectors_per_token), std::to_string(c.launches),
-         std::to_string(r.registers), std::to_string(r.spill_bytes), std::to_string(r.stack_bytes),
-         std::to_string(r.shared_bytes + c.dynamic_shared_bytes),
-         fmt::format("{:.0f}%", 100.0 * occupancy)});
+    table.add_row({which.operation,
+                   which.gating,
+                   fmt::format("{}/{}", which.num_experts, which.top_k),
+                   std::to_string(which.num_tokens),
+                   dtype,
+                   which.policy,
+                   fmt::format("{:.2f}", c.mean_k),
+                   fmt::format("{:.1f}", c.warp_instructions_per_token),
+                   most_instructions == 0 ? "" : std::to_string(most_instructions),
+                   fmt::format("{:.0f}", c.thread_instructions_per_token),
+                   fmt::format("{:.2f}", c.load_sectors_per_token),
+                   fmt::format("{:.2f}", c.least_load_sectors_per_token),
+                   fmt::format("{:.2f}", c.store_sectors_per_token),
+                   fmt::format("{:.2f}", c.least_store_sectors_per_token),
+                   std::to_string(c.launches),
+                   std::to_string(r.registers),
+                   std::to_string(r.spill_bytes),
+                   std::to_string(r.stack_bytes),
+                   std::to_string(r.shared_bytes + c.dynamic_shared_bytes),
+                   fmt::format("{:.0f}%", 100.0 * occupancy)});
     rows.push_back({{"kernel", c.kernel},
                     {"operation", which.operation},
+                    {"gating", which.gating},
                     {"num_experts", which.num_experts},
                     {"top_k", which.top_k},
                     {"num_tokens", which.num_tokens},

@@ -47,7 +47,7 @@ cost measure_as(const routing_case& which, bool with_metrics) {
   cuda::device_metrics* const metrics = with_metrics ? counters.get() : nullptr;
   const cuda::device_router router(work.model(), work.plans());
   const auto route = [&] {
-    return router.route(0, work.view(), work.output(), metrics, {}, nullptr);
+    return router.route(0, work.view(), work.output(), metrics, work.extras(), nullptr);
   };
   if (which.operation == "route") return work.count(route, work.logit_bytes(), work.output_bytes());
 
@@ -68,7 +68,7 @@ cost measure_as(const routing_case& which, bool with_metrics) {
   return work.count(
       [&] {
         return router.route_permute(0, work.view(), routing_replay<>{}, work.output(),
-                                    cuda::expert_major{order.output(), 64}, metrics, {},
+                                    cuda::expert_major{order.output(), 64}, metrics, work.extras(),
                                     order.workspace(), &bytes, nullptr);
       },
       work.logit_bytes(), work.output_bytes() + order.stored_bytes(),
@@ -97,6 +97,11 @@ const std::vector<std::string>& policies() {
 
 const std::vector<std::string>& operations() {
   static const std::vector<std::string> known = {"route", "permute", "route_permute"};
+  return known;
+}
+
+const std::vector<std::string>& gatings() {
+  static const std::vector<std::string> known = {"softmax", "sigmoid", "groups"};
   return known;
 }
 

@@ -18,6 +18,8 @@ struct routing_case {
   logit_type dtype;
   std::string policy;  ///< full, entropy, half (entropy, mean K about K0 / 2), distortion or head
   std::string operation = "route";  ///< or permute, of what it chose; or route_permute
+  int multiprocessors = 0;          ///< that launches count on; 0: those of the interpreter
+  std::string gating = "softmax";   ///< or sigmoid, with a bias; or groups: that, 4 of 8 groups
 };
 
 struct cost {
@@ -37,13 +39,14 @@ struct cost {
   std::vector<ptx::launch_time> times;  ///< modelled, of each launch
 };
 
-/// Routes a softmax model, renormalised, with int32 ids, fp32 weights, counts and signal, and
+/// Routes a model of the gating, renormalised, with int32 ids, fp32 weights, counts and signal, and
 /// without metrics unless `with_metrics`; permutes by blocks of 64 rows, with every output. Models
 /// times where `clock` names an sm. Throws std::runtime_error when a launch fails.
 cost measure(const routing_case& which, bool with_metrics, const ptx::clock_settings& clock);
 
-/// "full" and so on, "route" and so on: what `measure` knows.
+/// "full" and so on, "route" and so on, "softmax" and so on: what `measure` knows.
 const std::vector<std::string>& policies();
 const std::vector<std::string>& operations();
+const std::vector<std::string>& gatings();
 
 }  // namespace kernel_cost

@@ -51,7 +51,7 @@ inline k_policy entropy_policy(const std::vector<float>& entropies, int top_k, b
   return policy;
 }
 
-/// A softmax model, renormalised, with int32 ids, fp32 weights, counts and signal.
+/// A model of the case's gating, renormalised, with int32 ids, fp32 weights, counts and signal.
 template <class Logit>
 class workload {
  public:
@@ -60,15 +60,19 @@ class workload {
         num_tokens_(which.num_tokens),
         host_logits_(make_logits(which)),
         from_(2),
+        host_bias_(make_bias(which)),
+        bias_(host_bias_),
         tables_(from_, which.num_experts, which.top_k),
         policy_(policy_of(which)),
-        plans_(device::uploaded(router(model_, policy_))),
+        plans_(which.multiprocessors),
         logits_(host_logits_),
         head_(make_head(which)),
         ids_(slots()),
         counts_(tokens()),
         weights_(slots()),
-        signal_(tokens()) {}
+        signal_(tokens()) {
+    require(plans_.upload(router(model_, policy_), nullptr));
+  }
 
   const gating& model() const { return model_; }
   cuda::plans_ref plans() const { return plans_.ref(); }
@@ -79,6 +83,7 @@ class workload {
   routing_output<> output() const {
     return {ids_.get(), weights_.get(), counts_.get(), signal_.get()};
   }
+  routing_extras extras() const { return {model_.selection_bias ? bias_.get() : nullptr}; }
   std::size_t tokens() const { return static_cast<std::size_t>(num_tokens_); }
   std::size_t slots() const { return tokens() * static_cast<std::size_t>(model_.top_k); }
 
@@ -132,6 +137,13 @@ class workload {
     gating g;
     g.num_experts = which.num_experts;
     g.top_k = which.top_k;
+    if (which.gating == "softmax") return g;
+    g.kind = gating_kind::sigmoid;
+    g.selection_bias = true;
+    if (which.gating == "groups") {
+      g.n_group = 8;
+      g.topk_group = 4;
+    }
     return g;
   }
 
@@ -154,6 +166,12 @@ class workload {
     return head;
   }
 
+  std::vector<float> make_bias(const routing_case& which) {
+    std::vector<float> bias;
+    for (int e = 0; e < which.num_experts; ++e) bias.push_back(inputs::fine_logit(from_) / 64.0f);
+    return bias;
+  }
+
   k_policy policy_of(const routing_case& which) const {
     if (which.policy == "head") {
       distortion_ref model;
@@ -167,7 +185,8 @@ class workload {
     }
     if (which.policy == "entropy" || which.policy == "half") {
       const logits_view<Logit> rows = {host_logits_.data(), num_tokens_, model_.num_experts, 0};
-      const routed_batch probe = router(model_, k_policy::full()).route(0, rows);
+      const routing_extras given = {model_.selection_bias ? host_bias_.data() : nullptr};
+      const routed_batch probe = router(model_, k_policy::full()).route(0, rows, nullptr, given);
       require(probe.result);
       return entropy_policy(probe.signal, model_.top_k, which.policy == "half");
     }
@@ -183,6 +202,8 @@ class workload {
   std::int64_t num_tokens_;
   std::vector<Logit> host_logits_;
   inputs::sequence from_;
+  std::vector<float> host_bias_;
+  device::buffer<float> bias_;
   inputs::distortion_tables tables_;
   k_policy policy_;
   cuda::device_plans plans_;
