@@ -9,6 +9,7 @@ import pytest
 pytest.importorskip("vllm")
 
 import models  # noqa: E402
+from vllm.exceptions import VLLMValidationError  # noqa: E402
 
 from adaptive_k.vllm import Refused, start  # noqa: E402
 from adaptive_k.vllm.requests import Chooser  # noqa: E402
@@ -39,7 +40,7 @@ def test_requests_of_one_batch_are_routed_each_by_its_own(tokens, alone):
     with models.Engine(NAME, {"policy": "fixed:3"}) as engine:
         mixed = engine.likelihoods(tokens, each)
         policies = engine.workers()[0]["policies"]
-        with pytest.raises(ValueError, match="adaptive_k: 'of', expected one of off, on"):
+        with pytest.raises(VLLMValidationError, match="adaptive_k: 'of', expected one of off, on"):
             engine.likelihoods(tokens[:1], {"adaptive_k": "of"})
     for i, k in enumerate([3, 8, 2] * 4):
         np.testing.assert_allclose(mixed[i], alone[k][i], atol=1e-4)

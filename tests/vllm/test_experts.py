@@ -93,3 +93,21 @@ def test_dead_slots_are_no_part_of_the_sum(dtype, counts):
 def test_no_tokens():
     x, _, _, packed, weights, ids = made(torch.float32)
     assert run(x[:0], packed, weights[:0], ids[:0]).shape == (0, H)
+
+
+@pytest.mark.parametrize("renormalize", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_the_probe_takes_the_engines_router_for_what_it_is(dtype, renormalize):
+    """In every type; of a type whose weights the engine rounds by percents, by the choice alone."""
+    from vllm.model_executor.layers.fused_moe.router.cpu_router import _softmax_topk
+
+    from adaptive_k import Gating
+    from adaptive_k.integrations.probe import routing_differs
+
+    logits = (torch.randn(32, 64, generator=torch.Generator().manual_seed(4)) * 2).to(dtype)
+    weights, ids = _softmax_topk(logits, 8, renormalize)
+    gating = Gating(64, 8, renormalize=renormalize)
+    assert routing_differs(gating, logits, ids, weights if dtype == torch.float32 else None) == ""
+    assert "routes otherwise" in routing_differs(gating, logits, ids, weights * 1.5)
+    ids[5, 0] = next(e for e in range(64) if e not in ids[5].tolist())
+    assert "routes otherwise" in routing_differs(gating, logits, ids, None)

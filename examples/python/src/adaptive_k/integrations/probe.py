@@ -13,21 +13,23 @@ def routing_differs(
     gating: Gating,
     logits: torch.Tensor,
     ids: torch.Tensor,
-    weights: torch.Tensor,
+    weights: Optional[torch.Tensor],
     bias: Optional[torch.Tensor] = None,
 ) -> str:
     """'' where the engine's ids and weights [num_tokens, top_k] of `logits` [num_tokens, num_experts] are
     those of `gating` at full K, in any order of slots; else the first token that differs, in words.
 
     Rounded logits tie, and ties are broken either way: what differs by a tie alone is no difference.
-    Weights may differ by the rounding of their type.
+    Weights may differ by the rounding of their type; None: the choice alone is compared.
     """
+    chosen_alone = weights is None
+    weights = torch.ones(ids.shape) if chosen_alone else weights
     logits, ids, weights = (t.detach().cpu() for t in (logits, ids, weights))
     bias = None if bias is None else bias.detach().float().cpu().contiguous()
     own = Router(gating, Policy.full()).route(logits.contiguous(), routing_bias=bias)
     dense = torch.zeros(len(logits), gating.num_experts)
     theirs = dense.scatter(1, ids.long(), weights.float())
-    ours = dense.scatter(1, own.ids.long(), own.weights)
+    ours = dense.scatter(1, own.ids.long(), torch.ones(ids.shape) if chosen_alone else own.weights)
     exact = logits.dtype == torch.float32 and weights.dtype == torch.float32
     tolerance = 2e-5 if exact else 2e-2
     scale = theirs.abs().amax(1, keepdim=True).clamp_min(1e-20)

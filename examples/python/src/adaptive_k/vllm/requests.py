@@ -71,11 +71,16 @@ class Chooser:
 
 def attach_front_end(processor: Any, settings: Settings) -> None:
     """Requests with wrong extra args are refused before they are sent to the engine."""
+    from vllm.exceptions import VLLMValidationError
+
     chooser = Chooser(settings)
     process = processor.process_inputs
 
     def process_inputs(request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any) -> Any:
-        chooser.check(getattr(params, "extra_args", None))
+        try:
+            chooser.check(getattr(params, "extra_args", None))
+        except ValueError as error:
+            raise VLLMValidationError(str(error)) from None  # the server answers it by status 400
         return process(request_id, prompt, params, *args, **kwargs)
 
     processor.process_inputs = process_inputs
