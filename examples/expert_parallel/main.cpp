@@ -225,11 +225,13 @@ void run(const ranks& job, const options& given) {
     metrics += of_step;
     if (step == 0 && given.redundant > 0) model.rebalance(given.redundant);
     if (given.hold > 0.0) {
-      // Rank 0 decides for all.
+      // Rank 0 decides for all, and all know where it stands: any of them could go on from there.
       if (job.rank() == 0) controller.observe(of_step);
-      double decided = controller.scale();
-      job.broadcast(&decided, sizeof decided, "the controller's scale");
-      if (decided != scale) policy.rescale(scale = decided);
+      adaptive_k::controller_state decided = controller.state();
+      job.broadcast(&decided, sizeof decided, "the controller's state");
+      const adaptive_k::status resumed = controller.resume(decided);
+      if (!resumed.ok()) job.fail(resumed.message());
+      if (controller.scale() != scale) policy.rescale(scale = controller.scale());
     }
   }
   if (job.rank() == 0) {

@@ -1,14 +1,16 @@
 // Runs the recorded routings of a trace through the example's MPI layer, on all ranks of a job, and
 // compares what was handed to MPI, what each rank ran and how long it took with what
 // `adaptive-k scale` computes for the same steps.
-//   trace_run TRACE TOKENS_OF_RANK POLICY REDUNDANT BUDGET ROW_SECONDS
+//   trace_run TRACE TOKENS_OF_RANK POLICY REDUNDANT BUDGET [LATENCY LINK]...
+// Time is logical, as ranks that share cores have no other: a rank's clock goes on by one for each
+// row that its experts run, and an exchange arrives LATENCY, and its bytes / LINK, after the last
+// rank has started it. What the layer does meanwhile is the layer's own doing.
 #include <mpi.h>
 
 #include <algorithm>
 #include <bench/adaptive_k/input/policy_choice.hpp>
 #include <bench/adaptive_k/input/trace.hpp>
 #include <bench/adaptive_k/scale/run.hpp>
-#include <chrono>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -16,7 +18,6 @@
 #include <exception>
 #include <expert_parallel/moe_layer.hpp>
 #include <string>
-#include <thread>
 #include <vector>
 
 namespace {
@@ -35,8 +36,23 @@ std::uint64_t bytes_of(const int* counts, MPI_Datatype type) {
   return bytes;
 }
 
-double now_s() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+double clock_s = 0.0;  // of this rank
+double latency_s = 0.0, link_bytes_per_s = 1e30;
+
+/// The exchange under way: the layer has one at a time.
+struct {
+  MPI_Request request = MPI_REQUEST_NULL;
+  bool is_known = false;
+  double took_s = 0.0, arrival_s = 0.0, asked_s = -1.0;
+} under_way;
+
+/// Waits for the bytes, and learns when they arrive by the clock.
+void learn_arrival() {
+  PMPI_Wait(&under_way.request, MPI_STATUS_IGNORE);
+  double last_start = clock_s;
+  PMPI_Allreduce(MPI_IN_PLACE, &last_start, 1, MPI_DOUBLE, MPI_MAX, MPI_COMM_WORLD);
+  under_way.arrival_s = last_start + under_way.took_s;
+  under_way.is_known = true;
 }
 
 }  // namespace
@@ -46,10 +62,33 @@ extern "C" int MPI_Ialltoallv(const void* from, const int* leaving, const int* f
                               MPI_Datatype from_type, void* to, const int* arriving,
                               const int* to_first, MPI_Datatype to_type, MPI_Comm communicator,
                               MPI_Request* request) {
-  bytes_sent += bytes_of(leaving, from_type);
-  bytes_received += bytes_of(arriving, to_type);
-  return PMPI_Ialltoallv(from, leaving, from_first, from_type, to, arriving, to_first, to_type,
-                         communicator, request);
+  const std::uint64_t out = bytes_of(leaving, from_type), in = bytes_of(arriving, to_type);
+  bytes_sent += out;
+  bytes_received += in;
+  const int result = PMPI_Ialltoallv(from, leaving, from_first, from_type, to, arriving, to_first,
+                                     to_type, communicator, request);
+  under_way = {};
+  under_way.request = *request;
+  under_way.took_s = latency_s + static_cast<double>(std::max(out, in)) / link_bytes_per_s;
+  return result;
+}
+
+// Complete once the clock has come to the arrival; or, where it is asked for again although nothing
+// was run since, by waiting until then.
+extern "C" int MPI_Test(MPI_Request* request, int* done, MPI_Status* status) {
+  if (*request == MPI_REQUEST_NULL || *request != under_way.request)
+    return PMPI_Test(request, done, status);
+  if (!under_way.is_known) {
+    learn_arrival();
+    under_way.request = *request;  // still what the layer asks for
+  }
+  *done = under_way.arrival_s <= clock_s || under_way.asked_s == clock_s ? 1 : 0;
+  under_way.asked_s = clock_s;
+  if (*done != 0) {
+    clock_s = std::max(clock_s, under_way.arrival_s);
+    *request = under_way.request = MPI_REQUEST_NULL;
+  }
+  return MPI_SUCCESS;
 }
 
 namespace {
@@ -58,7 +97,6 @@ struct arguments {
   std::string trace, policy;
   std::int64_t tokens_of_rank = 0;
   int redundant = 0, budget = 0;
-  double row_s = 0.0;
 };
 
 void run(const expert_parallel::ranks& job, const arguments& given) {
@@ -75,10 +113,10 @@ void run(const expert_parallel::ranks& job, const arguments& given) {
   sizes.expert = {hidden, 1, 3, 0.0};
   sizes.top_k = top_k;
   sizes.bytes_per_value = sizeof(float);
-  bench::rank_machine machine;  // nothing takes time but an expert's rows
-  machine.latency_s = 0.0;
-  machine.link_bytes_per_s = 1e30;
-  machine.flops = sizes.expert.flops_per_expert_call() / (given.row_s > 0.0 ? given.row_s : 1.0);
+  bench::rank_machine machine;
+  machine.latency_s = latency_s;
+  machine.link_bytes_per_s = link_bytes_per_s;
+  machine.flops = sizes.expert.flops_per_expert_call();  // a row a second
 
   const auto rows = bench::dealt_rows(info, bench::token_order::decode);
   const auto steps = static_cast<std::int64_t>(rows.size()) / (job.size() * given.tokens_of_rank);
@@ -111,29 +149,18 @@ void run(const expert_parallel::ranks& job, const arguments& given) {
           tokens[static_cast<std::size_t>(job.rank())].topk_counts + given.tokens_of_rank);
       std::vector<float> weights(routed.weights.begin() + first,
                                  routed.weights.begin() + first + given.tokens_of_rank * top_k);
-      expert_parallel::call_report done;
-      double fastest_s = 1e30;  // what else the machine does only adds to it
-      for (int repeat = 0; repeat < (given.row_s > 0.0 ? 5 : 1); ++repeat) {
-        MPI_Request together = MPI_REQUEST_NULL;
-        job.check(MPI_Ibarrier(job.communicator(), &together), "start together");
-        job.wait(&together, "the start of a step");
-        bytes_sent = bytes_received = 0;
-        const double start = now_s();
-        done = exchange.forward(
-            {ids.data(), weights.data(), counts.data()}, x.data(), given.tokens_of_rank,
-            [&](int, const float* inputs, std::int64_t count, float* outputs) {
-              std::memcpy(outputs, inputs,
-                          static_cast<std::size_t>(count * hidden) * sizeof(float));
-              if (given.row_s > 0.0)
-                std::this_thread::sleep_for(
-                    std::chrono::duration<double>(given.row_s * static_cast<double>(count)));
-            },
-            y.data());
-        job.check(MPI_Ibarrier(job.communicator(), &together), "end together");
-        job.wait(&together, "the end of a step");
-        fastest_s = std::min(fastest_s, now_s() - start);
-      }
-      measured_s += fastest_s;
+      bytes_sent = bytes_received = 0;
+      clock_s = 0.0;
+      const expert_parallel::call_report done = exchange.forward(
+          {ids.data(), weights.data(), counts.data()}, x.data(), given.tokens_of_rank,
+          [&](int, const float* inputs, std::int64_t count, float* outputs) {
+            std::memcpy(outputs, inputs, static_cast<std::size_t>(count * hidden) * sizeof(float));
+            clock_s += static_cast<double>(count);
+          },
+          y.data());
+      double last_s = clock_s;
+      PMPI_Allreduce(MPI_IN_PLACE, &last_s, 1, MPI_DOUBLE, MPI_MAX, MPI_COMM_WORLD);
+      measured_s += last_s;
       modelled_s += expected.overlapped_seconds;
 
       constexpr std::uint64_t row_bytes = hidden * sizeof(float);
@@ -173,10 +200,14 @@ void run(const expert_parallel::ranks& job, const arguments& given) {
 
 int main(int argc, char** argv) {
   expert_parallel::ranks job(60.0);
-  if (argc != 7) job.fail("usage: trace_run TRACE TOKENS_OF_RANK POLICY REDUNDANT BUDGET ROW_S");
+  if (argc < 8 || argc % 2 != 0)
+    job.fail("usage: trace_run TRACE TOKENS_OF_RANK POLICY REDUNDANT BUDGET [LATENCY LINK]...");
   try {
-    run(job, {argv[1], argv[3], std::atoll(argv[2]), std::atoi(argv[4]), std::atoi(argv[5]),
-              std::atof(argv[6])});
+    for (int i = 6; i < argc; i += 2) {
+      latency_s = std::atof(argv[i]);
+      link_bytes_per_s = std::atof(argv[i + 1]);
+      run(job, {argv[1], argv[3], std::atoll(argv[2]), std::atoi(argv[4]), std::atoi(argv[5])});
+    }
   } catch (const std::exception& error) {
     job.fail(error.what());
   }

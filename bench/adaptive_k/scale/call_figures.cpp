@@ -38,7 +38,7 @@ rank_times times_of(const rank_figures& rank, const placement& where, int index,
         slots * sizes.expert.expert_bytes() / machine.memory_bytes_per_s);
   };
   rank_times times;
-  times.out = exchange(static_cast<double>(sent.bytes_out), in);
+  times.out = latency + exchange(static_cast<double>(sent.bytes_out), in);  // counts, then rows
   times.back = exchange(answers, static_cast<double>(sent.bytes_back));
   times.all = experts(rank.own_rows + rank.arriving_rows, rank.slots);
   times.own = experts(rank.own_rows, rank.own_slots);
