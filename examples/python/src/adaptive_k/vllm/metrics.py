@@ -25,6 +25,14 @@ _COUNTERS = {
         "Distinct experts of each routing call, summed over calls.",
     ),
     "nonfinite_rows": ("adaptive_k_nonfinite_rows", "Tokens with a NaN or infinite router logit."),
+    "super_expert_tokens": (
+        "adaptive_k_super_expert_tokens",
+        "Tokens that got more experts than the rule says, as super experts are never dropped.",
+    ),
+    "out_of_domain": (
+        "adaptive_k_out_of_domain",
+        "Tokens that do not look like those that the policy was calibrated on.",
+    ),
     "shadow_expert_calls": (
         "adaptive_k_shadow_expert_calls",
         "Experts that the policy of calls in shadow mode would have run, summed over tokens.",
