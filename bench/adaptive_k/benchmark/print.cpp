@@ -54,13 +54,15 @@ void print_quality(const benchmark_result& r) {
              r.adaptive.quality.predictions, table.text());
 }
 
-void print_histogram(const adaptive_k::routing_metrics& metrics, int top_k) {
+void print_histogram(const adaptive_k::routing_metrics& metrics, int top_k, double expected) {
   if (metrics.nonfinite_rows != 0)
     fmt::print("\nOf {} routed tokens {} had a NaN or infinite logit: do not trust these figures\n",
                metrics.tokens, metrics.nonfinite_rows);
   if (metrics.out_of_domain != 0)
-    fmt::print("\nOf {} routed tokens {} ({:.2f}%) look to the router unlike those calibrated on\n",
-               metrics.tokens, metrics.out_of_domain, 100.0 * metrics.out_of_domain_share());
+    fmt::print(
+        "\n{} of the tokens look to the router unlike those that the policy was calibrated on{}\n",
+        percent(metrics.out_of_domain_share(), 2),
+        expected > 0.0 ? fmt::format("; of those {} do", percent(expected, 2)) : "");
   fmt::print("\nTokens by K, all layers\n");
   text_table table({"K", "share", "<"});
   for (int k = 1; k <= top_k; ++k) {
@@ -159,7 +161,8 @@ void print(const benchmark_result& result) {
   fmt::print("adaptive-k {} benchmark\n\n", version());
   print_facts(result.model, result.data, result.policy);
   print_quality(result);
-  print_histogram(sum_of(result.policy.metrics), result.model.gating.top_k);
+  print_histogram(sum_of(result.policy.metrics), result.model.gating.top_k,
+                  expected_outside(result.policy.choice.policy));
   print_layers(result.policy);
   print_distinct(result.full.distinct_experts, result.adaptive.distinct_experts,
                  result.fixed_at_equal_mean_k.distinct_experts, result.model);
@@ -179,7 +182,8 @@ void print(const trace_result& result) {
   table.add_row({"policy", k, saving, "unknown"});
   table.add_row({"fixed K at equal mean K", k, saving, "unknown"});
   fmt::print("\n{}", table.text());
-  print_histogram(sum_of(result.policy.metrics), result.model.gating.top_k);
+  print_histogram(sum_of(result.policy.metrics), result.model.gating.top_k,
+                  expected_outside(result.policy.choice.policy));
   print_layers(result.policy);
   print_distinct(result.distinct_full, result.distinct_policy, result.distinct_fixed, result.model);
   fmt::print(

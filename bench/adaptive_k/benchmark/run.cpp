@@ -100,7 +100,8 @@ benchmark_result run_benchmark(const benchmark_options& options, live_view& live
   for (std::size_t i = 0; i < routings.all.size(); ++i) {
     variant& routing = routings.all[i].routing;
     live.watch(routing, result.model.name,
-               i == line_up::policy ? policy.choice.policy.name : routing.name());
+               i == line_up::policy ? policy.choice.policy.name : routing.name(),
+               expected_outside(policy.choice.policy));
   }
   evaluate(inputs.model.engine, inputs.data, inputs.windows, routings.all);
 

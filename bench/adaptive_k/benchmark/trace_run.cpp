@@ -94,7 +94,8 @@ trace_result run_trace_benchmark(const benchmark_options& options, live_view& li
   variants.emplace_back("full K", full, full);
   for (std::size_t i = 0; i < variants.size(); ++i)
     live.watch(variants[i], result.model.name,
-               i == 0 ? policy.choice.policy.name : variants[i].name());
+               i == 0 ? policy.choice.policy.name : variants[i].name(),
+               expected_outside(policy.choice.policy));
   route_trace(trace, variants, windows);
 
   policy.metrics = variants.front().layers();

@@ -16,6 +16,11 @@ struct policy_choice {
   std::string origin;  ///< a few words for people: where it comes from
 };
 
+/// Share of the tokens of its own domain that are out of it, as its preset says; 0: not known.
+inline double expected_outside(const adaptive_k::preset_policy& policy) {
+  return policy.measured ? policy.measured->out_of_domain.value_or(0.0) : 0.0;
+}
+
 /// The preset whose name or alias is one of `names`, the first that is known. None where there is
 /// none, or where it is of another router than `model`; `note` then says so.
 std::optional<adaptive_k::preset> find_preset(const std::vector<std::string>& names,

@@ -4,6 +4,7 @@
 #include <poll.h>
 #include <unistd.h>
 
+#include <adaptive_k/control/domain_watch.hpp>
 #include <adaptive_k/observability/json_log.hpp>
 #include <adaptive_k/observability/prometheus.hpp>
 #include <atomic>
@@ -131,10 +132,14 @@ live_view::live_view(const live_options& options) {
 
 live_view::~live_view() = default;
 
-void live_view::watch(variant& routing, const std::string& model, const std::string& policy) {
+void live_view::watch(variant& routing, const std::string& model, const std::string& policy,
+                      double outside) {
   if (!parts_) return;
   parts_->start_log();
-  routing.observe([to = parts_.get(), &routing, model, policy](const observed_call& call) {
+  adaptive_k::domain_expectation expected;
+  if (outside > 0.0) expected.share = outside;
+  const auto domain = std::make_shared<adaptive_k::domain_watch>(expected);
+  routing.observe([to = parts_.get(), &routing, model, policy, domain](const observed_call& call) {
     adaptive_k::prometheus_recorder::series* const series =
         to->recorder.find({model, call.layer, policy});
     to->recorder.record(series, call.metrics, call.seconds);
@@ -146,6 +151,12 @@ void live_view::watch(variant& routing, const std::string& model, const std::str
     event.policy = policy;
     event.layer = call.layer;
     event.trace_id = to->trace_id;
+    to->logger->log(event);
+    if (domain->observe(call.metrics) != adaptive_k::domain_change::left) return;
+    event.level = adaptive_k::log_level::warn;
+    event.message = "tokens out of the domain that the policy was calibrated on";
+    event.layer = -1;
+    event.out_of_domain = domain->share();
     to->logger->log(event);
   });
 }

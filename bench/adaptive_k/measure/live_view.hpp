@@ -23,8 +23,11 @@ class live_view {
   live_view(const live_view&) = delete;
   live_view& operator=(const live_view&) = delete;
 
-  /// Shows each routing call of `routing`, under these names. This must outlive its routing.
-  void watch(variant& routing, const std::string& model, const std::string& policy);
+  /// Shows each routing call of `routing`, under these names. This must outlive its routing. Where
+  /// more than twice `outside` of the tokens, a share, are out of the policy's domain, a line of
+  /// the log warns of it, once; 0: 2%.
+  void watch(variant& routing, const std::string& model, const std::string& policy,
+             double outside = 0.0);
 
   /// Writes the remaining lines, as long as their reader reads. Throws failure if the log could not
   /// be written, and says on stderr how many lines were dropped, if any.
