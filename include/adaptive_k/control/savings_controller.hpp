@@ -30,16 +30,16 @@ struct savings_target {
 /// Where a controller stands, to be stored and given to `resume`: after a restart it goes on as if
 /// nothing had been. Ranges are those of the controller's own fields.
 struct controller_state {
-  double scale = 1.0;
+  double scale = 1.0;                   ///< of the policies now
   std::uint64_t expert_calls = 0;       ///< gathered since the last decision
   std::uint64_t full_expert_calls = 0;  ///< likewise
   std::uint64_t tokens = 0;             ///< likewise
   int phase = 0;                        ///< 0 following, 1 closing in on a jump, 2 resting there
-  int reversals = 0;
-  double last_scale = 0.0;  ///< of the last decision that was off its target
-  double last_error = 0.0;  ///< target minus saving; 0: none
-  double other_scale = 0.0;
-  double other_error = 0.0;  ///< of the jump's other side
+  int reversals = 0;                    ///< of the scale's direction, one after another
+  double last_scale = 0.0;              ///< of the last decision that was off its target
+  double last_error = 0.0;              ///< target minus saving; 0: none
+  double other_scale = 0.0;             ///< of the jump's other side; 0: none
+  double other_error = 0.0;             ///< of the jump's other side
 };
 
 /// One number, the scale, starts at 1 and multiplies each layer's lambda (distortion policies) or
@@ -105,6 +105,7 @@ class savings_controller {
     return {};
   }
 
+  /// What `resume` takes.
   controller_state state() const noexcept {
     return {scale_,     calls_,      full_calls_, tokens_,      static_cast<int>(phase_),
             reversals_, last_.scale, last_.error, other_.scale, other_.error};

@@ -46,6 +46,7 @@ inline std::array<plan_table, 3> tables_of(detail::k_plan& plan, const gating& m
 /// No pointer to the host's head goes to the device.
 template <class Plan>
 void forget_head(Plan&) noexcept {}
+/// Of a built-in plan.
 inline void forget_head(detail::k_plan& plan) noexcept {
   plan.distortion.head = nullptr;
 }
