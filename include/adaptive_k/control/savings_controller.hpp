@@ -35,7 +35,7 @@ struct controller_state {
   std::uint64_t full_expert_calls = 0;  ///< likewise
   std::uint64_t tokens = 0;             ///< likewise
   int phase = 0;                        ///< 0 following, 1 closing in on a jump, 2 resting there
-  int reversals = 0;                    ///< of the scale's direction, one after another
+  int reversals = 0;                    ///< of the error, those far apart counted as 4
   double last_scale = 0.0;              ///< of the last decision that was off its target
   double last_error = 0.0;              ///< target minus saving; 0: none
   double other_scale = 0.0;             ///< of the jump's other side; 0: none
